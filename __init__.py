@@ -1,0 +1,28 @@
+"""EmoShare: for a speech clip, the share of listeners who would perceive each emotion."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_emoshare import EMOTIONS, EmoShareConfig
+from .feature_extraction_emoshare import EmoShareFeatureExtractor
+from .modeling_emoshare import EmoShareModel, EmoShareOutput, EmotionHead
+from .pipeline_emoshare import EmotionSharePipeline, load_audio
+
+__all__ = [
+    "EMOTIONS",
+    "EmoShareConfig",
+    "EmoShareFeatureExtractor",
+    "EmoShareModel",
+    "EmoShareOutput",
+    "EmotionHead",
+    "EmotionSharePipeline",
+    "load_audio",
+]
+
+AutoConfig.register(EmoShareConfig.model_type, EmoShareConfig)
+AutoModel.register(EmoShareConfig, EmoShareModel)
+AutoModelForAudioClassification.register(EmoShareConfig, EmoShareModel)
+AutoFeatureExtractor.register(EmoShareConfig, EmoShareFeatureExtractor)
+PIPELINE_REGISTRY.register_pipeline(
+    "emotion-share", EmotionSharePipeline, pt_model=AutoModelForAudioClassification, type="audio"
+)

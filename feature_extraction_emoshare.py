@@ -1,0 +1,276 @@
+"""Waveforms to what an EmoShare model takes, and the one rule by which long clips are cut into windows."""
+
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FEATURE_TYPES = ("waveform", "mel", "mfcc")
+# The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
+ACOUSTIC_BANDS = 40
+ACOUSTIC_WINDOW_S = 0.025
+ACOUSTIC_HOP_S = 0.010
+ACOUSTIC_MAX_HZ = 8000.0
+LOG_FLOOR = 1e-6  # added to mel energies before the logarithm
+VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
+MIN_FRAMES = 2
+
+
+class EmoShareFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Turns mono waveforms into `input_values` (for models with a backbone) or `input_features` (acoustic features, for
+    models without), each with an attention mask.
+
+    Args:
+        feature_type (`str`, *optional*, defaults to `"waveform"`):
+            `"waveform"`: samples as `input_values`, (batch, samples). `"mel"`: 40 log-mel bands from 0 to 8,000 Hz,
+            25 ms windows every 10 ms, as `input_features`, (batch, frames, 40). `"mfcc"`: 40 cepstral coefficients of
+            the same bands.
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Sampling rate in Hz that waveforms must have.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether each clip is brought to zero mean and unit variance, over its samples or over its log-mel map, so
+            that its recording level does not matter. For a backbone, what its own preprocessor config says.
+        chunk_length_s (`float`, *optional*, defaults to 8.0):
+            Longest window in seconds; longer clips are cut by [`~EmoShareFeatureExtractor.windows`].
+        frame_length (`int`, *optional*):
+            Samples that one frame sees. Defaults to 400 (25 ms), which is also what all pretrained backbones have.
+        hop_length (`int`, *optional*):
+            Samples from one frame to the next. Defaults to 320 for waveforms, 160 for acoustic features.
+        padding_value (`float`, *optional*, defaults to 0.0):
+            Value of the padding, which is put to the right of normalised clips.
+
+    Raises:
+        ValueError: on an unknown feature type, or a window shorter than two frames.
+    """
+
+    _auto_class = "AutoFeatureExtractor"  # saving it writes this module beside preprocessor_config.json
+
+    def __init__(
+        self,
+        feature_type="waveform",
+        sampling_rate=16000,
+        do_normalize=True,
+        chunk_length_s=8.0,
+        frame_length=None,
+        hop_length=None,
+        padding_value=0.0,
+        **kwargs,
+    ):
+        if feature_type not in FEATURE_TYPES:
+            raise ValueError(f"feature_type: got {feature_type!r}; expected one of {', '.join(FEATURE_TYPES)}")
+        is_waveform = feature_type == "waveform"
+        kwargs.pop("feature_size", None)  # saved for the readers of the file; it follows from the feature type
+        super().__init__(1 if is_waveform else ACOUSTIC_BANDS, sampling_rate, padding_value, **kwargs)
+        self.feature_type = feature_type
+        self.do_normalize = do_normalize
+        self.chunk_length_s = chunk_length_s
+        self.return_attention_mask = True
+        default_hop = 320 if is_waveform else round(ACOUSTIC_HOP_S * sampling_rate)
+        self.frame_length = frame_length or round(ACOUSTIC_WINDOW_S * sampling_rate)
+        self.hop_length = hop_length or default_hop
+        if self.max_window_samples < self.min_samples:
+            raise ValueError(
+                f"chunk_length_s: got {chunk_length_s} s, {self.max_window_samples} samples; a window needs at least "
+                f"{self.min_samples}"
+            )
+
+    @property
+    def model_input_names(self):
+        return ["input_values" if self.feature_type == "waveform" else "input_features", "attention_mask"]
+
+    @property
+    def min_samples(self):
+        """Samples of the shortest clip that a model can take: two frames."""
+        return self.frame_length + (MIN_FRAMES - 1) * self.hop_length
+
+    @property
+    def max_window_samples(self):
+        """Samples of the longest window."""
+        return round(self.chunk_length_s * self.sampling_rate)
+
+    @classmethod
+    def for_backbone(cls, name_or_path, backbone_config, revision=None, **kwargs):
+        """
+        The feature extractor that fits a pretrained backbone.
+
+        Args:
+            name_or_path: Hub id or local folder of the backbone, whose preprocessor config says whether it was trained
+                on normalised waveforms.
+            backbone_config: its config, whose convolutions say how long a frame is.
+            revision: its branch, tag or commit.
+            kwargs: further arguments of `EmoShareFeatureExtractor`.
+        """
+        try:
+            own = AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision)
+        except OSError as error:
+            logger.warning(
+                f"{name_or_path} has no preprocessor config ({error}); waveforms are normalised to zero mean and unit "
+                "variance and sampled at 16 kHz, as Transformers does by default"
+            )
+            own = cls()
+        frame_length, hop_length = _receptive_field(backbone_config)
+        return cls(
+            feature_type="waveform",
+            sampling_rate=own.sampling_rate,
+            do_normalize=own.do_normalize,
+            frame_length=frame_length,
+            hop_length=hop_length,
+            **kwargs,
+        )
+
+    def windows(self, num_samples):
+        """
+        The windowing rule of training, evaluation and inference: consecutive windows of `chunk_length_s`, the last one
+        with what is left. Where less than two frames would be left, the last cut moves forward to leave two.
+
+        Args:
+            num_samples: length of a clip in samples.
+
+        Returns:
+            `list[tuple[int, int]]`: first sample and end of each window. The windows cover the clip without overlap.
+        """
+        longest = self.max_window_samples
+        cuts = [*range(0, max(num_samples, 1), longest), num_samples]
+        if len(cuts) > 2 and num_samples - cuts[-2] < self.min_samples:
+            cuts[-2] = num_samples - self.min_samples
+        return list(pairwise(cuts))
+
+    def __call__(
+        self,
+        raw_speech,
+        sampling_rate=None,
+        padding=True,
+        max_length=None,
+        truncation=False,
+        pad_to_multiple_of=None,
+        return_tensors=None,
+    ):
+        """
+        Args:
+            raw_speech: a mono waveform, or a list of them: 1D floating-point arrays, tensors or lists of numbers, as a
+                rule in [-1, 1].
+            sampling_rate: their sampling rate in Hz; always give it, so that a wrong one is noticed.
+            padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in Transformers. Clips are
+                normalised before they are padded.
+
+        Returns:
+            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40), float32, and
+            `attention_mask` (batch, samples or frames), int32.
+
+        Raises:
+            ValueError: on another sampling rate, or a waveform that is empty, too short, not finite, not 1D or not
+                floating point.
+        """
+        if sampling_rate is None:
+            logger.warning_once(
+                f"{type(self).__name__} was called without sampling_rate; the waveforms are taken to be sampled at "
+                f"{self.sampling_rate} Hz"
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"sampling_rate: got {sampling_rate} Hz, expected {self.sampling_rate} Hz; resample the audio first, "
+                "or let the emotion-share pipeline do it"
+            )
+        clips = raw_speech if _is_batch(raw_speech) else [raw_speech]
+        if len(clips) == 0:
+            raise ValueError("raw_speech: got an empty list; expected at least one waveform")
+        features = [self._features(self._checked(clip)) for clip in clips]
+        return self.pad(
+            BatchFeature({self.model_input_names[0]: features}),
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
+        )
+
+    def _checked(self, clip):
+        waveform = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"raw_speech: got an array of shape {waveform.shape}; expected mono waveforms, 1D each "
+                "(average the channels; give a batch as a list)"
+            )
+        if waveform.size == 0:
+            raise ValueError("raw_speech: got an empty waveform")
+        if not np.issubdtype(waveform.dtype, np.floating):
+            raise ValueError(
+                f"raw_speech: got {waveform.dtype} samples; expected floating point in [-1, 1] "
+                "(divide 16-bit integers by 32768)"
+            )
+        if not np.isfinite(waveform).all():
+            count = int((~np.isfinite(waveform)).sum())
+            raise ValueError(f"raw_speech: {count} of {waveform.size} samples are not finite")
+        if waveform.size < self.min_samples:
+            raise ValueError(
+                f"raw_speech: got {waveform.size} samples ({waveform.size / self.sampling_rate:.3f} s); expected at "
+                f"least {self.min_samples} ({self.min_samples / self.sampling_rate:.3f} s), two frames"
+            )
+        if waveform.size > self.max_window_samples:
+            logger.warning_once(
+                f"a waveform of {waveform.size / self.sampling_rate:.1f} s is longer than chunk_length_s="
+                f"{self.chunk_length_s}: the model was trained on shorter windows; cut it with windows(), as the "
+                "emotion-share pipeline does"
+            )
+        return waveform.astype(np.float32)
+
+    def _features(self, waveform):
+        if self.feature_type == "waveform":
+            return _standardized(waveform) if self.do_normalize else waveform
+        # Only whole windows (`center=False`), so that no frame sees anything but the clip.
+        power = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)(torch.from_numpy(waveform))
+        log_mel = (power + LOG_FLOOR).log().T.numpy()  # (frames, 40)
+        if self.do_normalize:
+            log_mel = _standardized(log_mel)
+        return log_mel if self.feature_type == "mel" else log_mel @ _cosine_transform()
+
+
+@lru_cache
+def _mel_spectrogram(sampling_rate, frame_length, hop_length):
+    return _torchaudio().transforms.MelSpectrogram(
+        sampling_rate,
+        n_fft=frame_length,
+        hop_length=hop_length,
+        f_min=0.0,
+        f_max=ACOUSTIC_MAX_HZ,
+        n_mels=ACOUSTIC_BANDS,
+        center=False,
+    )
+
+
+@lru_cache
+def _cosine_transform():
+    return _torchaudio().functional.create_dct(ACOUSTIC_BANDS, ACOUSTIC_BANDS, norm="ortho").numpy()
+
+
+def _torchaudio():
+    # Waveforms need no torchaudio, and a remote module may import inside try alone what not every user has.
+    try:
+        import torchaudio
+    except ImportError as error:
+        raise ImportError("acoustic features (feature_type 'mel' and 'mfcc') need torchaudio") from error
+    return torchaudio
+
+
+def _is_batch(raw_speech):
+    return isinstance(raw_speech, list | tuple) and not (raw_speech and np.isscalar(raw_speech[0]))
+
+
+def _standardized(features):
+    """Zero mean and unit variance over the whole array; the variance floor keeps silence at zero."""
+    return ((features - features.mean()) / np.sqrt(features.var() + VARIANCE_FLOOR)).astype(np.float32)
+
+
+def _receptive_field(backbone_config):
+    """Samples that one frame of a backbone sees, and samples from one frame to the next."""
+    frame_length, hop_length = 1, 1
+    for kernel, stride in zip(backbone_config.conv_kernel, backbone_config.conv_stride, strict=True):
+        frame_length += (kernel - 1) * hop_length
+        hop_length *= stride
+    return frame_length, hop_length

@@ -1,0 +1,155 @@
+"""Spearman's ρ per emotion and its mean: the score of the ComParE 2023 Emotion Share sub-challenge."""
+
+import warnings
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import rankdata
+
+_DESCRIPTION = """
+Spearman's rank correlation ρ between predicted and true shares, per label and averaged over labels: the score of the
+ACM Multimedia 2023 Computational Paralinguistics Challenge (ComParE), Emotion Share sub-challenge.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (array-like of shape (n, labels)): predicted shares; must be finite.
+    references (array-like of shape (n, labels)): true shares; `None` or NaN where one is not known, which leaves that
+        clip out for that label.
+    label_names (list of str): names of the labels; "0", "1", ... if not given.
+    bootstrap (int): resamples of the clips for 95 % confidence intervals (percentiles); 0 for none.
+    seed (int): of the resampling.
+
+Returns:
+    spearman (float): mean ρ over the labels that have one.
+    spearman_<label> (float): ρ of a label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
+        with a warning. Constant references, or fewer than two, give no ρ: NaN, with a warning, left out of the mean.
+    spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval.
+
+Examples:
+    >>> metric = evaluate.load("metrics/emotion_share_spearman")
+    >>> metric.compute(predictions=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.1]], references=[[0, 1], [0.5, 0.2], [1, 0]])
+    {'spearman': 1.0, 'spearman_0': 1.0, 'spearman_1': 1.0}
+"""
+
+_CITATION = """
+@inproceedings{schuller2023compare,
+  title = {The {ACM} Multimedia 2023 Computational Paralinguistics Challenge: Emotion Share & Requests},
+  author = {Schuller, Bj{\\"o}rn W. and Batliner, Anton and Amiriparian, Shahin and others},
+  year = {2023},
+  note = {arXiv:2304.14882},
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class EmotionShareSpearman(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Sequence(datasets.Value("float64")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references, label_names=None, bootstrap=0, seed=0):
+        predictions, references = _matrix(predictions, "predictions"), _matrix(references, "references")
+        if predictions.shape != references.shape:
+            raise ValueError(f"predictions have shape {predictions.shape}, references {references.shape}")
+        if not np.isfinite(predictions).all():
+            raise ValueError(f"{int((~np.isfinite(predictions)).sum())} predictions are NaN or infinite")
+        if label_names is None:
+            label_names = [str(index) for index in range(predictions.shape[1])]
+        if len(label_names) != predictions.shape[1]:
+            raise ValueError(f"label_names has {len(label_names)} names for {predictions.shape[1]} labels")
+
+        rhos = _spearman(predictions, references)
+        _warn(predictions, references, rhos, label_names)
+        intervals = None
+        if bootstrap:
+            rng = np.random.default_rng(seed)
+            draws = (rng.integers(len(predictions), size=len(predictions)) for _ in range(bootstrap))
+            resampled = np.array([_spearman(predictions[draw], references[draw]) for draw in draws])
+            _warn_of_resamples(resampled, rhos, label_names)
+            intervals = [_interval(_mean(resampled)), *(_interval(column) for column in resampled.T)]
+
+        scores = {}
+        names = ["spearman", *(f"spearman_{label}" for label in label_names)]
+        for index, (name, rho) in enumerate(zip(names, [_mean(rhos), *rhos], strict=True)):
+            scores[name] = float(rho)
+            if intervals is not None:
+                scores[f"{name}_ci95"] = intervals[index]
+        return scores
+
+
+def _matrix(rows, name):
+    widths = sorted({len(row) for row in rows})
+    if len(widths) != 1 or widths == [0]:
+        raise ValueError(f"{name} have rows of {widths} values; expected as many in each row, at least one")
+    return np.array(rows, dtype=np.float64)  # None becomes NaN
+
+
+def _spearman(predictions, references):
+    """ρ per label (labels,): NaN without ρ (references constant or fewer than two), 0 for a constant prediction."""
+    known = ~np.isnan(references)
+    if known.all():
+        return _correlate(rankdata(predictions, axis=0), rankdata(references, axis=0))
+    return np.array(
+        [
+            _spearman(predictions[rows, label, None], references[rows, label, None])[0] if rows.sum() > 1 else np.nan
+            for label, rows in enumerate(known.T)
+        ]
+    )
+
+
+def _correlate(predicted, true):
+    """Pearson's r of the ranks, column by column."""
+    predicted = predicted - predicted.mean(axis=0)
+    true = true - true.mean(axis=0)
+    spread = np.sqrt((predicted**2).sum(axis=0) * (true**2).sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        rho = np.where(spread > 0, (predicted * true).sum(axis=0) / spread, 0.0)
+    return np.where((true**2).sum(axis=0) > 0, np.clip(rho, -1, 1), np.nan)
+
+
+def _mean(rhos):
+    """Mean over the labels that have a ρ; NaN if none has."""
+    known = ~np.isnan(rhos)
+    counts = known.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, rhos, 0).sum(axis=-1) / counts
+
+
+def _interval(rhos):
+    if np.isnan(rhos).all():
+        return [float("nan"), float("nan")]
+    return [float(end) for end in np.nanpercentile(rhos, [2.5, 97.5])]
+
+
+def _warn(predictions, references, rhos, label_names):
+    for index, label in enumerate(label_names):
+        known = ~np.isnan(references[:, index])
+        if np.isnan(rhos[index]):
+            warnings.warn(
+                f"{label}: the references are constant or fewer than two; there is no Spearman's ρ for it", stacklevel=2
+            )
+        elif np.ptp(predictions[known, index]) == 0:
+            warnings.warn(
+                f"{label}: the prediction is the same for every clip; its Spearman's ρ counts as 0", stacklevel=2
+            )
+
+
+def _warn_of_resamples(resampled, rhos, label_names):
+    for index, label in enumerate(label_names):
+        without = int(np.isnan(resampled[:, index]).sum())
+        if without and not np.isnan(rhos[index]):
+            warnings.warn(
+                f"{label}: {without} of {len(resampled)} resamples have constant references and are left out",
+                stacklevel=2,
+            )

@@ -1,0 +1,401 @@
+"""The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention network (paper, section 2.4)."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .backbone_emoshare import frame_features, length_mask, num_frames
+from .configuration_emoshare import EmoShareConfig
+
+# Parameters that a backbone's checkpoint may lack: SpecAugment's mask is used in pretraining and fine-tuning alone.
+OPTIONAL_BACKBONE_KEYS = {"masked_spec_embed"}
+
+
+@dataclass
+class EmoShareOutput(ModelOutput):
+    """
+    Attributes:
+        loss: scalar, mean squared error over the known shares; only where labels were given.
+        logits: (batch, labels), the predicted shares.
+        hidden_states: the backbone's hidden states, each (batch, frames, width), where they were asked for and
+            waveforms came in.
+        attentions: (batch, labels, steps), the weight of each step (`pool_size` frames) in the prediction, where they
+            were asked for; `None` for `architecture="cnn_lstm"`, which weighs all steps alike. Zero on padding; with
+            `normalization="sequence"` the released network's LayerNorm follows the softmax, so that they do not sum
+            to 1.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: torch.FloatTensor | None = None
+
+
+class EmotionHead(nn.Module):
+    """
+    Emotion regression network: frame features to shares (paper, section 2.4, Architectures 1 and 2).
+
+    CNN -> max-pooling -> LSTM -> mean over time (Eq. 1) or attention (Eq. 2a, 2b) -> feed-forward network. The scores
+    of the attention are scaled by the square root of the LSTM's width, as in the authors' code.
+
+    Args:
+        config: the model's `EmoShareConfig`.
+        num_outputs: shares that this network predicts: 1 in a network per emotion.
+    """
+
+    def __init__(self, config, num_outputs=1):
+        super().__init__()
+        self.layer_weights = None
+        if config.backbone_layer == "weighted":
+            # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
+            self.layer_weights = nn.Parameter(torch.zeros(config.backbone_config.num_hidden_layers + 1))
+        self.pads_to_sequence = config.normalization == "sequence"
+        self.max_frames = config.max_frames
+        widths = [config.feature_size, *config.conv_channels]
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(width_in, width_out, config.conv_kernel_size, padding="same")
+            for width_in, width_out in pairwise(widths)
+        )
+        self.pool_size = config.pool_size
+        self.lstm_norm = _lstm_norm(config)
+        # One module per layer, because the attention's query takes every layer's state at a clip's own last step.
+        lstm_widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
+        self.lstm = nn.ModuleList(
+            nn.LSTM(width_in, width_out, batch_first=True) for width_in, width_out in pairwise(lstm_widths)
+        )
+        self.attention = None
+        if config.architecture == "cnn_lstm_attention":
+            self.attention = Attention(config)
+        self.ffn = _feed_forward(config)
+        self.output = nn.Linear([config.lstm_hidden_size, *config.ffn_sizes][-1], num_outputs)
+        self.output_activation = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[config.output_activation]()
+
+    def forward(self, features, lengths):
+        """
+        Args:
+            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`.
+            lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
+
+        Returns:
+            Shares (batch, outputs), and attention weights (batch, steps) or `None`.
+        """
+        if self.layer_weights is not None:
+            features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0), features)
+        mask = length_mask(lengths, features.shape[1])
+        features = features.masked_fill(~mask[..., None], 0)
+        if self.pads_to_sequence:
+            features = nn.functional.pad(features, (0, 0, 0, self.max_frames - features.shape[1]))
+            mask = torch.ones_like(features[..., 0], dtype=torch.bool)  # the released network masks no convolution
+
+        maps = features.transpose(1, 2)  # (batch, width, frames)
+        for convolution in self.convolutions:
+            maps = convolution(maps).relu() * mask[:, None]
+        maps = nn.functional.max_pool1d(maps, self.pool_size)  # (batch, channels, steps)
+
+        states = self.lstm_norm(maps.transpose(1, 2))  # (batch, steps, channels)
+        step_lengths = lengths // self.pool_size
+        last_states = []
+        # The LSTM runs forward in time from a clip's first step, so padding after its last step cannot reach it.
+        for layer in self.lstm:
+            states, _ = layer(states)
+            last_states.append(_last_step(states, step_lengths))
+
+        step_mask = length_mask(step_lengths, states.shape[1])
+        if self.attention is None:
+            pooled, weights = _masked_mean(states, step_mask), None
+        else:
+            pooled, weights = self.attention(torch.cat(last_states, dim=-1), states, step_mask)
+        return self.output_activation(self.output(self.ffn(pooled))), weights
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of one query, from the final LSTM states, over all steps (Eq. 2a and 2b)."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.lstm_hidden_size
+        self.query = nn.Linear(config.lstm_num_layers * width, width)
+        self.weight_norm = nn.Identity()
+        if config.normalization == "sequence":
+            self.weight_norm = nn.LayerNorm((1, config.max_frames // config.pool_size))
+
+    def forward(self, last_states, states, mask):
+        """
+        Args:
+            last_states: (batch, layers * width), each LSTM layer's state at the clip's last step, first layer first.
+            states: (batch, steps, width), the LSTM's output: keys and values.
+            mask: (batch, steps) bool, true on a clip's own steps.
+
+        Returns:
+            The weighted sum (batch, width) and the weights (batch, steps).
+        """
+        query = self.query(last_states)
+        scores = torch.einsum("bw,bsw->bs", query, states) / states.shape[-1] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        weights = self.weight_norm(weights[:, None])[:, 0] * mask
+        return torch.einsum("bs,bsw->bw", weights, states), weights
+
+
+class EmoShareModel(PreTrainedModel):
+    """
+    Predicts, for each emotion, the share of listeners who would perceive it in a speech clip.
+
+    `forward` takes waveforms (`input_values`), which go through the backbone, or frame features (`input_features`),
+    which skip it. With `normalization` `"frame"` or `"none"` a clip's shares are the same alone and in any padded
+    batch.
+    """
+
+    config_class = EmoShareConfig
+    base_model_prefix = "emoshare"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EmotionHead"]
+    # Of the backbone, which checks its own: the heads compute their attention by themselves.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = None
+        if config.backbone_config is None:
+            self.main_input_name = "input_features"
+        else:
+            self.backbone = AutoModel.from_config(config.backbone_config)
+        if config.separate_heads:
+            self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
+        else:
+            self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
+        self.post_init()
+        self._freeze_backbone()
+
+    @classmethod
+    def from_backbone_pretrained(cls, name_or_path, revision=None, **config_fields):
+        """
+        A new model, its heads freshly initialised, around a pretrained backbone.
+
+        Args:
+            name_or_path: Hub id or local folder of the backbone.
+            revision: its branch, tag or commit.
+            config_fields: further fields of `EmoShareConfig`.
+
+        Raises:
+            ValueError: if the backbone is of an unsupported kind, or its checkpoint lacks weights.
+        """
+        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        config = cls.config_class(
+            backbone_config=backbone_config,
+            backbone_name_or_path=str(name_or_path),
+            backbone_revision=revision,
+            **config_fields,
+        )
+        backbone, loading = AutoModel.from_pretrained(
+            name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(set(loading["missing_keys"]) - OPTIONAL_BACKBONE_KEYS)
+        if missing:
+            raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+        model = cls(config)
+        model.backbone = backbone
+        model._freeze_backbone()
+        return model
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in Transformers. The loader makes every parameter anew, so the backbone is frozen again afterwards."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_backbone()
+        return loaded
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.backbone is not None and self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def _freeze_backbone(self):
+        if self.backbone is not None and self.config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+            self.backbone.eval()
+
+    def _init_weights(self, module):
+        # PyTorch's own initialisation, which the authors' code uses; the backbone has an initialisation of its own.
+        if isinstance(module, nn.Conv1d | nn.Linear | nn.LSTM | nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, EmotionHead) and module.layer_weights is not None:
+            nn.init.zeros_(module.layer_weights)
+
+    def frame_features(self, input_values, attention_mask=None, output_hidden_states=False):
+        """
+        The backbone's frame features, as `forward` takes them for `input_features`.
+
+        Args:
+            input_values: (batch, samples) float, waveforms as `EmoShareFeatureExtractor` prepares them.
+            attention_mask: (batch, samples), 1 on samples and 0 on the padding to their right; `None` is all ones.
+            output_hidden_states: whether to return all hidden states too.
+
+        Returns:
+            `FrameFeatures`: features, lengths (batch,) in frames, and hidden states.
+
+        Raises:
+            ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
+        """
+        if self.backbone is None:
+            raise ValueError("input_values: this model has no backbone; it takes frame features as input_features")
+        lengths = _lengths(input_values, attention_mask)
+        shortest = int(num_frames(self.backbone.config, lengths.min()))
+        if shortest < self.config.pool_size:
+            raise ValueError(
+                f"input_values: the shortest clip has {int(lengths.min())} samples, {max(shortest, 0)} frames; "
+                f"expected at least {self.config.pool_size} frames"
+            )
+        with torch.no_grad() if self.config.freeze_backbone else nullcontext():
+            return frame_features(
+                self.backbone,
+                input_values.to(self.backbone.dtype),
+                lengths,
+                self.config.backbone_layer,
+                output_hidden_states,
+            )
+
+    def forward(
+        self,
+        input_values=None,
+        input_features=None,
+        attention_mask=None,
+        labels=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        """
+        Args:
+            input_values: (batch, samples) float, waveforms as `EmoShareFeatureExtractor` prepares them.
+            input_features: (batch, frames, width) float, frame features; (batch, layers, frames, width) for
+                `backbone_layer="weighted"`. Exactly one of the two.
+            attention_mask: (batch, samples) or (batch, frames), 1 on the clip and 0 on the padding to its right;
+                `None` is all ones.
+            labels: (batch, labels) float in [0, 1]; NaN where a share is not known, which adds nothing to the loss.
+            output_attentions: whether to return the attention of each emotion over the steps.
+            output_hidden_states: whether to return the backbone's hidden states.
+            return_dict: `False` for a plain tuple.
+
+        Returns:
+            `EmoShareOutput`.
+
+        Raises:
+            ValueError: if not exactly one input is given, or a shape or length does not fit.
+        """
+        if (input_values is None) == (input_features is None):
+            raise ValueError("expected exactly one of input_values and input_features")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+
+        hidden_states = None
+        if input_values is not None:
+            features, lengths, hidden_states = self.frame_features(input_values, attention_mask, output_hidden_states)
+        else:
+            features, lengths = input_features, self._checked_lengths(input_features, attention_mask)
+        features = features.to(self.heads[0].output.weight.dtype)
+        if self.config.normalization == "sequence" and features.shape[-2] > self.config.max_frames:
+            raise ValueError(
+                f"got {features.shape[-2]} frames, but normalization='sequence' takes at most max_frames="
+                f"{self.config.max_frames}; cut the clip into shorter windows"
+            )
+
+        shares, weights = zip(*(head(features, lengths) for head in self.heads), strict=True)
+        logits = torch.cat(shares, dim=1)
+        attentions = None
+        if output_attentions and weights[0] is not None:
+            attentions = torch.stack(weights, dim=1).expand(-1, self.config.num_labels, -1)
+        output = EmoShareOutput(
+            loss=None if labels is None else _known_mse(logits, labels),
+            logits=logits,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _checked_lengths(self, input_features, attention_mask):
+        weighted = self.config.backbone_layer == "weighted"
+        expected = "(batch, layers, frames, width)" if weighted else "(batch, frames, width)"
+        if input_features.dim() != (4 if weighted else 3) or input_features.shape[-1] != self.config.feature_size:
+            raise ValueError(
+                f"input_features: got shape {tuple(input_features.shape)}; expected {expected} with width "
+                f"{self.config.feature_size}"
+            )
+        lengths = _lengths(input_features[:, 0, :, 0] if weighted else input_features[..., 0], attention_mask)
+        if int(lengths.min()) < self.config.pool_size:
+            raise ValueError(
+                f"input_features: the shortest clip has {int(lengths.min())} frames; "
+                f"expected at least {self.config.pool_size}"
+            )
+        return lengths
+
+
+def _lstm_norm(config):
+    channels = config.conv_channels[-1]
+    if config.normalization == "frame":
+        return nn.LayerNorm(channels)
+    if config.normalization == "sequence" and config.architecture == "cnn_lstm_attention":
+        return nn.LayerNorm((config.max_frames // config.pool_size, channels))
+    return nn.Identity()
+
+
+def _feed_forward(config):
+    """Linear, ReLU and, except in the architectures without it, LayerNorm for each hidden size."""
+    has_norm = config.normalization == "frame" or (
+        config.normalization == "sequence" and config.architecture == "cnn_lstm_attention"
+    )
+    widths = [config.lstm_hidden_size, *config.ffn_sizes]
+    layers = []
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        if has_norm:
+            layers.append(nn.LayerNorm(width_out))
+    return nn.Sequential(*layers)
+
+
+def _last_step(states, step_lengths):
+    """(batch, steps, width) -> (batch, width): each clip's state at its own last step."""
+    return states[torch.arange(len(states), device=states.device), step_lengths - 1]
+
+
+def _masked_mean(states, mask):
+    """Mean over a clip's own steps (Eq. 1): (batch, steps, width) -> (batch, width)."""
+    return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def _lengths(inputs, attention_mask):
+    """(batch, length) inputs and a mask of the same shape -> (batch,) int64 lengths."""
+    if attention_mask is None:
+        return torch.full((inputs.shape[0],), inputs.shape[1], device=inputs.device)
+    if attention_mask.shape != inputs.shape:
+        raise ValueError(
+            f"attention_mask: got shape {tuple(attention_mask.shape)} for an input of length "
+            f"{tuple(inputs.shape)}; they must agree in batch and length"
+        )
+    lengths = attention_mask.long().sum(dim=1)
+    if not torch.equal(attention_mask.bool(), length_mask(lengths, inputs.shape[1])):
+        raise ValueError("attention_mask: expected ones followed by zeros in each row (padding on the right)")
+    return lengths
+
+
+def _known_mse(logits, labels):
+    """Mean squared error over the known shares; NaN labels add nothing."""
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
+    known = ~labels.isnan()
+    errors = (logits.float() - labels.float()).masked_fill(~known, 0)
+    return errors.square().sum() / known.sum().clamp(min=1)

@@ -1,0 +1,69 @@
+"""
+Trains an EmoShare model: the story of a run, from audio files to a complete Hugging Face model repository.
+
+The embedded demo, on whatever this machine has:
+    accelerate launch --config_file accelerate_config.yaml train.py
+The paper's best system on ComParE 2023, on one GPU, on four, and on two machines with four each:
+    accelerate launch train.py configs/compare2023_hubert_large.yaml --data_dir DIR
+    accelerate launch --multi_gpu --num_processes 4 train.py configs/compare2023_hubert_large.yaml --data_dir DIR
+    accelerate launch --multi_gpu --num_processes 8 --num_machines 2 --machine_rank R --main_process_ip HOST \
+        --main_process_port 29500 train.py configs/compare2023_hubert_large.yaml --data_dir DIR
+A corpus of one's own, on two CPU processes:
+    torchrun --nproc_per_node 2 train.py --dataset csv --data_dir DIR --backbone facebook/hubert-base-ls960
+"""
+
+import sys
+from pathlib import Path
+
+from emoshare.training.arguments import fixed_settings, parse_arguments
+from emoshare.training.controls import report_controls
+from emoshare.training.corpus import load_splits
+from emoshare.training.evaluation import Scorer, predict_shares, report, write_predictions, write_results
+from emoshare.training.features import extract_frame_features
+from emoshare.training.heads import train_heads
+from emoshare.training.launch import start
+from emoshare.training.model import build_model
+
+
+def main(argv):
+    data, model_arguments, run = parse_arguments(argv)
+    settings = fixed_settings(data, model_arguments, run)
+    accelerator = start(run, settings)
+    output_dir = Path(run.output_dir)
+
+    splits, labels = load_splits(data, accelerator)
+    model, feature_extractor = build_model(model_arguments, labels)
+
+    # The frozen backbone runs once over every clip; the heads are then trained on what it gave.
+    cache_dir = data.feature_cache_dir or output_dir / "features"
+    stores = {
+        split: extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator)
+        for split, clips in splits.items()
+    }
+
+    # Each emotion keeps the weights of its own best epoch on devel.
+    scorer = Scorer(stores["devel"].shares, labels)
+    train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, settings)
+
+    predictions = {
+        split: predict_shares(model, store, run.per_device_train_batch_size, accelerator)
+        for split, store in stores.items()
+        if split != "train"
+    }
+    results = scorer.scores(predictions["devel"], bootstrap=run.bootstrap, seed=run.seed)
+
+    if accelerator.is_main_process:
+        model.save_pretrained(output_dir)
+        feature_extractor.save_pretrained(output_dir)
+        for split, shares in predictions.items():
+            write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
+        write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
+    report(results, labels, accelerator)
+    if run.controls:
+        report_controls(model, stores, scorer, data, run, accelerator)
+    accelerator.print(f"Model, predictions and results: {output_dir}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""The command line of `train.py`: flags, or one YAML file of them and then flags that override it."""
+
+import difflib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+ACOUSTIC = "acoustic"
+
+
+def _flag(default, help, **options):
+    return field(default=default, metadata={"help": help, **options})
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: Literal["synthetic", "compare2023", "csv"] = _flag(
+        "synthetic", "the embedded corpus, ComParE 2023, or a folder in its layout with labels of your own"
+    )
+    data_dir: str | None = _flag(None, "folder with wav/*.wav and lab/{train,devel,test}.csv")
+    max_train_samples: int | None = _flag(None, "train on the first so many clips only")
+    feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
+
+
+@dataclass
+class ModelArguments:
+    """What to train; the fields of `EmoShareConfig`, where its documentation says more."""
+
+    backbone: str = _flag(ACOUSTIC, "'acoustic' for no backbone, or the Hub id or folder of a speech encoder")
+    backbone_revision: str | None = _flag(None, "its branch, tag or commit")
+    backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
+    acoustic_features: Literal["mel", "mfcc"] = _flag("mel", "frame features of --backbone acoustic")
+    architecture: Literal["cnn_lstm", "cnn_lstm_attention"] = _flag("cnn_lstm_attention", "the paper's 1 or 2")
+    conv_channels: list[int] | None = _flag(None, "output channels of the convolutions; the released ones if not given")
+    pool_size: int = _flag(2, "frames per step after max-pooling")
+    lstm_hidden_size: int = _flag(512, "width of the LSTM")
+    lstm_num_layers: int = _flag(2, "layers of the LSTM")
+    ffn_sizes: list[int] | None = _flag(None, "hidden sizes of the FFNN; the released ones if not given")
+    normalization: Literal["frame", "none", "sequence"] = _flag(
+        "frame", "LayerNorms; 'sequence' is the released network"
+    )
+    output_activation: Literal["sigmoid", "relu"] = _flag("sigmoid", "last activation")
+    separate_heads: bool = _flag(True, "one network per emotion, or one with all outputs")
+    chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
+
+
+@dataclass
+class RunArguments:
+    """How to train, and what to write."""
+
+    output_dir: str = _flag("outputs/emoshare", "folder for the model, the results and the checkpoint")
+    num_train_epochs: int = _flag(50, "passes over the training data, at most")
+    per_device_train_batch_size: int = _flag(32, "clips per step on each device")
+    learning_rate: float = _flag(1e-4, "of Adam")
+    early_stopping_patience: int = _flag(10, "epochs without a better devel score after which an emotion is done")
+    seed: int = _flag(0, "of the initial weights and the order of clips")
+    bootstrap: int = _flag(1000, "resamples for the confidence intervals of the final scores; 0 for none")
+    controls: bool = _flag(False, "after training, run the controls that the demo's numbers should be read beside")
+    report_to: str = _flag("none", "experiment tracker: none, tensorboard, wandb, ... as accelerate knows them")
+    resume_from_checkpoint: str | None = _flag(
+        None,
+        "go on from a checkpoint folder, or from the last one in OUTPUT_DIR if no folder follows",
+        nargs="?",
+        const="last",
+    )
+
+    def __post_init__(self):
+        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "early_stopping_patience"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name}: got {getattr(self, name)}; expected a positive number")
+        for name in ("seed", "bootstrap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
+
+
+def parse_arguments(argv):
+    """
+    Args:
+        argv: `[]` for the demo; flags; or the path of a YAML file (`flag: value`), and then flags that override it.
+
+    Returns:
+        `DataArguments`, `ModelArguments`, `RunArguments`. Anything unknown, abbreviated or of a wrong type ends the
+        program with a message that names it.
+    """
+    parser = HfArgumentParser((DataArguments, ModelArguments, RunArguments), prog="train.py", allow_abbrev=False)
+    parser.usage = "train.py [CONFIG.yaml] [--FLAG VALUE ...]"
+    if not argv:
+        argv = [str(DEFAULT_CONFIG)]
+    if argv[0].endswith((".yaml", ".yml")):
+        argv = _yaml_flags(Path(argv[0]), parser) + argv[1:]
+    # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags by itself, and reads no other file.
+    values = vars(parser.parse_args(argv))
+    try:
+        return tuple(
+            arguments(**{name: values[name] for name in arguments.__dataclass_fields__})
+            for arguments in parser.dataclass_types
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def fixed_settings(data, model, run):
+    """What decides a run's result, as a flat dict: it must be the same when a run goes on from a checkpoint."""
+    settings = {**asdict(data), **asdict(model), **asdict(run)}
+    free = (
+        "feature_cache_dir",
+        "output_dir",
+        "num_train_epochs",
+        "early_stopping_patience",
+        "bootstrap",
+        "controls",
+        "report_to",
+        "resume_from_checkpoint",
+    )
+    return {name: value for name, value in settings.items() if name not in free}
+
+
+def _yaml_flags(path, parser):
+    """The entries of a YAML file as command line flags, so that both are checked in the same way."""
+    if not path.is_file():
+        parser.error(f"{path}: no such config file")
+    with path.open(encoding="utf-8") as file:
+        try:
+            entries = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            parser.error(f"{path}: not valid YAML: {error}")
+    if not isinstance(entries, dict):
+        parser.error(f"{path}: expected lines of the form 'flag: value'")
+    known = [name for arguments in parser.dataclass_types for name in arguments.__dataclass_fields__]
+    flags = []
+    for name, value in entries.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            parser.error(f"{path}: unknown key {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+        if isinstance(value, dict):
+            parser.error(f"{path}: {name} is {value!r}; expected a single value or a list")
+        if value is None:
+            continue  # as if the key were not there
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *(str(entry) for entry in values)]
+    return flags

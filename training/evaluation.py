@@ -1,0 +1,100 @@
+"""From a trained model to shares per clip, their score, and the files that hold them."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..dataset_script.labels import FILENAME
+from .features import collate
+
+METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
+
+
+def predict_shares(model, store, batch_size, accelerator):
+    """
+    Predicts every clip of a store, on all processes together; windows of a clip are averaged by duration.
+
+    Args:
+        model: `EmoShareModel`, or what `accelerator.prepare` made of it.
+        store: `FrameFeatureStore`.
+        batch_size: windows per pass on each device.
+        accelerator: `accelerate.Accelerator`.
+
+    Returns:
+        `np.ndarray`: (clips, labels) float64, in the order of the clips; the same on each process.
+    """
+    model.eval()
+    sums = np.zeros((len(store.clips), len(store.labels)))
+    samples = np.zeros(len(store.clips))
+    loader = accelerator.prepare_data_loader(DataLoader(store, batch_size=batch_size, collate_fn=collate))
+    for batch in loader:
+        with torch.no_grad():
+            logits = model(input_features=batch["input_features"], attention_mask=batch["attention_mask"]).logits
+        windows = (logits.float(), batch["clip"], batch["num_samples"])
+        shares, clips, num_samples = (part.cpu().numpy() for part in accelerator.gather_for_metrics(windows))
+        np.add.at(sums, clips, shares * num_samples[:, None].astype(np.float64))
+        np.add.at(samples, clips, num_samples)
+    return sums / samples[:, None]
+
+
+class Scorer:
+    """
+    The challenge's score of predicted shares against a split's true ones.
+
+    Args:
+        references: (clips, labels) true shares.
+        labels: label names.
+    """
+
+    def __init__(self, references, labels):
+        self.references = references
+        self.labels = labels
+        self.metric = evaluate.load(str(METRIC), keep_in_memory=True)
+
+    def scores(self, predictions, bootstrap=0, seed=0):
+        """The metric's results, see `metrics/emotion_share_spearman`."""
+        return self.metric.compute(
+            predictions=predictions, references=self.references, label_names=self.labels, bootstrap=bootstrap, seed=seed
+        )
+
+    def rhos(self, predictions):
+        """Spearman's ρ per label, (labels,)."""
+        scores = self.scores(predictions)
+        return np.array([scores[f"spearman_{label}"] for label in self.labels])
+
+
+def report(results, labels, accelerator):
+    """Prints the devel scores with their confidence intervals."""
+    accelerator.print("\nSpearman's rho on devel (selected on devel, so a little optimistic)")
+    for name, key in [("mean", "spearman"), *((label, f"spearman_{label}") for label in labels)]:
+        low, high = results.get(f"{key}_ci95", (math.nan, math.nan))
+        interval = "" if math.isnan(low) else f"   95 % CI {low:.3f} to {high:.3f}"
+        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}")
+
+
+def write_predictions(path, filenames, shares, labels):
+    """Writes predicted shares as the challenge wants them: `filename`, a column per label, rows in the given order."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([FILENAME, *labels])
+        for filename, row in zip(filenames, shares, strict=True):
+            writer.writerow([filename, *(f"{share:.7f}" for share in row)])
+
+
+def write_results(path, results):
+    """Writes results as JSON; a score that does not exist (NaN) becomes null."""
+    Path(path).write_text(json.dumps(_without_nan(results), indent=2) + "\n", encoding="utf-8")
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

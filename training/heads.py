@@ -1,0 +1,189 @@
+"""Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch."""
+
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+from torch.utils.data import DataLoader
+
+from .evaluation import predict_shares
+from .features import collate
+
+CHECKPOINT = "checkpoint-epoch-"
+
+
+@dataclass
+class BestEpoch:
+    """What one network has reached: the paper trains and selects a network per emotion (section 2.4)."""
+
+    score: float = -math.inf
+    epoch: int = 0
+    weights: dict = field(default_factory=dict)
+
+
+class Progress:
+    """
+    Where a training run is: the epochs done, and each network's best one. What a checkpoint keeps beside the weights
+    and the optimizer.
+
+    Args:
+        model: `EmoShareModel`, whose heads are the networks.
+        run: `RunArguments`.
+        settings: what must not change between a checkpoint and the run that goes on from it.
+    """
+
+    def __init__(self, model, run, settings):
+        self.model = model
+        self.patience = run.early_stopping_patience
+        self.settings = settings
+        self.epochs_done = 0
+        self.best = [BestEpoch() for _ in model.heads]
+
+    def update(self, rhos):
+        """Takes the labels' devel ρ after an epoch; keeps the weights of the networks that have become better."""
+        self.epochs_done += 1
+        # One score per network: its emotion's ρ, or the mean over all of a shared trunk's. No ρ is no progress.
+        scores = np.nan_to_num(rhos, nan=-math.inf) if len(self.best) > 1 else [np.nanmean(rhos)]
+        for best, head, score in zip(self.best, self.model.heads, scores, strict=True):
+            if score > best.score or not best.weights:
+                weights = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+                best.score, best.epoch, best.weights = float(score), self.epochs_done, weights
+
+    @property
+    def is_over(self):
+        """Whether no network has become better for `early_stopping_patience` epochs."""
+        return all(self.epochs_done - best.epoch >= self.patience for best in self.best)
+
+    def restore_best(self):
+        for best, head in zip(self.best, self.model.heads, strict=True):
+            head.load_state_dict(best.weights)
+
+    def state_dict(self):
+        best = [asdict(best) for best in self.best]
+        return {"epochs_done": self.epochs_done, "best": best, "settings": self.settings}
+
+    def load_state_dict(self, state):
+        changed = [
+            f"{name}: {state['settings'].get(name)!r} then, {value!r} now"
+            for name, value in self.settings.items()
+            if state["settings"].get(name) != value
+        ]
+        if changed:
+            raise ValueError("the checkpoint is of another run: " + "; ".join(changed))
+        self.epochs_done = state["epochs_done"]
+        self.best = [BestEpoch(**best) for best in state["best"]]
+
+
+def train_heads(model, train, devel, score, run, accelerator, settings):
+    """
+    Trains the model's heads on `train` and leaves each with the weights of its best epoch on `devel`.
+
+    Args:
+        model: `EmoShareModel`; its backbone is not touched.
+        train, devel: `FrameFeatureStore`.
+        score: function of the predicted devel shares (clips, labels) to the labels' ρ (labels,).
+        run: `RunArguments`.
+        accelerator: `accelerate.Accelerator`.
+        settings: what must not change between a checkpoint and the run that goes on from it, as a flat dict.
+
+    Returns:
+        `Progress`.
+    """
+    backbone, model.backbone = model.backbone, None  # not needed: neither moved, nor synchronised, nor checkpointed
+    wrapped, optimizer, loader = prepare_training(model, train, run, accelerator)
+    progress = Progress(model, run, settings)
+    accelerator.register_for_checkpointing(progress)
+    _resume(run, accelerator, progress)
+
+    for epoch in range(progress.epochs_done, run.num_train_epochs):
+        if progress.is_over:
+            break
+        loader.set_epoch(epoch)
+        loss = train_epoch(wrapped, optimizer, loader, accelerator, f"Epoch {epoch + 1}/{run.num_train_epochs}")
+        rhos = score(predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator))
+        progress.update(rhos)
+        _report(epoch + 1, loss, rhos, train.labels, accelerator)
+        _save_checkpoint(Path(run.output_dir), progress, accelerator)
+    progress.restore_best()
+    model.backbone = backbone
+    return progress
+
+
+def prepare_training(model, train, run, accelerator):
+    """Adam with the run's learning rate (section 2.5) and shuffled batches; returns model, optimizer and loader."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
+    loader = DataLoader(train, batch_size=run.per_device_train_batch_size, shuffle=True, collate_fn=collate)
+    return accelerator.prepare(model, optimizer, loader)
+
+
+def train_epoch(model, optimizer, loader, accelerator, description):
+    """One pass over the training data; returns the mean squared error per share."""
+    model.train()
+    losses = []
+    for batch in tqdm(loader, desc=description, unit=" batches", leave=False):
+        output = model(
+            input_features=batch["input_features"], attention_mask=batch["attention_mask"], labels=batch["shares"]
+        )
+        # The loss is a mean over emotions: times their networks, each network has the gradient of its own MSE.
+        accelerator.backward(output.loss * len(accelerator.unwrap_model(model).heads))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.loss.detach())
+    return float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+
+
+def _report(epoch, loss, rhos, labels, accelerator):
+    per_label = "  ".join(f"{label} {rho:.3f}" for label, rho in zip(labels, rhos, strict=True))
+    accelerator.print(f"epoch {epoch}: loss {loss:.5f}  devel rho {np.nanmean(rhos):.4f}  ({per_label})")
+    values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
+    accelerator.log({"train_loss": loss, "devel_spearman": float(np.nanmean(rhos)), **values}, step=epoch)
+
+
+def _save_checkpoint(output_dir, progress, accelerator):
+    """Replaces the last checkpoint by one of now; there is a whole one at any moment."""
+    folder = output_dir / f"{CHECKPOINT}{progress.epochs_done}"
+    unfinished = output_dir / "unfinished-checkpoint"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        others = checkpoints(output_dir)
+        unfinished.rename(folder)
+        for other in others:
+            shutil.rmtree(other)
+    accelerator.wait_for_everyone()
+
+
+def _resume(run, accelerator, progress):
+    found = checkpoints(run.output_dir)
+    if run.resume_from_checkpoint is None:
+        if found:
+            accelerator.print(
+                f"Replacing {found[-1]} of an earlier run; --resume_from_checkpoint would have gone on from it"
+            )
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                for folder in found:
+                    shutil.rmtree(folder)
+        return
+    if run.resume_from_checkpoint == "last":
+        if not found:
+            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
+        folder = found[-1]
+    else:
+        folder = Path(run.resume_from_checkpoint)
+        if not folder.is_dir():
+            raise ValueError(f"--resume_from_checkpoint: {folder} is no checkpoint folder")
+    accelerator.load_state(str(folder))
+    accelerator.print(f"Going on after epoch {progress.epochs_done}, from {folder}")
+
+
+def checkpoints(output_dir):
+    """The checkpoint folders in `output_dir`, oldest first."""
+    return sorted(Path(output_dir).glob(f"{CHECKPOINT}*"), key=lambda folder: int(folder.name.removeprefix(CHECKPOINT)))

@@ -1,0 +1,48 @@
+"""Starts the distributed run that `accelerate launch` or `torchrun` asked for."""
+
+import os
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+
+
+def start(run, settings):
+    """
+    Args:
+        run: `RunArguments`.
+        settings: what an experiment tracker should know of the run, as a flat dict.
+
+    Returns:
+        The `Accelerator`: several processes are seen as such, a CPU run uses all cores, seeds are set.
+
+    Raises:
+        RuntimeError: if several processes were launched, but each takes itself for the only one.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        log_with=None if run.report_to == "none" else run.report_to,
+        project_dir=run.output_dir,
+        # The order of clips follows from seed and epoch alone, so that a resumed run goes on as if never stopped.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=run.seed),
+    )
+    if run.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"--report_to: the tracker {run.report_to!r} is not installed")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and accelerator.num_processes == 1:
+        raise RuntimeError(
+            f"{launched} processes were launched, but accelerate sees one: each would train and write on its own. "
+            "On CPUs, launch with: torchrun --nproc_per_node N train.py"
+        )
+    if on_cpu:
+        # `accelerate launch` sets one thread per process.
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, _usable_cores() // local_processes))
+    set_seed(run.seed)
+    accelerator.init_trackers("emoshare", config={name: str(value) for name, value in settings.items()})
+    return accelerator
+
+
+def _usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,48 @@
+"""The model of a run, its heads fresh, and the feature extractor that fits it."""
+
+from ..feature_extraction_emoshare import EmoShareFeatureExtractor
+from ..modeling_emoshare import EmoShareConfig, EmoShareModel
+from .arguments import ACOUSTIC
+
+# Arguments that are fields of the configuration under the same name.
+HEAD_FIELDS = (
+    "architecture",
+    "conv_channels",
+    "pool_size",
+    "lstm_hidden_size",
+    "lstm_num_layers",
+    "ffn_sizes",
+    "normalization",
+    "output_activation",
+    "separate_heads",
+)
+
+
+def build_model(arguments, labels):
+    """
+    Args:
+        arguments: `ModelArguments`.
+        labels: label names.
+
+    Returns:
+        `EmoShareModel` and `EmoShareFeatureExtractor`.
+    """
+    fields = {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
+    fields["id2label"] = dict(enumerate(labels))
+    if arguments.backbone == ACOUSTIC:
+        model = EmoShareModel(EmoShareConfig(**fields))
+        return model, EmoShareFeatureExtractor(arguments.acoustic_features, chunk_length_s=arguments.chunk_length_s)
+    layer = arguments.backbone_layer
+    model = EmoShareModel.from_backbone_pretrained(
+        arguments.backbone,
+        revision=arguments.backbone_revision,
+        backbone_layer=layer if layer == "weighted" else int(layer),
+        **fields,
+    )
+    feature_extractor = EmoShareFeatureExtractor.for_backbone(
+        arguments.backbone,
+        model.config.backbone_config,
+        revision=arguments.backbone_revision,
+        chunk_length_s=arguments.chunk_length_s,
+    )
+    return model, feature_extractor
