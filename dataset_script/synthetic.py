@@ -48,9 +48,9 @@ LISTENERS = (12, 24)  # fewest and most in a panel
 
 # Formants F1 to F3 in Hz of each "language"'s vowels, its syllables per second, and how unequal they are.
 LANGUAGES = (
-    (((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480)), 4.2, 0.15),
+    (((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480)), 4.5, 0.15),
     (((660, 1200, 2550), (400, 2000, 2550), (440, 1020, 2240), (500, 1500, 2500), (310, 1700, 2200)), 5.0, 0.35),
-    (((850, 1610, 2900), (310, 2790, 3300), (370, 950, 2670)), 5.6, 0.08),
+    (((850, 1610, 2900), (310, 2790, 3300), (370, 950, 2670)), 5.4, 0.08),
 )
 
 
@@ -146,7 +146,7 @@ def _draw_speaker(rng):
         pitch=float(rng.choice([115, 205]) * np.exp(rng.normal(0, 0.12))),
         tract=float(np.exp(rng.normal(0, 0.08))),
         breath=float(rng.uniform(0.05, 0.3)),
-        tilt=float(rng.normal(-6, 2)),
+        tilt=float(rng.normal(-6, 1.5)),
     )
 
 
@@ -179,23 +179,23 @@ def synthesize(utterance):
     progress = np.linspace(-0.5, 0.5, num_samples)
 
     syllables = _syllables(rng, speaker, utterance.seconds, activation, deliberateness)
-    loudness, accent, vowel = _syllable_tracks(rng, syllables, num_samples, speaker.language)
+    loudness, accent, vowel = _syllable_tracks(rng, syllables, num_samples, speaker.language, activation)
 
     # Semitones: the course over the utterance rises or falls with affect, whatever its height.
-    semitones = 1.5 * activation + 5.0 * rise * progress + (1.5 + 0.8 * activation) * accent + rng.normal(0, 1)
+    semitones = 2.5 * activation + 8.0 * rise * progress + np.exp(0.5 + 0.4 * activation) * accent + rng.normal(0, 1)
     jitter = np.exp((0.004 + 0.004 * max(effort, 0)) * rng.standard_normal(num_samples))
     phase = np.cumsum(speaker.pitch * 2 ** (semitones / 12) * jitter / SAMPLING_RATE) % 1.0
-    breath = np.clip(speaker.breath * np.exp(-0.6 * effort), 0.01, 0.7)
+    breath = np.clip(speaker.breath * np.exp(-0.8 * effort), 0.01, 0.7)
     source = (1 - breath) * _glottal_pulses(phase) + breath * 0.3 * rng.standard_normal(num_samples)
-    source = source * loudness * 10 ** (6.0 * rise * progress / 20)
+    source = source * loudness * 10 ** (10.0 * rise * progress / 20)
 
-    tilt = speaker.tilt + 1.5 * effort + 1.0 * activation + rng.normal(0, 1.5)
-    voice = _vocal_tract(source, vowel, speaker, tilt, microphone=rng.normal(0, 4, size=6))
+    tilt = speaker.tilt + 2.5 * effort + 1.5 * activation + rng.normal(0, 1)
+    voice = _vocal_tract(source, vowel, speaker, tilt, microphone=rng.normal(0, 2, size=6))
     voice /= np.sqrt(np.mean(voice**2)) + 1e-9
     noise = np.cumsum(rng.standard_normal(num_samples))
     noise -= np.linspace(noise[0], noise[-1], num_samples)
     noise = 0.5 * noise / (noise.std() + 1e-9) + 0.5 * rng.standard_normal(num_samples)
-    voice += noise * 10 ** (-rng.uniform(15, 35) / 20)
+    voice += noise * 10 ** (-rng.uniform(20, 40) / 20)
     level = 10 ** (rng.uniform(-32, -20) / 20)
     return np.clip(level * voice, -1, 1).astype(np.float32)
 
@@ -203,30 +203,31 @@ def synthesize(utterance):
 def _syllables(rng, speaker, seconds, activation, deliberateness):
     """Start and end in seconds of each syllable: faster with activation, evener and with more pauses deliberately."""
     _, rate, unevenness = LANGUAGES[speaker.language]
-    rate = rate * np.exp(0.25 * activation + rng.normal(0, 0.05))
+    rate = rate * np.exp(0.35 * activation + rng.normal(0, 0.05))
     syllables, now = [], rng.uniform(0, 0.1)
     while now < seconds:
-        length = np.exp(rng.normal(0, unevenness + 0.1 * np.exp(-0.5 * deliberateness))) / rate
+        length = np.exp(rng.normal(0, unevenness + 0.15 * np.exp(-0.8 * deliberateness))) / rate
         syllables.append((now, min(now + length, seconds)))
         now += length
-        if rng.random() < 0.08 * np.exp(0.8 * deliberateness):
-            now += rng.uniform(0.15, 0.45)
+        if rng.random() < min(0.12 * np.exp(1.1 * deliberateness), 0.7):
+            now += rng.uniform(0.1, 0.3)
     return syllables
 
 
-def _syllable_tracks(rng, syllables, num_samples, language):
+def _syllable_tracks(rng, syllables, num_samples, language, activation):
     """Per sample: loudness in [0, 1], pitch accent in [-1, 1], and the formants (samples, 3) in Hz."""
+    sharpness = np.exp(0.6 * activation)  # a syllable begins the more sharply, the more active the speaker
     vowels = np.array(LANGUAGES[language][0], dtype=float)
     loudness, accent = np.zeros(num_samples), np.zeros(num_samples)
     times, targets = [], []
     for start, end in syllables:
         first, last = round(start * SAMPLING_RATE), min(round(end * SAMPLING_RATE), num_samples)
-        bump = np.sin(np.linspace(0, np.pi, max(last - first, 0))) ** 0.7
-        loudness[first:last] = rng.uniform(0.5, 1.0) * bump
+        bump = np.sin(np.pi * np.linspace(0, 1, max(last - first, 0)) ** (1 / (1 + sharpness))) ** 0.7
+        loudness[first:last] = rng.uniform(0.2, 1.0) ** (0.6 * sharpness) * bump
         accent[first:last] = rng.uniform(-1, 1) * bump
         times.append((start + end) / 2 * SAMPLING_RATE)
         targets.append(vowels[rng.integers(len(vowels))])
-    targets = np.array(targets)
+    targets = np.array(targets) * [np.exp(0.12 * activation), 1.0, 1.0]  # and the wider the mouth opens
     samples = np.arange(num_samples)
     return loudness, accent, np.stack([np.interp(samples, times, formant) for formant in targets.T], axis=1)
 

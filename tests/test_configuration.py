@@ -1,0 +1,103 @@
+import json
+
+import pytest
+from conftest import backbone_config
+from transformers import AutoConfig
+
+from emoshare import EMOTIONS, EmoShareConfig
+
+
+def test_defaults_are_the_released_sizes_of_architecture_2():
+    config = EmoShareConfig()
+    assert config.architecture == "cnn_lstm_attention"
+    assert config.conv_channels == (768, 384, 192)
+    assert config.lstm_hidden_size == 512
+    assert config.ffn_sizes == (256, 128, 64)
+    assert config.feature_size == 40
+    assert list(config.id2label.values()) == list(EMOTIONS)
+    assert config.label2id["Tiredness"] == 8
+    assert config.num_labels == 9
+
+
+def test_ffn_sizes_follow_the_architecture():
+    assert EmoShareConfig(architecture="cnn_lstm").ffn_sizes == (256, 64, 8)
+
+
+def test_feature_size_follows_the_backbone():
+    assert EmoShareConfig(backbone_config=backbone_config()).feature_size == 24
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"architecture": "rnn"}, "architecture"),
+        ({"normalization": "batch"}, "normalization"),
+        ({"output_activation": "tanh"}, "output_activation"),
+        ({"conv_channels": ()}, "conv_channels"),
+        ({"conv_channels": (8, 0)}, "conv_channels"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size"),
+        ({"pool_size": 0}, "pool_size"),
+        ({"lstm_hidden_size": -1}, "lstm_hidden_size"),
+        ({"ffn_sizes": (1.5,)}, "ffn_sizes"),
+        ({"freeze_backbone": "yes"}, "freeze_backbone"),
+        ({"problem_type": "single_label_classification"}, "problem_type"),
+        ({"backbone_layer": 1}, "backbone_layer"),
+        ({"normalization": "sequence", "max_frames": 1}, "max_frames"),
+        ({"id2label": {0: "a", 2: "b"}}, "id2label"),
+        ({"id2label": {0: "a", 1: "a"}}, "id2label"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id"),
+        ({"backbone_config": {"model_type": "whisper"}}, "backbone_config"),
+    ],
+)
+def test_illegal_fields_are_named(fields, named):
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        EmoShareConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"feature_size": 40}, "feature_size"),
+        ({"backbone_layer": 3}, "backbone_layer"),
+        ({"backbone_layer": -2}, "backbone_layer"),
+        ({"backbone_layer": "last"}, "backbone_layer"),
+    ],
+)
+def test_illegal_fields_beside_a_backbone_are_named(fields, named):
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        EmoShareConfig(backbone_config=backbone_config(), **fields)
+
+
+def test_an_adapter_is_refused_by_name():
+    with pytest.raises(ValueError, match="add_adapter"):
+        EmoShareConfig(backbone_config=backbone_config("wav2vec2", add_adapter=True))
+
+
+def test_saved_config_comes_back_equal(tmp_path):
+    config = EmoShareConfig(
+        backbone_config=backbone_config(), backbone_layer="weighted", ffn_sizes=(5,), id2label={0: "joy", 1: "awe"}
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.id2label == {0: "joy", 1: "awe"}
+    assert loaded.conv_channels == config.conv_channels
+    ignored = {"auto_map", "_name_or_path", "transformers_version"}
+    before, after = config.to_dict(), loaded.to_dict()
+    assert {k: v for k, v in before.items() if k not in ignored} == {k: v for k, v in after.items() if k not in ignored}
+
+
+def test_saving_writes_every_module_that_the_config_names(tmp_path):
+    EmoShareConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    named = [*saved["auto_map"].values(), saved["custom_pipelines"]["emotion-share"]["impl"]]
+    assert set(saved["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForAudioClassification"}
+    for reference in named:
+        module, name = reference.split(".")
+        assert f"class {name}" in (tmp_path / f"{module}.py").read_text()
+
+
+def test_saving_into_the_folder_of_the_modules_is_possible(tmp_path):
+    EmoShareConfig().save_pretrained(tmp_path)
+    before = (tmp_path / "modeling_emoshare.py").read_bytes()
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert (tmp_path / "modeling_emoshare.py").read_bytes() == before

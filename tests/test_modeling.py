@@ -1,0 +1,331 @@
+import itertools
+
+import pytest
+import torch
+from conftest import SMALL_HEAD, backbone_config, small_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModel, AutoModelForAudioClassification
+
+from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
+
+ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention")
+MASKED_NORMALIZATIONS = ("frame", "none")
+
+
+def padded(clips, value=0.0):
+    """Clips (frames, width) or (samples,) to a padded batch and its mask."""
+    lengths = torch.tensor([len(clip) for clip in clips])
+    batch = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=value)
+    return batch, (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+
+
+def released_shares(head, frames, config):
+    """
+    One clip through the paper's network, step by step and unpadded: an oracle that shares no code with the model.
+    """
+    maps = frames.T[None]  # (1, width, frames)
+    for convolution in head.convolutions:
+        maps = torch.relu(nn.functional.conv1d(maps, convolution.weight, convolution.bias, padding=1))
+    steps = frames.shape[0] // 2
+    pooled = torch.stack([maps[0, :, 2 * t : 2 * t + 2].max(dim=1).values for t in range(steps)])
+    if config.normalization == "frame":
+        pooled = nn.functional.layer_norm(pooled, pooled.shape[1:], head.lstm_norm.weight, head.lstm_norm.bias)
+    stacked = nn.LSTM(pooled.shape[1], config.lstm_hidden_size, num_layers=2, batch_first=True)
+    stacked.load_state_dict(
+        {f"{name}_l{k}": getattr(head.lstm[k], f"{name}_l0") for k in (0, 1) for name in LSTM_WEIGHTS}
+    )
+    states, (last, _) = stacked(pooled[None])
+    if config.architecture == "cnn_lstm":
+        summary = states[0].sum(dim=0) / steps  # Eq. 1
+    else:
+        query = nn.functional.linear(
+            torch.cat([last[0, 0], last[1, 0]]), head.attention.query.weight, head.attention.query.bias
+        )
+        scores = torch.stack([query @ state for state in states[0]]) / config.lstm_hidden_size**0.5
+        weights = scores.exp() / scores.exp().sum()
+        summary = sum(weight * state for weight, state in zip(weights, states[0], strict=True))
+    for layer in head.ffn:
+        summary = layer(summary)
+    return torch.sigmoid(head.output(summary))
+
+
+LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("normalization", MASKED_NORMALIZATIONS)
+def test_a_head_computes_the_papers_network(architecture, normalization):
+    model = small_model(architecture=architecture, normalization=normalization)
+    clips = [torch.randn(frames, 40) for frames in (2, 3, 31, 60)]
+    features, mask = padded(clips)
+    logits = model(input_features=features, attention_mask=mask).logits
+    for clip, shares in zip(clips, logits, strict=True):
+        expected = torch.cat([released_shares(head, clip, model.config) for head in model.heads])
+        torch.testing.assert_close(shares, expected, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(2, 70), min_size=1, max_size=5), data=st.data())
+def test_a_clips_shares_do_not_depend_on_its_batch(lengths, data):
+    architecture = data.draw(st.sampled_from(ARCHITECTURES))
+    normalization = data.draw(st.sampled_from(MASKED_NORMALIZATIONS))
+    separate = data.draw(st.booleans())
+    model = small_model(architecture=architecture, normalization=normalization, separate_heads=separate)
+    clips = [torch.randn(length, 40) for length in lengths]
+    features, mask = padded(clips, value=data.draw(st.sampled_from([0.0, 1e3])))
+    together = model(input_features=features, attention_mask=mask, output_attentions=True)
+    for index, clip in enumerate(clips):
+        alone = model(input_features=clip[None], output_attentions=True)
+        torch.testing.assert_close(together.logits[index], alone.logits[0], atol=1e-5, rtol=0)
+        if architecture == "cnn_lstm_attention":
+            steps = len(clip) // 2
+            torch.testing.assert_close(together.attentions[index, :, :steps], alone.attentions[0], atol=1e-5, rtol=0)
+            assert (together.attentions[index, :, steps:] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", ["hubert", "wav2vec2", "wavlm"])
+def test_padded_waveforms_give_the_shares_of_each_clip_alone(architecture, model_type):
+    model = small_model(architecture=architecture, backbone_config=backbone_config(model_type))
+    clips = [torch.randn(length) for length in (16000, 720, 9000)]
+    waveforms, mask = padded(clips)
+    together = model(input_values=waveforms, attention_mask=mask).logits
+    alone = torch.cat([model(input_values=clip[None]).logits for clip in clips])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_the_released_architecture_2_has_as_many_parameters_as_the_authors_network():
+    config = EmoShareConfig(feature_size=1024, normalization="sequence", output_activation="relu")
+    unused_in_the_release = 2 * 199 * 512  # "ln2"
+    count = sum(parameter.numel() for parameter in EmotionHead(config).parameters())
+    assert count + unused_in_the_release == 7_992_527
+
+
+def test_sequence_normalization_sees_the_padding_up_to_max_frames():
+    model = small_model(normalization="sequence", max_frames=30)
+    features = torch.randn(1, 30, 40)
+    features[:, 20:] = 0
+    mask = (torch.arange(30) < 20).long()[None]
+    long = model(input_features=features, attention_mask=mask, output_attentions=True)
+    short = model(input_features=features[:, :20], output_attentions=True)
+    torch.testing.assert_close(long.logits, short.logits, atol=1e-6, rtol=0)
+    assert long.attentions.shape == (1, 9, 15)
+    assert (long.attentions[..., 10:] == 0).all()
+
+
+def test_sequence_normalization_refuses_longer_inputs():
+    with pytest.raises(ValueError, match=r"got 31 frames.*max_frames=30"):
+        small_model(normalization="sequence", max_frames=30)(input_features=torch.randn(1, 31, 40))
+
+
+def test_attention_weights_are_a_distribution_over_a_clips_steps():
+    features, mask = padded([torch.randn(21, 40), torch.randn(8, 40)])
+    attentions = small_model()(input_features=features, attention_mask=mask, output_attentions=True).attentions
+    assert attentions.shape == (2, 9, 10)
+    torch.testing.assert_close(attentions.sum(dim=-1), torch.ones(2, 9))
+
+
+def test_a_shared_trunk_is_one_network_with_all_outputs():
+    model = small_model(separate_heads=False)
+    assert len(model.heads) == 1
+    output = model(input_features=torch.randn(2, 20, 40), output_attentions=True)
+    assert output.logits.shape == (2, 9)
+    assert output.attentions.shape == (2, 9, 10)
+
+
+def test_separate_heads_share_nothing():
+    model = small_model()
+    model(input_features=torch.randn(2, 20, 40)).logits[:, 4].sum().backward()
+    for index, head in enumerate(model.heads):
+        assert any((parameter.grad != 0).any() for parameter in head.parameters()) == (index == 4)
+
+
+def test_unknown_shares_add_nothing_to_the_loss():
+    model = small_model()
+    features = torch.randn(3, 20, 40)
+    labels = torch.rand(3, 9)
+    labels[0, 2] = labels[1, :] = torch.nan
+    output = model(input_features=features, labels=labels)
+    known = ~labels.isnan()
+    torch.testing.assert_close(output.loss, nn.functional.mse_loss(output.logits[known], labels[known]))
+    output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_only_unknown_shares_give_a_loss_of_zero():
+    output = small_model()(input_features=torch.randn(1, 20, 40), labels=torch.full((1, 9), torch.nan))
+    assert output.loss == 0
+
+
+def test_output_activation():
+    features = torch.randn(64, 20, 40)
+    relu = small_model(output_activation="relu", id2label={0: "a", 1: "b"})
+    for head in relu.heads:
+        head.output.bias.data.fill_(-0.1)
+    assert (relu(input_features=features).logits == 0).any()
+    shares = small_model()(input_features=features).logits
+    assert ((shares > 0) & (shares < 1)).all()
+
+
+def test_return_dict_and_hidden_states():
+    model = small_model(backbone_config=backbone_config())
+    waveforms = torch.randn(2, 8000)
+    output = model(input_values=waveforms, output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    as_tuple = model(input_values=waveforms, output_hidden_states=True, return_dict=False)
+    torch.testing.assert_close(as_tuple[0], output.logits)
+    assert model(input_values=waveforms).hidden_states is None
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 1, 2])
+def test_backbone_layer_chooses_the_hidden_states(layer):
+    model = small_model(backbone_config=backbone_config(), backbone_layer=layer)
+    waveforms = torch.randn(1, 8000)
+    plain = model.backbone(waveforms, output_hidden_states=True)
+    expected = plain.last_hidden_state if layer == -1 else plain.hidden_states[layer]
+    torch.testing.assert_close(model.frame_features(waveforms).features, expected)
+
+
+def test_weighted_layers_are_learned_by_each_network():
+    model = small_model(backbone_config=backbone_config(), backbone_layer="weighted")
+    waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
+    features = model.frame_features(waveforms, mask)
+    assert features.features.shape == (2, 3, 24, 24)
+    frame_mask = (torch.arange(24) < features.lengths[:, None]).long()
+    from_features = model(input_features=features.features, attention_mask=frame_mask, labels=torch.rand(2, 9))
+    torch.testing.assert_close(from_features.logits, model(input_values=waveforms, attention_mask=mask).logits)
+    from_features.loss.backward()
+    assert all(head.layer_weights.grad.abs().sum() > 0 for head in model.heads)
+
+
+def test_a_frozen_backbone_stays_frozen(tmp_path):
+    def is_frozen(model):
+        return not model.backbone.training and not any(p.requires_grad for p in model.backbone.parameters())
+
+    model = EmoShareModel(EmoShareConfig(backbone_config=backbone_config(), **SMALL_HEAD))
+    assert is_frozen(model)
+    assert is_frozen(model.train())
+    model.save_pretrained(tmp_path)
+    loaded, info = EmoShareModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert is_frozen(loaded)
+    assert is_frozen(loaded.train())
+    assert loaded.heads.training
+    assert all(parameter.requires_grad for parameter in loaded.heads.parameters())
+    assert is_frozen(AutoModel.from_pretrained(tmp_path))
+
+
+def test_a_free_backbone_trains(tmp_path):
+    model = EmoShareModel(EmoShareConfig(backbone_config=backbone_config(), freeze_backbone=False, **SMALL_HEAD))
+    model.save_pretrained(tmp_path)
+    model = EmoShareModel.from_pretrained(tmp_path).train()
+    assert model.backbone.training
+    model(input_values=torch.randn(2, 8000), labels=torch.rand(2, 9)).loss.backward()
+    assert model.backbone.feature_projection.projection.weight.grad.abs().sum() > 0
+
+
+def test_gradient_checkpointing_reaches_the_backbone():
+    model = EmoShareModel(
+        EmoShareConfig(
+            backbone_config=backbone_config(
+                hidden_dropout=0.0, attention_dropout=0.0, layerdrop=0.0, activation_dropout=0.0
+            ),
+            freeze_backbone=False,
+            **SMALL_HEAD,
+        )
+    ).train()
+    waveforms, labels = torch.randn(2, 8000), torch.rand(2, 9)
+    weight = model.backbone.encoder.layers[0].attention.q_proj.weight
+    model(input_values=waveforms, labels=labels).loss.backward()
+    expected, weight.grad = weight.grad, None
+    model.gradient_checkpointing_enable()
+    assert model.backbone.is_gradient_checkpointing
+    model(input_values=waveforms, labels=labels).loss.backward()
+    torch.testing.assert_close(weight.grad, expected)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForAudioClassification])
+def test_both_auto_classes_give_the_model(auto_class, model_folder):
+    model = auto_class.from_pretrained(model_folder)
+    assert isinstance(model, EmoShareModel)
+    assert not model.training
+
+
+def test_saved_weights_come_back(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    loaded = EmoShareModel.from_pretrained(tmp_path)
+    features = torch.randn(2, 30, 40)
+    torch.testing.assert_close(loaded(input_features=features).logits, model(input_features=features).logits)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attn_implementation_reaches_the_backbone(implementation, model_folder):
+    model = EmoShareModel.from_pretrained(model_folder, attn_implementation=implementation)
+    assert model.backbone.config._attn_implementation == implementation
+
+
+def test_dtype_is_that_of_the_whole_model(model_folder):
+    model = EmoShareModel.from_pretrained(model_folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(input_values=torch.randn(1, 8000)).logits.dtype == torch.bfloat16
+
+
+def test_heads_start_from_pytorchs_initialisation():
+    """Transformers' own would draw weights from N(0, 0.02), which a narrow convolution dies of."""
+    convolution = small_model().heads[3].convolutions[0]
+    bound = 1 / (40 * 3) ** 0.5
+    assert convolution.weight.abs().max().item() <= bound
+    assert convolution.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_from_backbone_pretrained_keeps_the_backbones_weights(backbone_folder):
+    model = EmoShareModel.from_backbone_pretrained(backbone_folder, **SMALL_HEAD)
+    plain = AutoModel.from_pretrained(backbone_folder)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(model.backbone.state_dict()[name], tensor, atol=0, rtol=0)
+    assert model.config.backbone_name_or_path == str(backbone_folder)
+
+
+def test_a_backbone_checkpoint_without_weights_is_refused(tmp_path, backbone_folder):
+    backbone = AutoModel.from_pretrained(backbone_folder)
+    state = {name: tensor for name, tensor in backbone.state_dict().items() if "layers.1.attention" not in name}
+    backbone.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match="lacks 8 backbone weights"):
+        EmoShareModel.from_backbone_pretrained(tmp_path, **SMALL_HEAD)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "exactly one of input_values and input_features"),
+        ({"input_values": torch.zeros(1, 8000)}, "no backbone"),
+        ({"input_features": torch.zeros(1, 20, 41)}, "width 40"),
+        ({"input_features": torch.zeros(20, 40)}, "expected \\(batch, frames, width\\)"),
+        ({"input_features": torch.zeros(1, 1, 40)}, "1 frames; expected at least 2"),
+        ({"input_features": torch.zeros(2, 9, 40), "attention_mask": torch.ones(2, 8)}, "attention_mask: got shape"),
+        (
+            {"input_features": torch.zeros(1, 3, 40), "attention_mask": torch.tensor([[0, 1, 1]])},
+            "padding on the right",
+        ),
+        ({"input_features": torch.zeros(1, 9, 40), "labels": torch.zeros(1, 8)}, "labels: got shape"),
+    ],
+)
+def test_wrong_inputs_are_refused(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        small_model()(**inputs)
+
+
+def test_too_short_a_waveform_is_refused():
+    model = small_model(backbone_config=backbone_config())
+    with pytest.raises(ValueError, match="719 samples, 1 frames; expected at least 2"):
+        model(input_values=torch.zeros(1, 719))
+
+
+def test_pooling_sizes_drop_the_frames_that_fill_no_step():
+    for pool_size, frames in itertools.product((1, 2, 3), (6, 7, 8)):
+        model = small_model(pool_size=pool_size)
+        attentions = model(input_features=torch.randn(1, frames, 40), output_attentions=True).attentions
+        assert attentions.shape[-1] == frames // pool_size

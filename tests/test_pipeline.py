@@ -1,0 +1,200 @@
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speech
+from datasets import Audio, Dataset
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from emoshare import EMOTIONS, EmotionSharePipeline, load_audio
+
+
+def as_file(waveform, sampling_rate=16000, format="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sampling_rate, format=format)
+    return file
+
+
+@pytest.fixture(scope="module")
+def emotion_share(model_folder):
+    return pipeline("emotion-share", model=str(model_folder))
+
+
+def scores(shares):
+    return {share["label"]: share["score"] for share in shares}
+
+
+def assert_same(shares, expected, tolerance=1e-5):
+    assert scores(shares) == pytest.approx(scores(expected), abs=tolerance)
+
+
+# load_audio
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        str,
+        lambda path: path,
+        lambda path: path.read_bytes(),
+        lambda path: path.open("rb"),
+        lambda path: soundfile.read(path, dtype="float32")[0],
+        lambda path: torch.from_numpy(soundfile.read(path, dtype="float32")[0]),
+        lambda path: soundfile.read(path)[0].tolist(),
+        lambda path: {"array": soundfile.read(path)[0], "sampling_rate": 16000},
+        lambda path: {"raw": soundfile.read(path)[0], "sampling_rate": 16000, "path": None},
+        lambda path: {"bytes": path.read_bytes(), "path": None},
+        lambda path: {"bytes": None, "path": str(path)},
+    ],
+)
+def test_every_form_of_audio_gives_the_same_waveform(form, wav):
+    expected = soundfile.read(wav, dtype="float32")[0]
+    waveform = load_audio(form(wav))
+    assert waveform.dtype == np.float32
+    np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("sampling_rate", [8000, 22050, 44100, 48000])
+def test_audio_is_resampled_to_16_khz(sampling_rate):
+    seconds = np.arange(sampling_rate) / sampling_rate
+    waveform = load_audio(as_file(0.5 * np.sin(2 * np.pi * 440 * seconds), sampling_rate).getvalue())
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert len(waveform) == 16000
+    np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=2e-3)
+
+
+def test_channels_are_averaged():
+    left, right = speech(0.3), speech(0.3, seed=1)
+    waveform = load_audio(as_file(np.stack([left, right], axis=1)).getvalue())
+    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
+def test_compressed_formats_are_decoded(format):
+    waveform = speech(0.5)
+    decoded = load_audio(as_file(waveform, format=format).getvalue())
+    assert np.corrcoef(decoded[: len(waveform)], waveform[: len(decoded)])[0, 1] > 0.9
+
+
+def test_a_broken_file_is_named(tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF, but not really")
+    with pytest.raises(ValueError, match=r"broken\.wav: not an audio file"):
+        load_audio(broken)
+    with pytest.raises(ValueError, match=r"broken\.wav"):
+        load_audio({"bytes": broken.read_bytes(), "path": "broken.wav"})
+
+
+def test_empty_files_are_named(tmp_path):
+    nothing, silence = tmp_path / "nothing.wav", tmp_path / "no_samples.wav"
+    nothing.touch()
+    soundfile.write(silence, np.zeros(0), 16000)
+    for path in (nothing, silence):
+        with pytest.raises(ValueError, match=path.name):
+            load_audio(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
+        load_audio(tmp_path / "missing.wav")
+
+
+@pytest.mark.parametrize(
+    ("audio", "error", "message"),
+    [
+        (np.zeros((2, 16000)), ValueError, "shape \\(2, 16000\\)"),
+        (np.zeros(16000, np.int16), ValueError, "int16"),
+        (np.full(16000, np.nan), ValueError, "not finite"),
+        ([], ValueError, "no samples"),
+        ({"array": np.zeros(16000)}, ValueError, "sampling_rate"),
+        (16000, TypeError, "int"),
+    ],
+)
+def test_other_audio_is_refused(audio, error, message):
+    with pytest.raises(error, match=message):
+        load_audio(audio)
+
+
+# the pipeline
+
+
+def test_all_emotions_highest_share_first(emotion_share, wav):
+    assert isinstance(emotion_share, EmotionSharePipeline)
+    shares = emotion_share(str(wav))
+    assert sorted(scores(shares)) == sorted(EMOTIONS)
+    values = [share["score"] for share in shares]
+    assert values == sorted(values, reverse=True)
+    assert emotion_share(str(wav), top_k=2) == shares[:2]
+
+
+def test_shares_are_those_of_the_model(emotion_share, wav):
+    waveform = torch.from_numpy(load_audio(wav))  # the backbone's preprocessor config says: not normalised
+    with torch.no_grad():
+        logits = emotion_share.model(input_values=waveform[None]).logits[0]
+    assert scores(emotion_share(wav.read_bytes())) == pytest.approx(dict(zip(EMOTIONS, logits.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_lists_generators_and_datasets_change_nothing(batch_size, emotion_share, tmp_path):
+    paths = [str(tmp_path / f"{index}.wav") for index in range(5)]
+    for index, path in enumerate(paths):
+        soundfile.write(path, speech(0.3 + 0.4 * index, seed=index), 16000)
+    one_by_one = [emotion_share(path) for path in paths]
+    rows = Dataset.from_dict({"audio": paths}).cast_column("audio", Audio(decode=False))
+    for outputs in (
+        emotion_share(paths, batch_size=batch_size),
+        list(emotion_share((path for path in paths), batch_size=batch_size)),
+        list(emotion_share(KeyDataset(rows, "audio"), batch_size=batch_size)),
+    ):
+        assert len(outputs) == 5
+        for shares, expected in zip(outputs, one_by_one, strict=True):
+            assert_same(shares, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_long_clip_is_the_average_of_its_windows_by_duration(batch_size, emotion_share):
+    waveform = speech(2.5)
+    short, chunk = emotion_share(waveform[:8000]), emotion_share.feature_extractor.chunk_length_s
+    emotion_share.feature_extractor.chunk_length_s = 1.0
+    windows = [emotion_share(waveform[start : start + 16000]) for start in (0, 16000, 32000)]
+    together = emotion_share([waveform, waveform[:8000]], batch_size=batch_size)
+    emotion_share.feature_extractor.chunk_length_s = chunk
+    expected = {
+        label: (
+            16000 * scores(windows[0])[label] + 16000 * scores(windows[1])[label] + 8000 * scores(windows[2])[label]
+        )
+        / 40000
+        for label in EMOTIONS
+    }
+    assert scores(together[0]) == pytest.approx(expected, abs=1e-5)
+    assert_same(together[1], short)
+
+
+def test_the_stock_pipeline_gives_the_same_scores_for_arrays(emotion_share, model_folder):
+    waveform = speech(1.0)
+    stock = pipeline("audio-classification", model=str(model_folder))
+    assert_same(stock(waveform, top_k=9), emotion_share(waveform))
+
+
+def test_bfloat16_is_close(emotion_share, model_folder, wav):
+    half = pipeline("emotion-share", model=str(model_folder), dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    assert_same(half(str(wav)), emotion_share(str(wav)), tolerance=0.02)
+
+
+def test_another_model_is_refused(backbone_folder):
+    with pytest.raises(ValueError, match="needs an EmoShare model; got 'hubert'"):
+        pipeline("emotion-share", model=str(backbone_folder), feature_extractor=str(backbone_folder))
+
+
+def test_top_k_must_be_positive(emotion_share, wav):
+    with pytest.raises(ValueError, match="top_k"):
+        emotion_share(str(wav), top_k=0)
+
+
+def test_a_saved_pipeline_loads(emotion_share, tmp_path, wav):
+    emotion_share.save_pretrained(tmp_path / "copy")
+    assert_same(pipeline("emotion-share", model=str(tmp_path / "copy"))(str(wav)), emotion_share(str(wav)))
