@@ -1,7 +1,6 @@
 """Configuration of the EmoShare model, and the list of files that make its Hub repository."""
 
 import copy
-import os
 import shutil
 from pathlib import Path
 
@@ -284,22 +283,23 @@ def _copy_modules(folder, name_or_path):
         source = Path(__file__).with_name(name)
         if not source.is_file():
             source = _fetch_module(name, name_or_path)
-        if source is None:
-            logger.warning(f"{name} is not to be had from {name_or_path!r}; {folder} is saved without it")
-            continue
-        if not os.path.exists(folder / name) or not os.path.samefile(source, folder / name):
-            shutil.copyfile(source, folder / name)
-        present.add(name)
+        target = folder / name
+        if source is not None and not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
+        if target.exists():  # a model that is being saved has written its own modules before
+            present.add(name)
+        else:
+            logger.warning(f"{folder} is saved without {name}: {name_or_path!r} has it no more")
     return present
 
 
 def _fetch_module(name, name_or_path):
-    if os.path.isdir(name_or_path):
+    if Path(name_or_path).is_dir():
         local = Path(name_or_path) / name
         return local if local.is_file() else None
     try:
         # Transformers keeps a Hub repository's modules in a folder named after their commit.
         return cached_file(name_or_path, name, revision=Path(__file__).parent.name)
     except OSError as error:
-        logger.warning(str(error))
+        logger.info(f"{name} was not found in {name_or_path!r}: {error}")
         return None

@@ -196,8 +196,8 @@ def synthesize(utterance):
     noise -= np.linspace(noise[0], noise[-1], num_samples)
     noise = 0.5 * noise / (noise.std() + 1e-9) + 0.5 * rng.standard_normal(num_samples)
     voice += noise * 10 ** (-rng.uniform(20, 40) / 20)
-    level = 10 ** (rng.uniform(-32, -20) / 20)
-    return np.clip(level * voice, -1, 1).astype(np.float32)
+    level = min(10 ** (rng.uniform(-32, -20) / 20), 0.99 / np.abs(voice).max())
+    return (level * voice).astype(np.float32)
 
 
 def _syllables(rng, speaker, seconds, activation, deliberateness):

@@ -27,6 +27,10 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "train on the first so many clips only")
     feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
 
+    def __post_init__(self):
+        if self.max_train_samples is not None and self.max_train_samples <= 0:
+            raise ValueError(f"--max_train_samples: got {self.max_train_samples}; expected a positive number")
+
 
 @dataclass
 class ModelArguments:
@@ -48,6 +52,10 @@ class ModelArguments:
     output_activation: Literal["sigmoid", "relu"] = _flag("sigmoid", "last activation")
     separate_heads: bool = _flag(True, "one network per emotion, or one with all outputs")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
+
+    def __post_init__(self):
+        if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
+            raise ValueError(f"--backbone_layer: got {self.backbone_layer!r}; expected an integer or 'weighted'")
 
 
 @dataclass

@@ -71,13 +71,13 @@ def _ridge_scores(train, devel, score):
 
 def _shuffled_labels_score(model, train, devel, score, run, accelerator):
     """
-    Mean devel ρ of a fresh model of the same kind, trained for a few epochs on shares that belong to other clips.
-    Nothing is selected on devel, so it should be near 0.
+    Mean devel ρ of a fresh model of the same kind, trained for a few epochs on shares that belong to other clips, drawn
+    anew for each emotion. Nothing is selected on devel, so it should be near 0.
     """
     model = type(model)(model.config)
     model.backbone = None
     train = copy.copy(train)
-    train.shares = np.random.default_rng(run.seed).permutation(train.shares)
+    train.shares = np.random.default_rng(run.seed).permuted(train.shares, axis=0)
     model, optimizer, loader = prepare_training(model, train, run, accelerator)
     for epoch in range(SHUFFLED_EPOCHS):
         loader.set_epoch(epoch)

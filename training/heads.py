@@ -137,8 +137,8 @@ def train_epoch(model, optimizer, loader, accelerator, description):
 
 
 def _report(epoch, loss, rhos, labels, accelerator):
-    per_label = "  ".join(f"{label} {rho:.3f}" for label, rho in zip(labels, rhos, strict=True))
-    accelerator.print(f"epoch {epoch}: loss {loss:.5f}  devel rho {np.nanmean(rhos):.4f}  ({per_label})")
+    per_label = ", ".join(f"{label} {rho:.2f}" for label, rho in zip(labels, rhos, strict=True))
+    accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {np.nanmean(rhos):.3f} ({per_label})")
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
     accelerator.log({"train_loss": loss, "devel_spearman": float(np.nanmean(rhos)), **values}, step=epoch)
 

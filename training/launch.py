@@ -6,6 +6,11 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 
+HOW_TO_LAUNCH = (
+    "Launch with 'torchrun --nproc_per_node N train.py' on CPUs, or with "
+    "'accelerate launch --multi_gpu --num_processes N train.py' on GPUs."
+)
+
 
 def start(run, settings):
     """
@@ -19,6 +24,10 @@ def start(run, settings):
     Raises:
         RuntimeError: if several processes were launched, but each takes itself for the only one.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    has_rank = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    if launched > 1 and not has_rank:  # on CPUs, accelerate would wait for the others for ever
+        raise RuntimeError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -27,14 +36,13 @@ def start(run, settings):
         # The order of clips follows from seed and epoch alone, so that a resumed run goes on as if never stopped.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=run.seed),
     )
-    if run.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"--report_to: the tracker {run.report_to!r} is not installed")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise RuntimeError(
             f"{launched} processes were launched, but accelerate sees one: each would train and write on its own. "
-            "On CPUs, launch with: torchrun --nproc_per_node N train.py"
+            + HOW_TO_LAUNCH
         )
+    if run.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"--report_to: the tracker {run.report_to!r} is not installed")
     if on_cpu:
         # `accelerate launch` sets one thread per process.
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

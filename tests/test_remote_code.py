@@ -1,0 +1,115 @@
+"""A model folder as others use it: with `trust_remote_code=True`, and without this package."""
+
+import json
+import shutil
+from sys import stdlib_module_names
+
+import pytest
+from conftest import ROOT, run_python, speech
+from transformers import pipeline
+from transformers.dynamic_module_utils import get_imports
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "emoshare":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+try:
+    import emoshare
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("the package can be imported")
+
+import soundfile
+from transformers import (
+    AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline,
+)
+
+folder, wav, copies, output = sys.argv[1:]
+
+def scores_of(folder):
+    waveform = soundfile.read(wav, dtype="float32")[0]
+    own = pipeline("emotion-share", model=folder, trust_remote_code=True)
+    stock = pipeline("audio-classification", model=folder, trust_remote_code=True)
+    return own, [own(wav), own([wav, waveform], batch_size=2)[1], stock(waveform, top_k=9)]
+
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert type(config).__module__.startswith("transformers_modules."), type(config)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__name__ == "EmoShareModel"
+assert not model.backbone.training and not any(p.requires_grad for p in model.backbone.parameters())
+same = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True)
+assert type(same).__name__ == "EmoShareModel"
+extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+own, scores = scores_of(folder)
+
+# Load, save, load again, once by the parts and once by the pipeline; and the copy of a copy.
+model.save_pretrained(f"{copies}/parts")
+extractor.save_pretrained(f"{copies}/parts")
+own.save_pretrained(f"{copies}/pipeline")
+own, again = scores_of(f"{copies}/parts")
+scores += again
+own.save_pretrained(f"{copies}/second")
+for name in ("pipeline", "second"):
+    scores += scores_of(f"{copies}/{name}")[1]
+json.dump(scores, open(output, "w"))
+"""
+
+
+def test_everything_loads_without_the_package_and_copies_work(model_folder, wav, tmp_path):
+    script, output = tmp_path / "downstream.py", tmp_path / "scores.json"
+    script.write_text(WITHOUT_THE_PACKAGE)
+    run_python(script, model_folder, wav, tmp_path / "copies", output, cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
+    expected = {
+        share["label"]: share["score"] for share in pipeline("emotion-share", model=str(model_folder))(str(wav))
+    }
+    all_scores = json.loads(output.read_text())
+    assert len(all_scores) == 12
+    for shares in all_scores:
+        assert {share["label"]: share["score"] for share in shares} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_copy_whose_source_is_gone_names_no_missing_module(model_folder, wav, tmp_path):
+    script = tmp_path / "downstream.py"
+    script.write_text(
+        """
+import shutil, sys
+sys.modules["emoshare"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+shutil.rmtree(sys.argv[1])
+model.save_pretrained(sys.argv[2])
+AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
+"""
+    )
+    source = shutil.copytree(model_folder, tmp_path / "source")
+    result = run_python(script, source, tmp_path / "copy", cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
+    assert "is saved without pipeline_emoshare.py" in result.stderr
+    assert "without modeling_emoshare.py" not in result.stderr
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert config["custom_pipelines"] == {}
+    assert not (tmp_path / "copy" / "pipeline_emoshare.py").exists()
+
+
+def test_the_installed_package_needs_no_trust(model_folder):
+    shares = pipeline("emotion-share", model=str(model_folder))(speech(0.5))
+    assert len(shares) == 9
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("configuration_emoshare.py", {"transformers"}),
+        ("backbone_emoshare.py", {"torch"}),
+        ("modeling_emoshare.py", {"torch", "transformers"}),
+        ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy"}),
+        ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "soundfile", "torchaudio"}),
+    ],
+)
+def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
+    assert set(get_imports(ROOT / module)) - set(stdlib_module_names) == allowed

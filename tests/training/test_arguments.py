@@ -1,0 +1,100 @@
+import pytest
+from conftest import ROOT
+
+from emoshare.training.arguments import fixed_settings, parse_arguments
+
+
+def refused(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments(argv)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def config(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_no_arguments_are_the_demo():
+    assert parse_arguments([]) == parse_arguments([str(ROOT / "configs" / "demo.yaml")])
+    data, model, run = parse_arguments([])
+    assert (data.dataset, model.backbone, run.controls) == ("synthetic", "acoustic", True)
+
+
+def test_flags_override_the_yaml_file(tmp_path):
+    path = config(tmp_path, "seed: 3\nlearning_rate: 2e-3\nconv_channels: [8, 4]\nseparate_heads: false\n")
+    _, model, run = parse_arguments([path, "--seed", "5", "--conv_channels", "7"])
+    assert (run.seed, run.learning_rate) == (5, 2e-3)
+    assert (model.conv_channels, model.separate_heads) == ([7], False)
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml"])
+def test_the_configs_are_valid(name):
+    parse_arguments([str(ROOT / "configs" / name)])
+
+
+def test_the_papers_settings():
+    _, model, run = parse_arguments([str(ROOT / "configs" / "compare2023_hubert_large.yaml")])
+    assert (run.per_device_train_batch_size, run.learning_rate) == (128, 1e-4)
+    assert model.backbone == "facebook/hubert-large-ll60k"
+    assert (model.conv_channels, model.lstm_hidden_size, model.lstm_num_layers) == ([768, 384, 192], 512, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 3", "unknown key 'sed'; did you mean 'seed'?"),
+        ("seed: three", "--seed: invalid int value: 'three'"),
+        ("seed: 1.5", "--seed: invalid int value: '1.5'"),
+        ("seed: true", "--seed: invalid int value"),
+        ("seed: [1, 2]", "unrecognized arguments: 2"),
+        ("seed: {a: 1}", "seed is {'a': 1}"),
+        ("architecture: transformer", "invalid choice: 'transformer'"),
+        ("separate_heads: maybe", "separate_heads"),
+        ("- seed", "expected lines of the form"),
+        ("seed: [", "not valid YAML"),
+    ],
+)
+def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
+    assert message in refused([config(tmp_path, text)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--leraning_rate", "1"], "unrecognized arguments: --leraning_rate"),
+        (["--learning", "1"], "unrecognized arguments: --learning"),
+        (["--seed", "x"], "invalid int value: 'x'"),
+        (["--dataset", "iemocap"], "invalid choice: 'iemocap'"),
+        (["--num_train_epochs", "0"], "--num_train_epochs: got 0"),
+        (["--learning_rate", "-1"], "--learning_rate: got -1.0"),
+        (["--seed", "-1"], "--seed: got -1"),
+        (["--max_train_samples", "0"], "--max_train_samples: got 0"),
+        (["--backbone_layer", "last"], "--backbone_layer: got 'last'"),
+        (["missing.yaml"], "missing.yaml: no such config file"),
+        (["--seed", "1", "demo.yaml"], "unrecognized arguments: demo.yaml"),
+    ],
+)
+def test_wrong_flags_are_named(argv, message, capsys):
+    assert message in refused(argv, capsys)
+
+
+def test_an_empty_value_in_yaml_is_the_default(tmp_path):
+    data, _, _ = parse_arguments([config(tmp_path, "data_dir:\nseed: 1\n")])
+    assert data.data_dir is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
+)
+def test_resume_from_checkpoint(argv, value):
+    assert parse_arguments(["--seed", "0", *argv])[2].resume_from_checkpoint == value
+
+
+def test_settings_that_may_not_change_on_resuming():
+    first = fixed_settings(*parse_arguments(["--output_dir", "a", "--num_train_epochs", "3"]))
+    assert first == fixed_settings(*parse_arguments(["--output_dir", "b", "--num_train_epochs", "5"]))
+    assert first != fixed_settings(*parse_arguments(["--learning_rate", "0.1"]))

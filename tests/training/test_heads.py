@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+
+from emoshare.training.arguments import RunArguments
+from emoshare.training.heads import Progress
+
+LABELS = {0: "joy", 1: "awe"}
+
+
+def progress(separate_heads=True, patience=2, settings=None):
+    model = small_model(id2label=LABELS, separate_heads=separate_heads)
+    run = RunArguments(early_stopping_patience=patience)
+    return model, Progress(model, run, settings or {"seed": 0})
+
+
+def mark(model, value):
+    """Makes the weights of an epoch recognisable."""
+    for head in model.heads:
+        head.output.bias.data.fill_(value)
+
+
+def test_each_emotion_keeps_the_weights_of_its_own_best_epoch():
+    model, state = progress()
+    for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
+        mark(model, epoch)
+        state.update(np.array(rhos))
+    assert [best.epoch for best in state.best] == [2, 1]
+    assert [best.score for best in state.best] == [0.4, 0.5]
+    state.restore_best()
+    assert [head.output.bias.item() for head in model.heads] == [2, 1]
+
+
+def test_a_shared_trunk_keeps_the_epoch_of_the_best_mean():
+    model, state = progress(separate_heads=False)
+    for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
+        mark(model, epoch)
+        state.update(np.array(rhos))
+    assert state.best[0].epoch == 2
+    assert state.best[0].score == pytest.approx(0.35)
+
+
+def test_training_is_over_when_every_emotion_has_waited_long_enough():
+    _, state = progress(patience=2)
+    over = []
+    for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.0, 0.1]):
+        state.update(np.array(rhos))
+        over.append(state.is_over)
+    assert over == [False, False, False, False, True]
+
+
+def test_an_emotion_without_rho_keeps_its_weights():
+    _, state = progress()
+    state.update(np.array([np.nan, 0.2]))
+    state.restore_best()
+    assert state.best[0].weights
+
+
+def test_the_state_comes_back():
+    model, state = progress()
+    mark(model, 7.0)
+    state.update(np.array([0.3, 0.1]))
+    mark(model, 0.0)
+    other_model, other = progress()
+    other.load_state_dict(state.state_dict())
+    assert other.epochs_done == 1
+    other.restore_best()
+    assert other_model.heads[0].output.bias.item() == 7.0
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs():
+    _, state = progress(settings={"seed": 0, "learning_rate": 0.1})
+    _, other = progress(settings={"seed": 1, "learning_rate": 0.1})
+    with pytest.raises(ValueError, match="seed: 0 then, 1 now") as error:
+        other.load_state_dict(state.state_dict())
+    assert "learning_rate" not in str(error.value)
+
+
+def test_snapshots_are_not_touched_by_further_training():
+    model, state = progress()
+    mark(model, 1.0)
+    state.update(np.array([0.5, 0.5]))
+    with torch.no_grad():
+        model.heads[0].output.bias.add_(1)
+    assert state.best[0].weights["output.bias"].item() == 1.0
