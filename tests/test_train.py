@@ -28,7 +28,16 @@ def trained(corpus_folder, backbone_folder, tmp_path_factory):
     """A run on real files of mixed format with a backbone from a local folder; its output, and what it printed."""
     output_dir = tmp_path_factory.mktemp("trained") / "output"
     arguments = ["--dataset", "compare2023", "--data_dir", corpus_folder, "--backbone", backbone_folder]
-    arguments += ["--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--bootstrap", "20"]
+    arguments += [
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "4",
+        "--bootstrap",
+        "20",
+        "--report_to",
+        "tensorboard",
+    ]
     result = run_command(*LAUNCH, *arguments, *SMALL_HEAD_FLAGS, "--output_dir", output_dir, cwd=output_dir.parent)
     return output_dir, result
 
@@ -95,6 +104,15 @@ def test_a_run_says_what_it_does(trained):
     assert "devel rho" in result.stdout
     assert "12 train, 8 devel, 4 test" in result.stdout
     assert "31745" in result.stderr  # not the challenge's sizes
+
+
+def test_the_tracker_gets_every_epoch(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = trained[0].rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events)).Reload()
+    assert [scalar.step for scalar in log.Scalars("devel_spearman")] == [1, 2]
+    assert {"train_loss", "devel_spearman_Anger"} <= set(log.Tags()["scalars"])
 
 
 def test_backbone_weights_are_saved_unchanged(trained, backbone_folder):

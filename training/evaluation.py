@@ -8,6 +8,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from ..dataset_script.labels import FILENAME
@@ -32,7 +33,13 @@ def predict_shares(model, store, batch_size, accelerator):
     model.eval()
     sums = np.zeros((len(store.clips), len(store.labels)))
     samples = np.zeros(len(store.clips))
-    loader = accelerator.prepare_data_loader(DataLoader(store, batch_size=batch_size, collate_fn=collate))
+    loader = prepare_data_loader(
+        DataLoader(store, batch_size=batch_size, collate_fn=collate),
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
+    )
     for batch in loader:
         with torch.no_grad():
             logits = model(input_features=batch["input_features"], attention_mask=batch["attention_mask"]).logits
