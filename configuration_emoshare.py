@@ -65,7 +65,7 @@ class EmoShareConfig(PreTrainedConfig):
         backbone_name_or_path (`str`, *optional*):
             Hub id or folder that the backbone's weights came from.
         backbone_revision (`str`, *optional*):
-            Commit of `backbone_name_or_path` that the weights came from.
+            Branch, tag or commit of `backbone_name_or_path` that was asked for.
         backbone_layer (`int` or `"weighted"`, *optional*, defaults to -1):
             Which hidden states are the frame features: `-1` is the backbone's `last_hidden_state`, an integer k >= 0
             is Transformers' `hidden_states[k]`, and `"weighted"` is a learned softmax-weighted sum of all of them.
@@ -142,34 +142,47 @@ class EmoShareConfig(PreTrainedConfig):
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
         self.architecture = architecture
-        self.conv_channels = tuple(conv_channels)
+        self.conv_channels = _sizes("conv_channels", conv_channels)
         self.conv_kernel_size = conv_kernel_size
         self.pool_size = pool_size
         self.lstm_hidden_size = lstm_hidden_size
         self.lstm_num_layers = lstm_num_layers
-        self.ffn_sizes = RELEASED_FFN_SIZES.get(architecture, ()) if ffn_sizes is None else tuple(ffn_sizes)
+        released = RELEASED_FFN_SIZES.get(architecture, ())
+        self.ffn_sizes = released if ffn_sizes is None else _sizes("ffn_sizes", ffn_sizes)
         self.normalization = normalization
         self.max_frames = max_frames
         self.output_activation = output_activation
         self.separate_heads = separate_heads
         if feature_size is None:
-            feature_size = backbone_config.hidden_size if backbone_config else DEFAULT_ACOUSTIC_FEATURES
+            feature_size = getattr(backbone_config, "hidden_size", DEFAULT_ACOUSTIC_FEATURES)
         self.feature_size = feature_size
-        self._validate_backbone()
-        self._validate_head()
 
         if id2label is None and kwargs.get("num_labels") in (None, len(EMOTIONS)):
             id2label = dict(enumerate(EMOTIONS))
         if id2label is not None:
-            id2label = {int(index): label for index, label in id2label.items()}
-            kwargs["label2id"] = _checked_label2id(id2label, kwargs.get("label2id"))
-        if problem_type != "regression":
-            raise ValueError(f"problem_type: got {problem_type!r}; shares are predicted by 'regression' only")
+            id2label = _labels_by_index(id2label)
+            label2id = kwargs.get("label2id")
+            kwargs["label2id"] = {label: index for index, label in id2label.items()}
+            if label2id is not None and label2id != kwargs["label2id"]:
+                raise ValueError(f"label2id: got {label2id}, which is not the inverse of id2label {id2label}")
         if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             # The installed package has registered its task. Were it listed here too, `pipeline()` would take it for
             # remote code and ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
+        if problem_type != "regression":
+            raise ValueError(f"problem_type: got {problem_type!r}; shares are predicted by 'regression' only")
         super().__init__(id2label=id2label, problem_type=problem_type, **kwargs)
+        self.check()
+
+    def check(self):
+        """
+        Raises ValueError on an illegal field, and brings `label2id` in line with `id2label`. Transformers sets fields
+        that are given to `from_pretrained` after construction, so models and `save_pretrained` check once more.
+        """
+        self.id2label = _labels_by_index(self.id2label)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+        self._validate_backbone()
+        self._validate_head()
 
     def _validate_backbone(self):
         backbone = self.backbone_config
@@ -233,6 +246,7 @@ class EmoShareConfig(PreTrainedConfig):
         Writes config.json and, beside it, the Python modules that it names, so that the folder is a complete model
         repository for `trust_remote_code=True` once weights and preprocessor config are there too.
         """
+        self.check()
         modules = _copy_modules(Path(save_directory), self.name_or_path)
         saved = copy.deepcopy(self)
         saved.auto_map = {key: name for key, name in AUTO_MAP.items() if _module_file(name) in modules}
@@ -255,15 +269,22 @@ def _config_from_dict(backbone_config):
     return AutoConfig.for_model(**backbone_config)
 
 
-def _checked_label2id(id2label, label2id):
+def _sizes(field, sizes):
+    if not isinstance(sizes, list | tuple):
+        raise ValueError(f"{field}: got {sizes!r}; expected a list of sizes")
+    return tuple(sizes)
+
+
+def _labels_by_index(id2label):
+    try:
+        id2label = {int(index): label for index, label in id2label.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"id2label: got {id2label!r}; expected a dict of index and label") from error
     if sorted(id2label) != list(range(len(id2label))) or not id2label:
         raise ValueError(f"id2label: got indices {sorted(id2label)}; expected 0, 1, 2, ... without gaps")
-    expected = {label: index for index, label in id2label.items()}
-    if len(expected) != len(id2label):
+    if len(set(id2label.values())) != len(id2label):
         raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
-    if label2id is not None and label2id != expected:
-        raise ValueError(f"label2id: got {label2id}, which is not the inverse of id2label {id2label}")
-    return expected
+    return id2label
 
 
 def _module_file(class_reference):
@@ -294,6 +315,8 @@ def _copy_modules(folder, name_or_path):
 
 
 def _fetch_module(name, name_or_path):
+    if not name_or_path:
+        return None
     if Path(name_or_path).is_dir():
         local = Path(name_or_path) / name
         return local if local.is_file() else None

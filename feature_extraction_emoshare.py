@@ -1,10 +1,14 @@
 """Waveforms to what an EmoShare model takes, and the one rule by which long clips are cut into windows."""
 
+import math
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
@@ -42,11 +46,13 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             Samples that one frame sees. Defaults to 400 (25 ms), which is also what all pretrained backbones have.
         hop_length (`int`, *optional*):
             Samples from one frame to the next. Defaults to 320 for waveforms, 160 for acoustic features.
+        min_frames (`int`, *optional*, defaults to 2):
+            Frames of the shortest clip or window; the model's `pool_size` if that is more.
         padding_value (`float`, *optional*, defaults to 0.0):
             Value of the padding, which is put to the right of normalised clips.
 
     Raises:
-        ValueError: on an unknown feature type, or a window shorter than two frames.
+        ValueError: on an unknown feature type, or windows that could not be cut into two of `min_frames`.
     """
 
     _auto_class = "AutoFeatureExtractor"  # saving it writes this module beside preprocessor_config.json
@@ -59,6 +65,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         chunk_length_s=8.0,
         frame_length=None,
         hop_length=None,
+        min_frames=MIN_FRAMES,
         padding_value=0.0,
         **kwargs,
     ):
@@ -74,10 +81,12 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         default_hop = 320 if is_waveform else round(ACOUSTIC_HOP_S * sampling_rate)
         self.frame_length = frame_length or round(ACOUSTIC_WINDOW_S * sampling_rate)
         self.hop_length = hop_length or default_hop
-        if self.max_window_samples < self.min_samples:
+        self.min_frames = min_frames
+        # Twice the least, so that a cut that moves to leave enough behind it has enough before it.
+        if not (math.isfinite(chunk_length_s) and self.max_window_samples >= 2 * self.min_samples):
             raise ValueError(
-                f"chunk_length_s: got {chunk_length_s} s, {self.max_window_samples} samples; a window needs at least "
-                f"{self.min_samples}"
+                f"chunk_length_s: got {chunk_length_s} s; expected at least "
+                f"{2 * self.min_samples / sampling_rate:.3f} s, twice the {self.min_frames} frames of the shortest clip"
             )
 
     @property
@@ -86,13 +95,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def min_samples(self):
-        """Samples of the shortest clip that a model can take: two frames."""
-        return self.frame_length + (MIN_FRAMES - 1) * self.hop_length
+        """Samples of the shortest clip: `min_frames` frames."""
+        return self.samples_of(self.min_frames)
 
     @property
     def max_window_samples(self):
         """Samples of the longest window."""
         return round(self.chunk_length_s * self.sampling_rate)
+
+    def samples_of(self, frames):
+        """The fewest samples that make so many frames."""
+        return self.frame_length + (frames - 1) * self.hop_length
 
     @classmethod
     def for_backbone(cls, name_or_path, backbone_config, revision=None, **kwargs):
@@ -106,12 +119,12 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             revision: its branch, tag or commit.
             kwargs: further arguments of `EmoShareFeatureExtractor`.
         """
-        try:
+        if _has_preprocessor_config(name_or_path, revision):
             own = AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision)
-        except OSError as error:
+        else:
             logger.warning(
-                f"{name_or_path} has no preprocessor config ({error}); waveforms are normalised to zero mean and unit "
-                "variance and sampled at 16 kHz, as Transformers does by default"
+                f"{name_or_path} has no preprocessor config; waveforms are normalised to zero mean and unit variance "
+                "and sampled at 16 kHz, as Transformers does by default"
             )
             own = cls()
         frame_length, hop_length = _receptive_field(backbone_config)
@@ -127,7 +140,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
     def windows(self, num_samples):
         """
         The windowing rule of training, evaluation and inference: consecutive windows of `chunk_length_s`, the last one
-        with what is left. Where less than two frames would be left, the last cut moves forward to leave two.
+        with what is left. Where less than `min_frames` would be left, the last cut moves back to leave so many.
 
         Args:
             num_samples: length of a clip in samples.
@@ -210,7 +223,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         if waveform.size < self.min_samples:
             raise ValueError(
                 f"raw_speech: got {waveform.size} samples ({waveform.size / self.sampling_rate:.3f} s); expected at "
-                f"least {self.min_samples} ({self.min_samples / self.sampling_rate:.3f} s), two frames"
+                f"least {self.min_samples} ({self.min_samples / self.sampling_rate:.3f} s), {self.min_frames} frames"
             )
         if waveform.size > self.max_window_samples:
             logger.warning_once(
@@ -256,6 +269,23 @@ def _torchaudio():
     except ImportError as error:
         raise ImportError("acoustic features (feature_type 'mel' and 'mfcc') need torchaudio") from error
     return torchaudio
+
+
+def _has_preprocessor_config(name_or_path, revision):
+    """Whether a repository or folder has one. Not to reach the Hub is an error, not a no."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if Path(name_or_path).is_dir():
+            if (Path(name_or_path) / name).is_file():
+                return True
+            continue
+        try:
+            hf_hub_download(name_or_path, name, revision=revision)
+            return True
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+    return False
 
 
 def _is_batch(raw_speech):

@@ -147,7 +147,8 @@ class EmoShareModel(PreTrainedModel):
 
     `forward` takes waveforms (`input_values`), which go through the backbone, or frame features (`input_features`),
     which skip it. With `normalization` `"frame"` or `"none"` a clip's shares are the same alone and in any padded
-    batch.
+    batch: to 1e-5 in float32. On NVIDIA GPUs, PyTorch computes convolutions and LSTMs in TF32 unless
+    `torch.backends.cudnn.allow_tf32 = False`; float32 is float32 only then.
     """
 
     config_class = EmoShareConfig
@@ -163,6 +164,7 @@ class EmoShareModel(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
+        config.check()
         self.backbone = None
         if config.backbone_config is None:
             self.main_input_name = "input_features"

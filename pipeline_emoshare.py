@@ -28,7 +28,8 @@ class EmotionSharePipeline(ChunkPipeline):
     [{'label': 'Calmness', 'score': 0.41}, {'label': 'Interest', 'score': 0.22}, ...]
     ```
 
-    Takes whatever [`load_audio`] takes, a list, a generator or a `KeyDataset` of it; with `batch_size=n`, n windows go
+    Takes what [`load_audio`] takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
+    tensor, not a list of numbers); with `batch_size=n`, n windows go
     through the model at a time, with the same result as one by one. A clip longer than the feature extractor's
     `chunk_length_s` is cut into windows, each predicted on its own, and their shares are averaged by duration.
     """
@@ -67,7 +68,10 @@ class EmotionSharePipeline(ChunkPipeline):
         waveform = load_audio(audio, sampling_rate)
         windows = self.feature_extractor.windows(len(waveform))
         for start, end in windows:
-            features = self.feature_extractor(waveform[start:end], sampling_rate=sampling_rate, return_tensors="pt")
+            try:
+                features = self.feature_extractor(waveform[start:end], sampling_rate=sampling_rate, return_tensors="pt")
+            except ValueError as error:
+                raise ValueError(f"{audio if isinstance(audio, str | os.PathLike) else 'audio'}: {error}") from error
             yield {"is_last": end == len(waveform), "num_samples": end - start, **features}
 
     def _forward(self, model_inputs):
@@ -99,7 +103,8 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE):
               (WAV, FLAC, OGG, MP3, ...), any sampling rate, channels averaged;
             - a 1D floating-point array, tensor or list of numbers at `sampling_rate`;
             - `{"array" or "raw": waveform, "sampling_rate": int}`;
-            - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded.
+            - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded;
+            - `{"audio": ...}`: a row of a dataset, with any of these in its column `audio`.
         sampling_rate (`int`): wanted sampling rate in Hz.
 
     Returns:
@@ -112,17 +117,7 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE):
         TypeError: on anything else.
     """
     if isinstance(audio, dict):
-        if audio.get("bytes") is not None:
-            return _decode(io.BytesIO(audio["bytes"]), audio.get("path") or "audio bytes", sampling_rate)
-        if audio.get("path") is not None and "array" not in audio:
-            return load_audio(audio["path"], sampling_rate)
-        waveform = audio.get("array", audio.get("raw"))
-        if waveform is None or "sampling_rate" not in audio:
-            raise ValueError(
-                f"got audio as a dict with the keys {sorted(audio)}; expected 'array' (or 'raw') and 'sampling_rate', "
-                "or 'bytes' or 'path'"
-            )
-        return _resample(_checked(waveform, "audio array"), audio["sampling_rate"], sampling_rate)
+        return _load_dict(audio, sampling_rate)
     if isinstance(audio, str | os.PathLike):
         path = os.fspath(audio)
         if not os.path.isfile(path):
@@ -137,10 +132,26 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE):
     raise TypeError(f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict")
 
 
+def _load_dict(audio, sampling_rate):
+    if "audio" in audio:
+        return load_audio(audio["audio"], sampling_rate)
+    waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
+    if waveform is not None and "sampling_rate" in audio:
+        return _resample(_checked(waveform, "audio array"), audio["sampling_rate"], sampling_rate)
+    if audio.get("bytes") is not None:
+        return _decode(io.BytesIO(audio["bytes"]), audio.get("path") or "audio bytes", sampling_rate)
+    if audio.get("path") is not None:
+        return load_audio(audio["path"], sampling_rate)
+    raise ValueError(
+        f"got audio as a dict with the keys {sorted(audio)}; expected 'array' (or 'raw') and 'sampling_rate', or "
+        "'bytes' or 'path'"
+    )
+
+
 def _decode(file, name, sampling_rate):
     try:
         samples, file_rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
         raise ValueError(f"{name}: not an audio file that can be decoded ({error})") from error
     return _resample(_checked(samples.mean(axis=1), name), file_rate, sampling_rate)
 

@@ -43,7 +43,7 @@ def main(argv):
 
     # Each emotion keeps the weights of its own best epoch on devel.
     scorer = Scorer(stores["devel"].shares, labels)
-    train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, settings)
+    progress = train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, settings)
 
     predictions = {
         split: predict_shares(model, store, run.per_device_train_batch_size, accelerator)
@@ -58,7 +58,7 @@ def main(argv):
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
-    report(results, labels, accelerator)
+    report(results, labels, [best.epoch for best in progress.best], accelerator)
     if run.controls:
         report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")

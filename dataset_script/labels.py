@@ -4,6 +4,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 FILENAME = "filename"
 UNKNOWN = ("", "?")
@@ -79,7 +80,10 @@ def _read_table(path, labels, problems, may_be_unknown):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such label file")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
+        try:
+            rows = list(csv.reader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
     header = [column.strip() for column in rows[0]] if rows else []
     labels = _check_header(path, header, labels, may_be_unknown)
     columns = {column: index for index, column in enumerate(header)}
@@ -91,8 +95,8 @@ def _read_table(path, labels, problems, may_be_unknown):
             problems.add(path, number, f"has {len(row)} fields; expected {len(header)}, as in the header")
             continue
         filename = row[columns[FILENAME]].strip()
-        if not filename:
-            problems.add(path, number, "has no filename")
+        if not filename or Path(filename).is_absolute() or ".." in Path(filename).parts:
+            problems.add(path, number, f"filename is {filename!r}; expected a file in the folder wav")
             continue
         table.filenames.append(filename)
         table.rows.append(number)
@@ -132,7 +136,7 @@ def _share(path, number, cell, problems, may_be_unknown):
     if text in UNKNOWN and may_be_unknown:
         return None
     try:
-        share = float(text)
+        share = float(text.replace("_", "?"))  # Python takes 0_5 for 5
     except ValueError:
         problems.add(path, number, f"{label} is {text!r}; expected a number in [0, 1]")
         return None
@@ -146,9 +150,10 @@ def _check_clips(data_dir, tables, problems):
     for split, table in tables.items():
         path = data_dir / "lab" / f"{split}.csv"
         for row, filename in zip(table.rows, table.filenames, strict=True):
-            if filename in first_seen:
-                problems.add(path, row, f"{filename} is listed again; first in {first_seen[filename]}")
+            clip = Path(filename)  # ./a.wav is a.wav
+            if clip in first_seen:
+                problems.add(path, row, f"{filename} is listed again; first in {first_seen[clip]}")
                 continue
-            first_seen[filename] = f"{split}.csv, row {row}"
+            first_seen[clip] = f"{split}.csv, row {row}"
             if not (data_dir / "wav" / filename).is_file():
                 problems.add(path, row, f"wav/{filename}: no such file")

@@ -4,7 +4,7 @@ import pytest
 from conftest import backbone_config
 from transformers import AutoConfig
 
-from emoshare import EMOTIONS, EmoShareConfig
+from emoshare import EMOTIONS, EmoShareConfig, EmoShareModel
 
 
 def test_defaults_are_the_released_sizes_of_architecture_2():
@@ -35,6 +35,9 @@ def test_feature_size_follows_the_backbone():
         ({"output_activation": "tanh"}, "output_activation"),
         ({"conv_channels": ()}, "conv_channels"),
         ({"conv_channels": (8, 0)}, "conv_channels"),
+        ({"conv_channels": 8}, "conv_channels"),
+        ({"id2label": {"a": 0}}, "id2label"),
+        ({"backbone_config": EmoShareConfig()}, "backbone_config"),
         ({"conv_kernel_size": 4}, "conv_kernel_size"),
         ({"pool_size": 0}, "pool_size"),
         ({"lstm_hidden_size": -1}, "lstm_hidden_size"),
@@ -84,6 +87,17 @@ def test_saved_config_comes_back_equal(tmp_path):
     ignored = {"auto_map", "_name_or_path", "transformers_version"}
     before, after = config.to_dict(), loaded.to_dict()
     assert {k: v for k, v in before.items() if k not in ignored} == {k: v for k, v in after.items() if k not in ignored}
+
+
+def test_fields_changed_on_loading_are_checked_and_kept(tmp_path):
+    EmoShareConfig(id2label={0: "joy", 1: "awe"}).save_pretrained(tmp_path)
+    EmoShareConfig.from_pretrained(tmp_path, id2label={0: "calm", 1: "awe"}).save_pretrained(tmp_path)
+    assert EmoShareConfig.from_pretrained(tmp_path).label2id == {"calm": 0, "awe": 1}
+    changed = EmoShareConfig.from_pretrained(tmp_path, architecture="rnn")
+    with pytest.raises(ValueError, match=r"^architecture: "):
+        EmoShareModel(changed)
+    with pytest.raises(ValueError, match=r"^architecture: "):
+        changed.save_pretrained(tmp_path)
 
 
 def test_saving_writes_every_module_that_the_config_names(tmp_path):

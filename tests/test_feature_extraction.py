@@ -126,9 +126,11 @@ def test_auto_feature_extractor_loads_it(feature_type, tmp_path):
     assert loaded.chunk_length_s == 3.0
 
 
-@given(num_samples=st.integers(1, 60 * 16000), chunk=st.sampled_from([0.5, 1.0, 7.96, 8.0]))
-def test_windows_cover_a_clip_without_overlap(num_samples, chunk):
-    extractor = EmoShareFeatureExtractor(chunk_length_s=chunk)
+@given(
+    num_samples=st.integers(1, 60 * 16000), chunk=st.sampled_from([0.17, 0.5, 7.96, 8.0]), min_frames=st.integers(2, 4)
+)
+def test_windows_cover_a_clip_without_overlap(num_samples, chunk, min_frames):
+    extractor = EmoShareFeatureExtractor(chunk_length_s=chunk, min_frames=min_frames)
     windows = extractor.windows(num_samples)
     longest = round(chunk * 16000)
     assert windows[0][0] == 0
@@ -156,9 +158,17 @@ def test_a_backbones_own_preprocessor_config_decides(do_normalize, tmp_path):
     assert (extractor.frame_length, extractor.hop_length) == (400, 320)
 
 
-def test_a_backbone_without_preprocessor_config_is_normalised_with_a_warning(tmp_path, caplog):
+def test_a_backbone_without_preprocessor_config_is_normalised_with_a_warning(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("emoshare.feature_extraction_emoshare.logger.warning", warnings.append)
     extractor = EmoShareFeatureExtractor.for_backbone(tmp_path, backbone_config())
     assert extractor.do_normalize is True
+    assert "has no preprocessor config" in warnings[0]
+
+
+def test_not_to_reach_the_backbones_repository_is_an_error():
+    with pytest.raises(OSError, match=r"offline|connect|cached"):
+        EmoShareFeatureExtractor.for_backbone("nobody/nothing-of-this-name", backbone_config())
 
 
 @pytest.mark.parametrize("feature_type", ["mel", "waveform"])
@@ -175,8 +185,19 @@ def test_eight_seconds_have_as_many_frames_as_the_paper_pads_to_and_one_more():
     assert num_frames(AutoConfig.for_model("hubert"), 128000) == 399
 
 
+def test_min_frames_is_the_shortest_clip(tmp_path):
+    EmoShareFeatureExtractor("mel", min_frames=4).save_pretrained(tmp_path)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    waveform = speech(0.1)
+    assert len(extractor(waveform[:880], sampling_rate=16000)["input_features"][0]) == 4
+    with pytest.raises(ValueError, match=r"got 879 samples .* at least 880 .* 4 frames"):
+        extractor(waveform[:879], sampling_rate=16000)
+
+
 def test_unknown_feature_type_and_too_short_a_chunk_are_refused():
     with pytest.raises(ValueError, match="feature_type"):
         EmoShareFeatureExtractor("spectrogram")
     with pytest.raises(ValueError, match="chunk_length_s"):
-        EmoShareFeatureExtractor(chunk_length_s=0.04)
+        EmoShareFeatureExtractor(chunk_length_s=0.08)
+    with pytest.raises(ValueError, match="chunk_length_s"):
+        EmoShareFeatureExtractor(chunk_length_s=float("nan"))

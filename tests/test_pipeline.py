@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import speech
+from conftest import small_model, speech
 from datasets import Audio, Dataset
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from emoshare import EMOTIONS, EmotionSharePipeline, load_audio
+from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, load_audio
 
 
 def as_file(waveform, sampling_rate=16000, format="WAV"):
@@ -48,6 +48,8 @@ def assert_same(shares, expected, tolerance=1e-5):
         lambda path: {"raw": soundfile.read(path)[0], "sampling_rate": 16000, "path": None},
         lambda path: {"bytes": path.read_bytes(), "path": None},
         lambda path: {"bytes": None, "path": str(path)},
+        lambda path: {"array": None, "path": str(path)},
+        lambda path: {"filename": "clip.wav", "audio": {"bytes": None, "path": str(path)}, "Anger": 0.5},
     ],
 )
 def test_every_form_of_audio_gives_the_same_waveform(form, wav):
@@ -95,6 +97,13 @@ def test_empty_files_are_named(tmp_path):
     for path in (nothing, silence):
         with pytest.raises(ValueError, match=path.name):
             load_audio(path)
+
+
+def test_samples_without_a_header_are_named(tmp_path):
+    raw = tmp_path / "samples.raw"
+    raw.write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"samples\.raw"):
+        load_audio(raw)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -171,6 +180,20 @@ def test_a_long_clip_is_the_average_of_its_windows_by_duration(batch_size, emoti
     }
     assert scores(together[0]) == pytest.approx(expected, abs=1e-5)
     assert_same(together[1], short)
+
+
+def test_no_window_is_shorter_than_the_model_can_take(tmp_path):
+    """8 s and a little more than two frames, with a model that needs four."""
+    model = small_model(pool_size=4)
+    emotion_share = EmotionSharePipeline(model=model, feature_extractor=EmoShareFeatureExtractor("mel", min_frames=4))
+    assert len(emotion_share(np.concatenate([speech(8.0), speech(0.5)[:600]]))) == 9
+
+
+def test_too_short_a_file_is_named(emotion_share, tmp_path):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, speech(0.5)[:500], 16000)
+    with pytest.raises(ValueError, match=r"short\.wav: .*got 500 samples"):
+        emotion_share([str(path)])
 
 
 def test_the_stock_pipeline_gives_the_same_scores_for_arrays(emotion_share, model_folder):

@@ -107,7 +107,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("configuration_emoshare.py", {"transformers"}),
         ("backbone_emoshare.py", {"torch"}),
         ("modeling_emoshare.py", {"torch", "transformers"}),
-        ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy"}),
+        ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "soundfile", "torchaudio"}),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_run_says_what_it_does(trained):
 def test_the_tracker_gets_every_epoch(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (events,) = trained[0].rglob("events.out.tfevents*")
+    (events,) = (trained[0] / "emoshare").glob("events.out.tfevents*")
     log = EventAccumulator(str(events)).Reload()
     assert [scalar.step for scalar in log.Scalars("devel_spearman")] == [1, 2]
     assert {"train_loss", "devel_spearman_Anger"} <= set(log.Tags()["scalars"])
@@ -165,6 +165,17 @@ def test_two_processes_train_together(own_corpus, tmp_path):
         scores = {share["label"]: share["score"] for share in emotion_share(str(own_corpus / "wav" / row[0]))}
         assert scores == pytest.approx({"joy": float(row[1]), "awe": float(row[2])}, abs=1e-5)
     assert not (tmp_path / "output" / "predictions_test.csv").exists()
+
+
+def test_mixed_precision_leaves_predictions_and_model_in_agreement(own_corpus, tmp_path):
+    launch = [BIN / "accelerate", "launch", "--mixed_precision", "bf16", ROOT / "train.py"]
+    arguments = [*ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "1", "--max_train_samples", "6"]
+    result = run_command(*launch, *arguments, "--output_dir", tmp_path / "output", cwd=tmp_path)
+    assert "6 train, 5 devel" in result.stdout
+    emotion_share = pipeline("emotion-share", model=str(tmp_path / "output"))
+    for filename, joy, awe in read_csv(tmp_path / "output" / "predictions_devel.csv")[1:]:
+        scores = {share["label"]: share["score"] for share in emotion_share(str(own_corpus / "wav" / filename))}
+        assert scores == pytest.approx({"joy": float(joy), "awe": float(awe)}, abs=1e-5)
 
 
 def test_a_bad_corpus_ends_the_run_before_anything_is_written(own_corpus, tmp_path):

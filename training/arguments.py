@@ -1,6 +1,7 @@
 """The command line of `train.py`: flags, or one YAML file of them and then flags that override it."""
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,8 +29,8 @@ class DataArguments:
     feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
 
     def __post_init__(self):
-        if self.max_train_samples is not None and self.max_train_samples <= 0:
-            raise ValueError(f"--max_train_samples: got {self.max_train_samples}; expected a positive number")
+        if self.max_train_samples is not None:
+            _require_positive(self, "max_train_samples")
 
 
 @dataclass
@@ -49,6 +50,7 @@ class ModelArguments:
     normalization: Literal["frame", "none", "sequence"] = _flag(
         "frame", "LayerNorms; 'sequence' is the released network"
     )
+    max_frames: int = _flag(398, "length that normalization 'sequence' pads to; 797 for acoustic features")
     output_activation: Literal["sigmoid", "relu"] = _flag("sigmoid", "last activation")
     separate_heads: bool = _flag(True, "one network per emotion, or one with all outputs")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
@@ -56,6 +58,11 @@ class ModelArguments:
     def __post_init__(self):
         if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
             raise ValueError(f"--backbone_layer: got {self.backbone_layer!r}; expected an integer or 'weighted'")
+        _require_positive(self, "pool_size", "lstm_hidden_size", "lstm_num_layers", "max_frames", "chunk_length_s")
+        if self.backbone == ACOUSTIC and (self.backbone_layer != "-1" or self.backbone_revision is not None):
+            raise ValueError("--backbone_layer and --backbone_revision are for a backbone; got --backbone acoustic")
+        if self.backbone != ACOUSTIC and self.acoustic_features != "mel":
+            raise ValueError(f"--acoustic_features is for --backbone acoustic; got --backbone {self.backbone}")
 
 
 @dataclass
@@ -79,12 +86,22 @@ class RunArguments:
     )
 
     def __post_init__(self):
-        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "early_stopping_patience"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name}: got {getattr(self, name)}; expected a positive number")
-        for name in ("seed", "bootstrap"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
+        _require_positive(
+            self, "num_train_epochs", "per_device_train_batch_size", "learning_rate", "early_stopping_patience"
+        )
+        if not self.output_dir:
+            raise ValueError("--output_dir: got nothing; expected a folder")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed: got {self.seed}; expected 0 to {2**32 - 1}")
+        if self.bootstrap < 0:
+            raise ValueError(f"--bootstrap: got {self.bootstrap}; expected 0 or more")
+
+
+def _require_positive(arguments, *names):
+    for name in names:
+        value = getattr(arguments, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"--{name}: got {value}; expected a positive number")
 
 
 def parse_arguments(argv):
@@ -129,27 +146,45 @@ def fixed_settings(data, model, run):
     return {name: value for name, value in settings.items() if name not in free}
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML lets the last of two equal keys win."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"given more than once: {', '.join(sorted(twice))}")
+        return super().construct_mapping(node, deep)
+
+
 def _yaml_flags(path, parser):
     """The entries of a YAML file as command line flags, so that both are checked in the same way."""
     if not path.is_file():
         parser.error(f"{path}: no such config file")
     with path.open(encoding="utf-8") as file:
         try:
-            entries = yaml.safe_load(file)
+            entries = yaml.load(file, Loader=_UniqueKeyLoader)
         except yaml.YAMLError as error:
             parser.error(f"{path}: not valid YAML: {error}")
     if not isinstance(entries, dict):
         parser.error(f"{path}: expected lines of the form 'flag: value'")
-    known = [name for arguments in parser.dataclass_types for name in arguments.__dataclass_fields__]
+    known = {
+        name: field.type
+        for arguments in parser.dataclass_types
+        for name, field in arguments.__dataclass_fields__.items()
+    }
     flags = []
     for name, value in entries.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             parser.error(f"{path}: unknown key {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
-        if isinstance(value, dict):
-            parser.error(f"{path}: {name} is {value!r}; expected a single value or a list")
         if value is None:
             continue  # as if the key were not there
+        is_list = getattr(known[name], "__origin__", None) is list
+        if isinstance(value, dict) or (isinstance(value, list) and not is_list):
+            parser.error(f"{path}: {name} is {value!r}; expected a single value")
+        if known[name] is str and isinstance(value, bool | float):
+            parser.error(f"{path}: {name} is {value!r}; expected text")
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(str(entry) for entry in values)]
     return flags

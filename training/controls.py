@@ -36,7 +36,8 @@ def report_controls(model, stores, scorer, data, run, accelerator):
     if data.dataset == "synthetic":
         ceiling = SyntheticCorpus().noise_ceiling("devel")
         rows = {"noise ceiling: true vote probabilities": ceiling, **rows}
-    rows.update(_ridge_scores(train, devel, score))
+    if accelerator.is_main_process:
+        rows.update(_ridge_scores(train, devel, score))
     rows[f"the same network, {SHUFFLED_EPOCHS} epochs on shuffled labels"] = _shuffled_labels_score(
         model, train, devel, score, run, accelerator
     )

@@ -76,13 +76,17 @@ class Scorer:
         return np.array([scores[f"spearman_{label}"] for label in self.labels])
 
 
-def report(results, labels, accelerator):
-    """Prints the devel scores with their confidence intervals."""
-    accelerator.print("\nSpearman's rho on devel (selected on devel, so a little optimistic)")
+def report(results, labels, best_epochs, accelerator):
+    """Prints the devel scores with their confidence intervals and the epoch that each emotion's weights are of."""
+    accelerator.print("\nSpearman's rho on devel (epochs are selected on devel, so a little optimistic)")
+    epochs = (
+        dict.fromkeys(labels, best_epochs[0]) if len(best_epochs) == 1 else dict(zip(labels, best_epochs, strict=True))
+    )
     for name, key in [("mean", "spearman"), *((label, f"spearman_{label}") for label in labels)]:
         low, high = results.get(f"{key}_ci95", (math.nan, math.nan))
         interval = "" if math.isnan(low) else f"   95 % CI {low:.3f} to {high:.3f}"
-        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}")
+        epoch = f"   epoch {epochs[name] or 'last: nothing to select by'}" if name in epochs else ""
+        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}{epoch}")
 
 
 def write_predictions(path, filenames, shares, labels):
@@ -91,7 +95,7 @@ def write_predictions(path, filenames, shares, labels):
         writer = csv.writer(file)
         writer.writerow([FILENAME, *labels])
         for filename, row in zip(filenames, shares, strict=True):
-            writer.writerow([filename, *(f"{share:.7f}" for share in row)])
+            writer.writerow([filename, *(f"{share:.9g}" for share in row)])
 
 
 def write_results(path, results):

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, tqdm
 from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import Hasher
 
 from ..dataset_script.labels import FILENAME
 from ..pipeline_emoshare import load_audio
@@ -41,14 +42,21 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         clips: the split, a `datasets.Dataset`.
         labels: label names.
         shares: (clips, labels) float32, NaN where a share is not known.
+        fingerprint: changes with the features, the labels and their shares.
     """
 
-    def __init__(self, windows, clips, labels):
+    def __init__(self, folder, clips, labels):
         self.clips = clips
         self.labels = labels
         self.shares = np.array([clips[label] for label in labels], dtype=np.float32).T
-        table = windows.data
+        self.fingerprint = f"{folder.name}-{Hasher.hash((labels, self.shares))}"
+        parts = [Dataset.from_file(str(part)) for part in sorted(folder.glob("*.arrow"))]
+        table = concatenate_datasets(parts).data
         self.clip_of_window = table.column("clip").to_numpy()
+        if set(self.clip_of_window) != set(range(len(clips))):
+            raise ValueError(
+                f"{folder}: holds features of other clips than the split's {len(clips)}; delete the folder"
+            )
         self.order = np.lexsort([table.column("start").to_numpy(), self.clip_of_window])
         self.num_samples = table.column("num_samples").to_numpy()
         self.shape = table.column("shape")
@@ -106,24 +114,27 @@ def extract_frame_features(clips, split, model, feature_extractor, cache_dir, ac
     Raises:
         ValueError: if a clip cannot be read or is too short; names it.
     """
-    fingerprint = [_fingerprint(clips, model, feature_extractor) if accelerator.is_main_process else None]
-    store = Path(cache_dir) / broadcast_object_list(fingerprint)[0]
-    unfinished = store.with_name(store.name + ".unfinished")
-    if store.is_dir():
+    store, unfinished = None, None
+    if accelerator.is_main_process:
+        store = Path(cache_dir) / _fingerprint(clips, model, feature_extractor)
+        if not store.is_dir():
+            store.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(dir=store.parent, prefix="unfinished-"))
+    store, unfinished = broadcast_object_list([store, unfinished])
+    if unfinished is None:
         accelerator.print(f"Frame features of {split}: using {store}")
     else:
         accelerator.print(f"Frame features of {split}: extracting {len(clips)} clips to {store}")
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        _extract_part(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            os.replace(unfinished, store)
+        try:
+            _extract_part(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process and not store.is_dir():  # else another run was quicker
+                unfinished.rename(store)
+        finally:
+            if accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
-    parts = [Dataset.from_file(str(part)) for part in sorted(store.glob("*.arrow"))]
-    return FrameFeatureStore(concatenate_datasets(parts), clips, list(model.config.id2label.values()))
+    return FrameFeatureStore(store, clips, list(model.config.id2label.values()))
 
 
 def _extract_part(clips, split, model, feature_extractor, folder, accelerator):
@@ -193,7 +204,7 @@ def _fingerprint(clips, model, feature_extractor):
         digest.update(model.config.backbone_config.to_json_string().encode())
         for name, tensor in sorted(model.backbone.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     for row in tqdm(clips.select_columns([FILENAME, "audio"]), desc="Fingerprinting audio", unit=" clips"):
         audio = row["audio"]
         digest.update(row[FILENAME].encode())

@@ -1,5 +1,6 @@
 """Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch."""
 
+import json
 import math
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -14,11 +15,15 @@ from .evaluation import predict_shares
 from .features import collate
 
 CHECKPOINT = "checkpoint-epoch-"
+SETTINGS = "run.json"
 
 
 @dataclass
 class BestEpoch:
-    """What one network has reached: the paper trains and selects a network per emotion (section 2.4)."""
+    """
+    What one network has reached: the paper trains and selects a network per emotion (section 2.4). Epoch 0 is none:
+    there was no ρ to select by, and the weights are the latest.
+    """
 
     score: float = -math.inf
     epoch: int = 0
@@ -33,25 +38,24 @@ class Progress:
     Args:
         model: `EmoShareModel`, whose heads are the networks.
         run: `RunArguments`.
-        settings: what must not change between a checkpoint and the run that goes on from it.
     """
 
-    def __init__(self, model, run, settings):
+    def __init__(self, model, run):
         self.model = model
         self.patience = run.early_stopping_patience
-        self.settings = settings
         self.epochs_done = 0
         self.best = [BestEpoch() for _ in model.heads]
 
     def update(self, rhos):
         """Takes the labels' devel ρ after an epoch; keeps the weights of the networks that have become better."""
         self.epochs_done += 1
-        # One score per network: its emotion's ρ, or the mean over all of a shared trunk's. No ρ is no progress.
-        scores = np.nan_to_num(rhos, nan=-math.inf) if len(self.best) > 1 else [np.nanmean(rhos)]
+        # One score per network: its emotion's ρ, or the mean over a shared trunk's.
+        scores = rhos if len(self.best) == len(rhos) else [mean_rho(rhos)]
         for best, head, score in zip(self.best, self.model.heads, scores, strict=True):
-            if score > best.score or not best.weights:
-                weights = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-                best.score, best.epoch, best.weights = float(score), self.epochs_done, weights
+            if score > best.score:  # never where there is no ρ, NaN
+                best.score, best.epoch = float(score), self.epochs_done
+            if best.epoch in (0, self.epochs_done):
+                best.weights = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
 
     @property
     def is_over(self):
@@ -63,17 +67,9 @@ class Progress:
             head.load_state_dict(best.weights)
 
     def state_dict(self):
-        best = [asdict(best) for best in self.best]
-        return {"epochs_done": self.epochs_done, "best": best, "settings": self.settings}
+        return {"epochs_done": self.epochs_done, "best": [asdict(best) for best in self.best]}
 
     def load_state_dict(self, state):
-        changed = [
-            f"{name}: {state['settings'].get(name)!r} then, {value!r} now"
-            for name, value in self.settings.items()
-            if state["settings"].get(name) != value
-        ]
-        if changed:
-            raise ValueError("the checkpoint is of another run: " + "; ".join(changed))
         self.epochs_done = state["epochs_done"]
         self.best = [BestEpoch(**best) for best in state["best"]]
 
@@ -83,7 +79,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     Trains the model's heads on `train` and leaves each with the weights of its best epoch on `devel`.
 
     Args:
-        model: `EmoShareModel`; its backbone is not touched.
+        model: `EmoShareModel`; its backbone is set aside meanwhile.
         train, devel: `FrameFeatureStore`.
         score: function of the predicted devel shares (clips, labels) to the labels' ρ (labels,).
         run: `RunArguments`.
@@ -93,11 +89,15 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     Returns:
         `Progress`.
     """
-    backbone, model.backbone = model.backbone, None  # not needed: neither moved, nor synchronised, nor checkpointed
+    backbone, model.backbone = model.backbone, None  # not needed: neither in memory, nor synchronised, nor checkpointed
+    if backbone is not None:
+        backbone.to("cpu")
     wrapped, optimizer, loader = prepare_training(model, train, run, accelerator)
-    progress = Progress(model, run, settings)
+    progress = Progress(model, run)
     accelerator.register_for_checkpointing(progress)
-    _resume(run, accelerator, progress)
+    fingerprints = {"train": train.fingerprint, "devel": devel.fingerprint}
+    settings = {**settings, **fingerprints, "processes": accelerator.num_processes}
+    _resume(run, accelerator, progress, settings)
 
     for epoch in range(progress.epochs_done, run.num_train_epochs):
         if progress.is_over:
@@ -107,9 +107,11 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
         rhos = score(predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator))
         progress.update(rhos)
         _report(epoch + 1, loss, rhos, train.labels, accelerator)
-        _save_checkpoint(Path(run.output_dir), progress, accelerator)
+        _save_checkpoint(Path(run.output_dir), progress, settings, accelerator)
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # from here on in float32, as the saved model is used
     progress.restore_best()
     model.backbone = backbone
+    model.to(accelerator.device)
     return progress
 
 
@@ -136,14 +138,20 @@ def train_epoch(model, optimizer, loader, accelerator, description):
     return float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
 
 
+def mean_rho(rhos):
+    """Mean over the labels that have a ρ; NaN if none has."""
+    known = rhos[~np.isnan(rhos)]
+    return float(known.mean()) if len(known) else math.nan
+
+
 def _report(epoch, loss, rhos, labels, accelerator):
     per_label = ", ".join(f"{label} {rho:.2f}" for label, rho in zip(labels, rhos, strict=True))
-    accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {np.nanmean(rhos):.3f} ({per_label})")
+    accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {mean_rho(rhos):.3f} ({per_label})")
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
-    accelerator.log({"train_loss": loss, "devel_spearman": float(np.nanmean(rhos)), **values}, step=epoch)
+    accelerator.log({"train_loss": loss, "devel_spearman": mean_rho(rhos), **values}, step=epoch)
 
 
-def _save_checkpoint(output_dir, progress, accelerator):
+def _save_checkpoint(output_dir, progress, settings, accelerator):
     """Replaces the last checkpoint by one of now; there is a whole one at any moment."""
     folder = output_dir / f"{CHECKPOINT}{progress.epochs_done}"
     unfinished = output_dir / "unfinished-checkpoint"
@@ -153,14 +161,16 @@ def _save_checkpoint(output_dir, progress, accelerator):
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        others = checkpoints(output_dir)
+        (unfinished / SETTINGS).write_text(json.dumps(settings))
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
         unfinished.rename(folder)
-        for other in others:
-            shutil.rmtree(other)
+        for other in checkpoints(output_dir):
+            if other != folder:
+                shutil.rmtree(other)
     accelerator.wait_for_everyone()
 
 
-def _resume(run, accelerator, progress):
+def _resume(run, accelerator, progress, settings):
     found = checkpoints(run.output_dir)
     if run.resume_from_checkpoint is None:
         if found:
@@ -180,10 +190,27 @@ def _resume(run, accelerator, progress):
         folder = Path(run.resume_from_checkpoint)
         if not folder.is_dir():
             raise ValueError(f"--resume_from_checkpoint: {folder} is no checkpoint folder")
+    _check_settings(folder, settings)
     accelerator.load_state(str(folder))
     accelerator.print(f"Going on after epoch {progress.epochs_done}, from {folder}")
 
 
+def _check_settings(folder, settings):
+    """Refuses to go on from the checkpoint of a run that would have ended otherwise."""
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
+    then = json.loads((folder / SETTINGS).read_text())
+    now = json.loads(json.dumps(settings))
+    changed = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
+    if changed:
+        raise ValueError(f"--resume_from_checkpoint: {folder} is of another run: " + "; ".join(changed))
+
+
 def checkpoints(output_dir):
     """The checkpoint folders in `output_dir`, oldest first."""
-    return sorted(Path(output_dir).glob(f"{CHECKPOINT}*"), key=lambda folder: int(folder.name.removeprefix(CHECKPOINT)))
+    folders = {
+        int(folder.name.removeprefix(CHECKPOINT)): folder
+        for folder in Path(output_dir).glob(f"{CHECKPOINT}*")
+        if folder.name.removeprefix(CHECKPOINT).isdigit()
+    }
+    return [folders[epoch] for epoch in sorted(folders)]

@@ -1,11 +1,16 @@
 """Starts the distributed run that `accelerate launch` or `torchrun` asked for."""
 
 import os
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
+# For the slowest process: extraction waits for all of them.
+LONGEST_WAIT = timedelta(hours=12)
+# How the launchers of the field say how many processes they started.
+PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 HOW_TO_LAUNCH = (
     "Launch with 'torchrun --nproc_per_node N train.py' on CPUs, or with "
     "'accelerate launch --multi_gpu --num_processes N train.py' on GPUs."
@@ -24,13 +29,14 @@ def start(run, settings):
     Raises:
         RuntimeError: if several processes were launched, but each takes itself for the only one.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = max(int(os.environ.get(name, "1")) for name in PROCESS_COUNTS)
     has_rank = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
-    if launched > 1 and not has_rank:  # on CPUs, accelerate would wait for the others for ever
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_rank:  # accelerate would wait for the others for ever
         raise RuntimeError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
-    on_cpu = not torch.accelerator.is_available()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: predictions must be the pipeline's
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         log_with=None if run.report_to == "none" else run.report_to,
         project_dir=run.output_dir,
         # The order of clips follows from seed and epoch alone, so that a resumed run goes on as if never stopped.
@@ -43,7 +49,7 @@ def start(run, settings):
         )
     if run.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"--report_to: the tracker {run.report_to!r} is not installed")
-    if on_cpu:
+    if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread per process.
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, _usable_cores() // local_processes))

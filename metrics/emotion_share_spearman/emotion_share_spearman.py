@@ -66,8 +66,10 @@ class EmotionShareSpearman(evaluate.Metric):
             raise ValueError(f"{int((~np.isfinite(predictions)).sum())} predictions are NaN or infinite")
         if label_names is None:
             label_names = [str(index) for index in range(predictions.shape[1])]
-        if len(label_names) != predictions.shape[1]:
-            raise ValueError(f"label_names has {len(label_names)} names for {predictions.shape[1]} labels")
+        if len(set(label_names)) != predictions.shape[1]:
+            raise ValueError(f"label_names has {len(set(label_names))} names for {predictions.shape[1]} labels")
+        if bootstrap < 0:
+            raise ValueError(f"bootstrap is {bootstrap}; expected a number of resamples")
 
         rhos = _spearman(predictions, references)
         _warn(predictions, references, rhos, label_names)

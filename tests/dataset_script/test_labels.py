@@ -48,7 +48,7 @@ def test_test_labels_may_be_unknown(corpus, unknown):
     assert tables["test"].shares == [[None] * 9] * 4
 
 
-@pytest.mark.parametrize("cell", ["?", "", "many", "1.5", "-0.1", "nan", "inf"])
+@pytest.mark.parametrize("cell", ["?", "", "many", "1.5", "-0.1", "nan", "inf", "0_1"])
 def test_a_bad_share_names_file_row_label_and_value(corpus, cell):
     spoil(corpus, "train", lambda rows: rows[3].__setitem__(2, cell))
     with pytest.raises(
@@ -80,6 +80,28 @@ def test_a_clip_in_two_splits(corpus):
     with pytest.raises(
         ValueError, match=r"devel\.csv, row 2: train_000\.wav is listed again; first in train\.csv, row 2"
     ):
+        read_labels(corpus)
+
+
+@pytest.mark.parametrize("filename", ["../wav/train_000.wav", "/tmp/clip.wav", ""])
+def test_a_filename_outside_of_the_folder_wav(corpus, filename):
+    spoil(corpus, "devel", lambda rows: rows[1].__setitem__(0, filename))
+    with pytest.raises(
+        ValueError, match=rf"devel\.csv, row 2: filename is '{filename}'; expected a file in the folder wav"
+    ):
+        read_labels(corpus)
+
+
+def test_another_spelling_of_a_clip_is_the_same_clip(corpus):
+    spoil(corpus, "devel", lambda rows: rows[1].__setitem__(0, "./train_000.wav"))
+    with pytest.raises(ValueError, match=r"devel\.csv, row 2: \./train_000\.wav is listed again"):
+        read_labels(corpus)
+
+
+@pytest.mark.parametrize("content", ["filename,Ängst\n".encode("latin-1"), b"filename,a\nx," + b"1" * 200_000])
+def test_a_file_that_is_no_csv_is_named(corpus, content):
+    (corpus / "lab" / "train.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"lab/train\.csv: not a CSV file in UTF-8"):
         read_labels(corpus)
 
 

@@ -42,8 +42,8 @@ def test_written_predictions(tmp_path):
     write_predictions(tmp_path / "p.csv", ["b.wav", "a.wav"], np.array([[0.25, 1 / 3], [0, 1]]), LABELS)
     assert read_csv(tmp_path / "p.csv") == [
         ["filename", "joy", "awe"],
-        ["b.wav", "0.2500000", "0.3333333"],
-        ["a.wav", "0.0000000", "1.0000000"],
+        ["b.wav", "0.25", "0.333333333"],
+        ["a.wav", "0", "1"],
     ]
 
 

@@ -8,6 +8,7 @@ from conftest import SMALL_HEAD, backbone_config, small_model, speech, write_cor
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.dataset_script import load_emotion_share
+from emoshare.training import features
 from emoshare.training.features import collate, extract_frame_features
 
 LABELS = ["joy", "awe"]
@@ -105,6 +106,37 @@ def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_pa
         assert len(stores()) == seen
 
 
+def test_a_run_beside_this_one_may_extract_the_same_features(clips, tmp_path, accelerator, monkeypatch):
+    extract_part = features._extract_part
+    arguments = (clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
+
+    def with_another_run_in_between(*part):
+        extract_part(*part)
+        monkeypatch.setattr(features, "_extract_part", extract_part)
+        extract_frame_features(*arguments)
+
+    monkeypatch.setattr(features, "_extract_part", with_another_run_in_between)
+    assert len(extract_frame_features(*arguments)) == 5
+    assert len(list((tmp_path / "store").iterdir())) == 1
+
+
+def test_a_store_that_is_not_whole_is_refused(clips, tmp_path, accelerator):
+    arguments = ("train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
+    extract_frame_features(clips, *arguments)
+    (whole,) = (tmp_path / "store").glob("*/*.arrow")
+    extract_frame_features(clips.select(range(3)), *arguments)
+    (part,) = (path for path in (tmp_path / "store").glob("*/*.arrow") if path != whole)
+    shutil.copy(part, whole)
+    with pytest.raises(ValueError, match="other clips than the split's 5; delete the folder"):
+        extract_frame_features(clips, *arguments)
+
+
+def test_a_backbone_with_counters_among_its_weights(clips, tmp_path, accelerator):
+    model = model_with(backbone_config=backbone_config(conv_pos_batch_norm=True))
+    extractor = EmoShareFeatureExtractor()
+    assert len(extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)) == 5
+
+
 def test_an_unreadable_clip_is_named_and_leaves_no_store(clips, tmp_path, accelerator):
     from pathlib import Path
 
@@ -113,7 +145,7 @@ def test_an_unreadable_clip_is_named_and_leaves_no_store(clips, tmp_path, accele
         extract_frame_features(
             clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
         )
-    assert all(path.name.endswith(".unfinished") for path in (tmp_path / "store").iterdir())
+    assert not list((tmp_path / "store").iterdir())
 
 
 def test_too_short_a_clip_is_named(clips, tmp_path, accelerator):

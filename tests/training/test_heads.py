@@ -4,15 +4,15 @@ import torch
 from conftest import small_model
 
 from emoshare.training.arguments import RunArguments
-from emoshare.training.heads import Progress
+from emoshare.training.heads import Progress, _check_settings, checkpoints, mean_rho
 
 LABELS = {0: "joy", 1: "awe"}
 
 
-def progress(separate_heads=True, patience=2, settings=None):
+def progress(separate_heads=True, patience=2):
     model = small_model(id2label=LABELS, separate_heads=separate_heads)
     run = RunArguments(early_stopping_patience=patience)
-    return model, Progress(model, run, settings or {"seed": 0})
+    return model, Progress(model, run)
 
 
 def mark(model, value):
@@ -50,11 +50,20 @@ def test_training_is_over_when_every_emotion_has_waited_long_enough():
     assert over == [False, False, False, False, True]
 
 
-def test_an_emotion_without_rho_keeps_its_weights():
-    _, state = progress()
-    state.update(np.array([np.nan, 0.2]))
+def test_an_emotion_without_rho_keeps_its_latest_weights_and_holds_nobody_up():
+    model, state = progress(patience=2)
+    for epoch, rho in enumerate([0.2, 0.1, 0.1], start=1):
+        mark(model, epoch)
+        state.update(np.array([np.nan, rho]))
+    assert state.is_over
     state.restore_best()
-    assert state.best[0].weights
+    assert [best.epoch for best in state.best] == [0, 1]
+    assert [head.output.bias.item() for head in model.heads] == [3, 1]
+
+
+def test_the_mean_is_over_the_emotions_with_a_rho():
+    assert mean_rho(np.array([0.2, np.nan, 0.4])) == pytest.approx(0.3)
+    assert np.isnan(mean_rho(np.array([np.nan])))
 
 
 def test_the_state_comes_back():
@@ -69,12 +78,21 @@ def test_the_state_comes_back():
     assert other_model.heads[0].output.bias.item() == 7.0
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs():
-    _, state = progress(settings={"seed": 0, "learning_rate": 0.1})
-    _, other = progress(settings={"seed": 1, "learning_rate": 0.1})
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 0, "learning_rate": 0.1, "conv_channels": [8, 4]}')
+    settings = {"seed": 0, "learning_rate": 0.1, "conv_channels": (8, 4)}
+    _check_settings(tmp_path, settings)
     with pytest.raises(ValueError, match="seed: 0 then, 1 now") as error:
-        other.load_state_dict(state.state_dict())
+        _check_settings(tmp_path, {**settings, "seed": 1})
     assert "learning_rate" not in str(error.value)
+    with pytest.raises(ValueError, match=r"it has no run\.json"):
+        _check_settings(tmp_path / "elsewhere", settings)
+
+
+def test_only_checkpoints_are_taken_for_checkpoints(tmp_path):
+    for name in ("checkpoint-epoch-9", "checkpoint-epoch-10", "checkpoint-epoch-3.bak"):
+        (tmp_path / name).mkdir()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-epoch-9", "checkpoint-epoch-10"]
 
 
 def test_snapshots_are_not_touched_by_further_training():

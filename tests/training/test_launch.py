@@ -44,6 +44,12 @@ def test_a_launch_without_ranks_is_refused_instead_of_waiting_for_the_others(tmp
     assert "torchrun --nproc_per_node N train.py" in result.stderr
 
 
+def test_tasks_of_a_cluster_that_were_not_told_of_each_other_are_refused(tmp_path):
+    result = run_python(write_script(tmp_path), cwd=tmp_path, check=False, SLURM_STEP_NUM_TASKS="2")
+    assert result.returncode != 0
+    assert "2 processes were launched, but accelerate sees one" in result.stderr
+
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):
     result = run_python(write_script(tmp_path, "--report_to", "comet_ml"), cwd=tmp_path, check=False)
     assert "'comet_ml' is not installed" in result.stderr
