@@ -131,9 +131,10 @@ def parse_arguments(argv):
 
 
 def fixed_settings(data, model, run):
-    """What decides a run's result, as a flat dict: it must be the same when a run goes on from a checkpoint."""
+    """The arguments that decide a run's result, as a flat dict; of the corpus, its content counts, not its place."""
     settings = {**asdict(data), **asdict(model), **asdict(run)}
     free = (
+        "data_dir",
         "feature_cache_dir",
         "output_dir",
         "num_train_epochs",

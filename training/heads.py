@@ -1,21 +1,16 @@
 """Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch."""
 
-import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import tqdm
 from torch.utils.data import DataLoader
 
+from .checkpoints import resume, save_checkpoint
 from .evaluation import predict_shares
 from .features import collate
-
-CHECKPOINT = "checkpoint-epoch-"
-SETTINGS = "run.json"
 
 
 @dataclass
@@ -97,7 +92,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     accelerator.register_for_checkpointing(progress)
     fingerprints = {"train": train.fingerprint, "devel": devel.fingerprint}
     settings = {**settings, **fingerprints, "processes": accelerator.num_processes}
-    _resume(run, accelerator, progress, settings)
+    resume(run, accelerator, progress, settings)
 
     for epoch in range(progress.epochs_done, run.num_train_epochs):
         if progress.is_over:
@@ -107,7 +102,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
         rhos = score(predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator))
         progress.update(rhos)
         _report(epoch + 1, loss, rhos, train.labels, accelerator)
-        _save_checkpoint(Path(run.output_dir), progress, settings, accelerator)
+        save_checkpoint(run, accelerator, progress, settings)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # from here on in float32, as the saved model is used
     progress.restore_best()
     model.backbone = backbone
@@ -149,68 +144,3 @@ def _report(epoch, loss, rhos, labels, accelerator):
     accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {mean_rho(rhos):.3f} ({per_label})")
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
     accelerator.log({"train_loss": loss, "devel_spearman": mean_rho(rhos), **values}, step=epoch)
-
-
-def _save_checkpoint(output_dir, progress, settings, accelerator):
-    """Replaces the last checkpoint by one of now; there is a whole one at any moment."""
-    folder = output_dir / f"{CHECKPOINT}{progress.epochs_done}"
-    unfinished = output_dir / "unfinished-checkpoint"
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (unfinished / SETTINGS).write_text(json.dumps(settings))
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
-        unfinished.rename(folder)
-        for other in checkpoints(output_dir):
-            if other != folder:
-                shutil.rmtree(other)
-    accelerator.wait_for_everyone()
-
-
-def _resume(run, accelerator, progress, settings):
-    found = checkpoints(run.output_dir)
-    if run.resume_from_checkpoint is None:
-        if found:
-            accelerator.print(
-                f"Replacing {found[-1]} of an earlier run; --resume_from_checkpoint would have gone on from it"
-            )
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                for folder in found:
-                    shutil.rmtree(folder)
-        return
-    if run.resume_from_checkpoint == "last":
-        if not found:
-            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
-        folder = found[-1]
-    else:
-        folder = Path(run.resume_from_checkpoint)
-        if not folder.is_dir():
-            raise ValueError(f"--resume_from_checkpoint: {folder} is no checkpoint folder")
-    _check_settings(folder, settings)
-    accelerator.load_state(str(folder))
-    accelerator.print(f"Going on after epoch {progress.epochs_done}, from {folder}")
-
-
-def _check_settings(folder, settings):
-    """Refuses to go on from the checkpoint of a run that would have ended otherwise."""
-    if not (folder / SETTINGS).is_file():
-        raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
-    then = json.loads((folder / SETTINGS).read_text())
-    now = json.loads(json.dumps(settings))
-    changed = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
-    if changed:
-        raise ValueError(f"--resume_from_checkpoint: {folder} is of another run: " + "; ".join(changed))
-
-
-def checkpoints(output_dir):
-    """The checkpoint folders in `output_dir`, oldest first."""
-    folders = {
-        int(folder.name.removeprefix(CHECKPOINT)): folder
-        for folder in Path(output_dir).glob(f"{CHECKPOINT}*")
-        if folder.name.removeprefix(CHECKPOINT).isdigit()
-    }
-    return [folders[epoch] for epoch in sorted(folders)]

@@ -4,7 +4,7 @@ import torch
 from conftest import small_model
 
 from emoshare.training.arguments import RunArguments
-from emoshare.training.heads import Progress, _check_settings, checkpoints, mean_rho
+from emoshare.training.heads import Progress, mean_rho
 
 LABELS = {0: "joy", 1: "awe"}
 
@@ -76,23 +76,6 @@ def test_the_state_comes_back():
     assert other.epochs_done == 1
     other.restore_best()
     assert other_model.heads[0].output.bias.item() == 7.0
-
-
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
-    (tmp_path / "run.json").write_text('{"seed": 0, "learning_rate": 0.1, "conv_channels": [8, 4]}')
-    settings = {"seed": 0, "learning_rate": 0.1, "conv_channels": (8, 4)}
-    _check_settings(tmp_path, settings)
-    with pytest.raises(ValueError, match="seed: 0 then, 1 now") as error:
-        _check_settings(tmp_path, {**settings, "seed": 1})
-    assert "learning_rate" not in str(error.value)
-    with pytest.raises(ValueError, match=r"it has no run\.json"):
-        _check_settings(tmp_path / "elsewhere", settings)
-
-
-def test_only_checkpoints_are_taken_for_checkpoints(tmp_path):
-    for name in ("checkpoint-epoch-9", "checkpoint-epoch-10", "checkpoint-epoch-3.bak"):
-        (tmp_path / name).mkdir()
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-epoch-9", "checkpoint-epoch-10"]
 
 
 def test_snapshots_are_not_touched_by_further_training():
