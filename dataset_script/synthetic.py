@@ -11,9 +11,9 @@ in the paper's Figure 2.
 import csv
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import soundfile
@@ -114,10 +114,9 @@ class SyntheticCorpus:
         folder = Path(cache_dir).expanduser() / "emoshare_synthetic" / Hasher.hash((self, source))
         if folder.is_dir():
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix="unfinished-"))
+        unfinished = folder.with_name(f"unfinished-{uuid4().hex}")
         try:
-            (unfinished / "wav").mkdir()
+            (unfinished / "wav").mkdir(parents=True)
             (unfinished / "lab").mkdir()
             for split in ("train", "devel", "test"):
                 self._write_split(unfinished, split)

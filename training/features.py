@@ -3,8 +3,8 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -118,8 +118,8 @@ def extract_frame_features(clips, split, model, feature_extractor, cache_dir, ac
     if accelerator.is_main_process:
         store = Path(cache_dir) / _fingerprint(clips, model, feature_extractor)
         if not store.is_dir():
-            store.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(dir=store.parent, prefix="unfinished-"))
+            unfinished = store.with_name(f"unfinished-{uuid4().hex}")
+            unfinished.mkdir(parents=True)
     store, unfinished = broadcast_object_list([store, unfinished])
     if unfinished is None:
         accelerator.print(f"Frame features of {split}: using {store}")

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from accelerate import Accelerator
+from conftest import small_model, write_corpus
 
+from emoshare import EmoShareFeatureExtractor
+from emoshare.dataset_script import load_emotion_share
 from emoshare.training.arguments import RunArguments
-from emoshare.training.heads import Progress, mean_rho
+from emoshare.training.features import extract_frame_features
+from emoshare.training.heads import Progress, mean_rho, train_heads
 
 LABELS = {0: "joy", 1: "awe"}
 
@@ -85,3 +89,34 @@ def test_snapshots_are_not_touched_by_further_training():
     with torch.no_grad():
         model.heads[0].output.bias.add_(1)
     assert state.best[0].weights["output.bias"].item() == 1.0
+
+
+def test_trained_heads_end_with_their_best_weights_and_stop_early(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", {"train": 4, "devel": 2}, labels=["joy", "awe"])
+    splits = load_emotion_share("csv", data_dir=folder, cache_dir=tmp_path / "cache")
+    model = small_model(id2label=LABELS)
+    accelerator = Accelerator(cpu=True)
+    extractor = EmoShareFeatureExtractor("mel")
+    stores = {
+        split: extract_frame_features(clips, split, model, extractor, tmp_path / "store", accelerator)
+        for split, clips in splits.items()
+    }
+    seen = []
+
+    def score(shares):
+        assert shares.shape == (2, 2)
+        seen.append([head.output.bias.item() for head in model.heads])
+        return np.array([[0.9, 0.1], [0.8, 0.5], [0.7, 0.2], [0.6, 0.1], [0.5, 0.9]][len(seen) - 1])
+
+    run = RunArguments(
+        output_dir=str(tmp_path / "output"),
+        num_train_epochs=5,
+        early_stopping_patience=2,
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+    )
+    state = train_heads(model, stores["train"], stores["devel"], score, run, accelerator, {})
+    assert len(seen) == 4  # awe was best in epoch 2 and has waited for two
+    assert len({bias for bias, _ in seen}) == 4  # every epoch trained
+    assert [best.epoch for best in state.best] == [1, 2]
+    assert [head.output.bias.item() for head in model.heads] == [seen[0][0], seen[1][1]]
