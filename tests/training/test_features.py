@@ -1,6 +1,7 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,7 +10,7 @@ from conftest import SMALL_HEAD, backbone_config, small_model, speech, write_cor
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training import features
-from emoshare.training.features import collate, extract_frame_features
+from emoshare.training.features import FrameFeatureStore, collate, extract_frame_features
 
 LABELS = ["joy", "awe"]
 
@@ -118,6 +119,24 @@ def test_a_run_beside_this_one_may_extract_the_same_features(clips, tmp_path, ac
     monkeypatch.setattr(features, "_extract_part", with_another_run_in_between)
     assert len(extract_frame_features(*arguments)) == 5
     assert len(list((tmp_path / "store").iterdir())) == 1
+
+
+def test_windows_come_in_the_order_of_the_clips_whichever_process_wrote_them(clips, tmp_path, accelerator):
+    extractor = EmoShareFeatureExtractor("mel", chunk_length_s=0.25)
+    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator)
+    (written,) = (tmp_path / "store").glob("*/*.arrow")
+    table = pa.ipc.open_stream(written).read_all()
+    folder = tmp_path / "by_two"
+    folder.mkdir()
+    for process in (0, 1):
+        rows = [row for row in range(len(table)) if row % 2 != process][::-1]
+        with pa.ipc.new_stream(folder / f"part-{process:05d}.arrow", table.schema) as writer:
+            writer.write_table(table.take(rows))
+    by_two = FrameFeatureStore(folder, clips, LABELS)
+    assert len(by_two) == len(store)
+    for index in range(len(store)):
+        assert by_two[index]["clip"] == store[index]["clip"]
+        np.testing.assert_array_equal(by_two[index]["features"], store[index]["features"])
 
 
 def test_a_store_that_is_not_whole_is_refused(clips, tmp_path, accelerator):
