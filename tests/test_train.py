@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_HEAD_FLAGS, read_csv, run_command, write_corpus
+from conftest import ROOT, SMALL_HEAD_FLAGS, read_csv, run_command, write_corpus, write_csv
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -150,6 +151,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     assert len(list((tmp_path / "parts").glob("checkpoint-epoch-*"))) == 1
     predictions = [(tmp_path / name / "predictions_devel.csv").read_text() for name in ("whole", "parts")]
     assert predictions[0] == predictions[1]
+
+    # On other labels the same flags are another run.
+    rows = read_csv(own_corpus / "lab" / "train.csv")
+    changed = shutil.copytree(own_corpus, tmp_path / "changed")
+    write_csv(changed / "lab" / "train.csv", [rows[0][0], rows[0][2], rows[0][1]], rows[1:])
+    command[command.index(own_corpus)] = changed
+    arguments = ["--output_dir", tmp_path / "parts", "--resume_from_checkpoint"]
+    result = run_command(*command, *arguments, cwd=tmp_path, check=False)
+    assert result.returncode != 0
+    assert "checkpoint-epoch-8 is of another run: train: " in result.stderr
 
 
 def test_two_processes_train_together(own_corpus, tmp_path):
