@@ -60,7 +60,7 @@ def main(argv):
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
     report(results, labels, [best.epoch for best in progress.best], accelerator)
     if run.controls:
-        report_controls(model, results["spearman"], stores, scorer, data, run, accelerator)
+        report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")
     accelerator.end_training()
 

@@ -15,38 +15,37 @@ RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 SHUFFLED_EPOCHS = 3
 
 
-def report_controls(model, rho, stores, scorer, data, run, accelerator):
+def report_controls(model, stores, scorer, data, run, accelerator):
     """
     Prints the model's mean devel ρ beside what it should be compared with.
 
     Args:
         model: the trained `EmoShareModel`.
-        rho: its mean devel ρ.
         stores: `FrameFeatureStore` of `train` and `devel`.
         scorer: `Scorer` of devel.
         data, run: `DataArguments`, `RunArguments`.
         accelerator: `accelerate.Accelerator`.
     """
     train, devel = stores["train"], stores["devel"]
+    batch_size = run.per_device_train_batch_size
 
     def score(shares):
         return scorer.scores(shares)["spearman"]
 
-    rows = {}
+    rows = {"this model": score(predict_shares(model, devel, batch_size, accelerator))}
     if data.dataset == "synthetic":
         ceiling = SyntheticCorpus().noise_ceiling("devel")
-        rows["noise ceiling: true vote probabilities"] = ceiling
-    rows["this model"] = rho
+        rows = {"noise ceiling: true vote probabilities": ceiling, **rows}
     if accelerator.is_main_process:
         rows.update(_ridge_scores(train, devel, score))
     rows[f"the same network, {SHUFFLED_EPOCHS} epochs on shuffled labels"] = _shuffled_labels_score(
         model, train, devel, score, run, accelerator
     )
     accelerator.print("\nMean Spearman's rho on devel, beside its controls")
-    for name, value in rows.items():
-        accelerator.print(f"  {name:<58} {value:.3f}")
+    for name, rho in rows.items():
+        accelerator.print(f"  {name:<58} {rho:.3f}")
     if data.dataset == "synthetic":
-        accelerator.print(f"  this model reaches {rho / ceiling:.2f} of the ceiling")
+        accelerator.print(f"  this model reaches {rows['this model'] / ceiling:.2f} of the ceiling")
         accelerator.print(
             "  Synthetic voices and listeners: this shows that the software works, and nothing about people."
         )
