@@ -200,6 +200,11 @@ class EmoShareConfig(PreTrainedConfig):
                 "backbone_config: add_adapter=True is not supported: the adapter shortens the frames and mixes "
                 "padding into them"
             )
+        if getattr(backbone, "conv_pos_batch_norm", False) and not self.freeze_backbone:
+            raise ValueError(
+                "backbone_config: conv_pos_batch_norm=True is not supported with freeze_backbone=False: its statistics "
+                "would be taken over padding and over the other clips of a batch"
+            )
         if self.feature_size != backbone.hidden_size:
             raise ValueError(
                 f"feature_size: got {self.feature_size}, but the backbone's hidden size is {backbone.hidden_size}; "

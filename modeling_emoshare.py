@@ -7,10 +7,12 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .backbone_emoshare import frame_features, length_mask, num_frames
+from .backbone_emoshare import frame_features, length_mask, make_exact_in_batch, num_frames
 from .configuration_emoshare import EmoShareConfig
+
+logger = logging.get_logger(__name__)
 
 # Parameters that a backbone's checkpoint may lack: SpecAugment's mask is used in pretraining and fine-tuning alone.
 OPTIONAL_BACKBONE_KEYS = {"masked_spec_embed"}
@@ -169,7 +171,9 @@ class EmoShareModel(PreTrainedModel):
         if config.backbone_config is None:
             self.main_input_name = "input_features"
         else:
+            _fall_back_to_eager(config.backbone_config)
             self.backbone = AutoModel.from_config(config.backbone_config)
+            make_exact_in_batch(self.backbone)
         if config.separate_heads:
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
@@ -203,6 +207,7 @@ class EmoShareModel(PreTrainedModel):
         missing = sorted(set(loading["missing_keys"]) - OPTIONAL_BACKBONE_KEYS)
         if missing:
             raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+        make_exact_in_batch(backbone)
         model = cls(config)
         model.backbone = backbone
         model._freeze_backbone()
@@ -215,6 +220,10 @@ class EmoShareModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_backbone()
         return loaded
+
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return True  # on the backbone, which says by itself where it cannot
 
     def train(self, mode=True):
         super().train(mode)
@@ -344,6 +353,13 @@ class EmoShareModel(PreTrainedModel):
                 f"expected at least {self.config.pool_size}"
             )
         return lengths
+
+
+def _fall_back_to_eager(backbone_config):
+    """WavLM computes its attention in one way only; another backbone refuses what it cannot do by itself."""
+    if backbone_config.model_type == "wavlm" and backbone_config._attn_implementation == "sdpa":
+        logger.warning("attn_implementation: WavLM has no 'sdpa'; its attention runs as 'eager'")
+        backbone_config._attn_implementation = "eager"
 
 
 def _lstm_norm(config):

@@ -38,7 +38,9 @@ SMALL_HEAD_FLAGS = ["--conv_channels", "16", "8", "--lstm_hidden_size", "12", "-
 
 def backbone_config(model_type="hubert", **fields):
     """A small backbone's config; layer norm in the style of HuBERT Large unless told otherwise."""
-    if model_type != "data2vec-audio":
+    if model_type == "data2vec-audio":
+        fields = {"num_conv_pos_embeddings": 5, **fields}  # here the number of stacked convolutions, as published
+    else:
         fields = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, **fields}
     return AutoConfig.for_model(model_type, **{**SMALL_BACKBONE, **fields})
 

@@ -85,17 +85,6 @@ def test_a_clips_shares_do_not_depend_on_its_batch(lengths, data):
             assert (together.attentions[index, :, steps:] == 0).all()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("model_type", ["hubert", "wav2vec2", "wavlm"])
-def test_padded_waveforms_give_the_shares_of_each_clip_alone(architecture, model_type):
-    model = small_model(architecture=architecture, backbone_config=backbone_config(model_type))
-    clips = [torch.randn(length) for length in (16000, 720, 9000)]
-    waveforms, mask = padded(clips)
-    together = model(input_values=waveforms, attention_mask=mask).logits
-    alone = torch.cat([model(input_values=clip[None]).logits for clip in clips])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-
-
 def test_the_released_architecture_2_has_as_many_parameters_as_the_authors_network():
     config = EmoShareConfig(feature_size=1024, normalization="sequence", output_activation="relu")
     unused_in_the_release = 2 * 199 * 512  # "ln2"
