@@ -107,6 +107,14 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         """The fewest samples that make so many frames."""
         return self.frame_length + (frames - 1) * self.hop_length
 
+    def limit_windows(self, max_frames):
+        """Shortens `chunk_length_s`, if it must be, so that no window has more than `max_frames` frames."""
+        longest = self.samples_of(max_frames + 1) - 1
+        if self.max_window_samples > longest:
+            # In whole milliseconds at 16 kHz, so that the length in seconds is a short number.
+            self.chunk_length_s = longest // 16 * 16 / self.sampling_rate
+            logger.warning(f"windows are cut to {self.chunk_length_s} s, {max_frames} frames, the most the model takes")
+
     @classmethod
     def for_backbone(cls, name_or_path, backbone_config, revision=None, **kwargs):
         """
