@@ -32,7 +32,7 @@ def main(argv):
     output_dir = Path(run.output_dir)
 
     splits, labels = load_splits(data, accelerator)
-    model, feature_extractor = build_model(model_arguments, labels)
+    model, feature_extractor = build_model(model_arguments, labels, run.head_seeds)
 
     # The frozen backbone runs once over every clip; the heads are then trained on what it gave.
     cache_dir = data.feature_cache_dir or output_dir / "features"
@@ -58,7 +58,7 @@ def main(argv):
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
-    report(results, labels, [best.epoch for best in progress.best], accelerator)
+    report(results, predictions["devel"], labels, [best.epoch for best in progress.best], accelerator)
     if run.controls:
         report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")

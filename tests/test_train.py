@@ -163,6 +163,29 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     assert "checkpoint-epoch-8 is of another run: train: " in result.stderr
 
 
+def test_the_papers_recipe_runs_and_names_a_dead_network(corpus_folder, backbone_folder, tmp_path):
+    recipe = [ROOT / "configs" / "paper_recipe.yaml", "--data_dir", corpus_folder, "--backbone", backbone_folder]
+    # In a network of this size, the last ReLU is closed from the start with seed 3, and open with 4 and 999.
+    seeds = ["--head_seeds", "999", "3", *["999"] * 7]
+    arguments = [*SMALL_HEAD_FLAGS, *seeds, "--num_train_epochs", "2", "--output_dir", tmp_path / "output"]
+    result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)
+    config = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert (config["normalization"], config["output_activation"]) == ("sequence", "relu")
+    preprocessor = json.loads((tmp_path / "output" / "preprocessor_config.json").read_text())
+    assert preprocessor["chunk_length_s"] == 7.984
+    assert "Boredom dead" in result.stdout
+    assert "Dead: Boredom. " in result.stdout
+
+    arguments += ["--restart_dead_heads", "2"]
+    result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)
+    assert (
+        "Boredom is dead: it gives the same share for every devel clip; started anew with seed 4 (1 of 2)"
+        in result.stdout
+    )
+    assert "epoch 2" in result.stdout
+    assert "Dead:" not in result.stdout
+
+
 def test_two_processes_train_together(own_corpus, tmp_path):
     arguments = [*ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "2", "--output_dir", tmp_path / "output"]
     result = run_command(*TORCHRUN, *arguments, "--chunk_length_s", "0.5", cwd=tmp_path)

@@ -75,6 +75,10 @@ class RunArguments:
     learning_rate: float = _flag(1e-4, "of Adam")
     early_stopping_patience: int = _flag(10, "epochs without a better devel score after which an emotion is done")
     seed: int = _flag(0, "of the initial weights and the order of clips")
+    head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's network")
+    restart_dead_heads: int = _flag(
+        0, "start a network anew, at most so often, that gives the same share for every devel clip"
+    )
     bootstrap: int = _flag(1000, "resamples for the confidence intervals of the final scores; 0 for none")
     controls: bool = _flag(False, "after training, run the controls that the demo's numbers should be read beside")
     report_to: str = _flag("none", "experiment tracker: none, tensorboard, wandb, ... as accelerate knows them")
@@ -91,10 +95,13 @@ class RunArguments:
         )
         if not self.output_dir:
             raise ValueError("--output_dir: got nothing; expected a folder")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed: got {self.seed}; expected 0 to {2**32 - 1}")
-        if self.bootstrap < 0:
-            raise ValueError(f"--bootstrap: got {self.bootstrap}; expected 0 or more")
+        for name, seeds in [("seed", [self.seed]), ("head_seeds", self.head_seeds or [])]:
+            for seed in seeds:
+                if not 0 <= seed < 2**32:
+                    raise ValueError(f"--{name}: got {seed}; expected 0 to {2**32 - 1}")
+        for name in ("bootstrap", "restart_dead_heads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
 
 
 def _require_positive(arguments, *names):
@@ -122,12 +129,20 @@ def parse_arguments(argv):
     # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags by itself, and reads no other file.
     values = vars(parser.parse_args(argv))
     try:
-        return tuple(
+        data, model, run = (
             arguments(**{name: values[name] for name in arguments.__dataclass_fields__})
             for arguments in parser.dataclass_types
         )
+        _check_together(model, run)
     except ValueError as error:
         parser.error(str(error))
+    return data, model, run
+
+
+def _check_together(model, run):
+    for name in ("head_seeds", "restart_dead_heads"):
+        if getattr(run, name) and not model.separate_heads:
+            raise ValueError(f"--{name} is for a network per emotion; got --separate_heads false")
 
 
 def fixed_settings(data, model, run):

@@ -16,6 +16,9 @@ from .features import collate
 
 METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 
+# Shares of different clips that are no further apart are the same but for float32's rounding.
+CONSTANT_SPREAD = 1e-6
+
 
 def predict_shares(model, store, batch_size, accelerator):
     """
@@ -76,17 +79,40 @@ class Scorer:
         return np.array([scores[f"spearman_{label}"] for label in self.labels])
 
 
-def report(results, labels, best_epochs, accelerator):
-    """Prints the devel scores with their confidence intervals and the epoch that each emotion's weights are of."""
+def is_constant(shares):
+    """Which labels have the same share for every clip: (clips, labels) -> (labels,) bool. One clip tells nothing."""
+    return (np.ptp(shares, axis=0) < CONSTANT_SPREAD) & (len(shares) > 1)
+
+
+def report(results, shares, labels, best_epochs, accelerator):
+    """
+    Prints the devel scores with their confidence intervals, the epoch that each emotion's weights are of, and which
+    emotions' networks are dead.
+
+    Args:
+        results: of `Scorer.scores`.
+        shares: (clips, labels) predicted devel shares.
+        labels: label names.
+        best_epochs: the epoch of each network's weights, 0 where there was no ρ to select by.
+        accelerator: `accelerate.Accelerator`.
+    """
     accelerator.print("\nSpearman's rho on devel (epochs are selected on devel, so a little optimistic)")
-    epochs = (
-        dict.fromkeys(labels, best_epochs[0]) if len(best_epochs) == 1 else dict(zip(labels, best_epochs, strict=True))
-    )
+    epochs = best_epochs * len(labels) if len(best_epochs) == 1 else best_epochs
+    of_label = {
+        label: (f"   epoch {epoch}" if epoch else "   last epoch: none to select") + ("   dead" if is_dead else "")
+        for label, epoch, is_dead in zip(labels, epochs, is_constant(shares), strict=True)
+    }
     for name, key in [("mean", "spearman"), *((label, f"spearman_{label}") for label in labels)]:
         low, high = results.get(f"{key}_ci95", (math.nan, math.nan))
         interval = "" if math.isnan(low) else f"   95 % CI {low:.3f} to {high:.3f}"
-        epoch = f"   epoch {epochs[name] or 'last: nothing to select by'}" if name in epochs else ""
-        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}{epoch}")
+        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}{of_label.get(name, '')}")
+    dead = [label for label, is_dead in zip(labels, is_constant(shares), strict=True) if is_dead]
+    if dead:
+        accelerator.print(
+            f"\nDead: {', '.join(dead)}. Such a network gives the same share for every clip, and its rho counts as 0. "
+            "--restart_dead_heads N starts it anew with another seed, at most N times; with --output_activation "
+            "sigmoid it cannot die in this way."
+        )
 
 
 def write_predictions(path, filenames, shares, labels):

@@ -1,4 +1,9 @@
-"""Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch."""
+"""
+Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch.
+
+A network is dead that gives the same share for every clip, as the authors' released design does once its last ReLU is
+closed for good: it has no gradient then, and no ρ.
+"""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -9,19 +14,23 @@ from accelerate.utils import tqdm
 from torch.utils.data import DataLoader
 
 from .checkpoints import resume, save_checkpoint
-from .evaluation import predict_shares
+from .evaluation import is_constant, predict_shares
 from .features import collate
+from .model import initialize_head
 
 
 @dataclass
 class BestEpoch:
     """
     What one network has reached: the paper trains and selects a network per emotion (section 2.4). Epoch 0 is none:
-    there was no ρ to select by, and the weights are the latest.
+    there was no ρ to select by, and the weights are the latest. `restarts` counts how often the network was dead and
+    started anew, the last time after epoch `restarted`.
     """
 
     score: float = -math.inf
     epoch: int = 0
+    restarts: int = 0
+    restarted: int = 0
     weights: dict = field(default_factory=dict)
 
 
@@ -40,12 +49,17 @@ class Progress:
         self.patience = run.early_stopping_patience
         self.epochs_done = 0
         self.best = [BestEpoch() for _ in model.heads]
+        self.dead = []  # indices of the labels that were dead after the last epoch
 
-    def update(self, rhos):
-        """Takes the labels' devel ρ after an epoch; keeps the weights of the networks that have become better."""
+    def update(self, rhos, is_dead):
+        """
+        Takes the labels' devel ρ after an epoch, and which of them come out of a dead network, whose ρ does not count.
+        Keeps the weights of the networks that have become better.
+        """
         self.epochs_done += 1
+        self.dead = np.flatnonzero(is_dead).tolist()
         # One score per network: its emotion's ρ, or the mean over a shared trunk's.
-        scores = rhos if len(self.best) == len(rhos) else [mean_rho(rhos)]
+        scores = np.where(is_dead, math.nan, rhos) if len(self.best) == len(rhos) else [mean_rho(rhos)]
         for best, head, score in zip(self.best, self.model.heads, scores, strict=True):
             if score > best.score:  # never where there is no ρ, NaN
                 best.score, best.epoch = float(score), self.epochs_done
@@ -54,19 +68,20 @@ class Progress:
 
     @property
     def is_over(self):
-        """Whether no network has become better for `early_stopping_patience` epochs."""
-        return all(self.epochs_done - best.epoch >= self.patience for best in self.best)
+        """Whether no network has become better, or was started anew, for `early_stopping_patience` epochs."""
+        return all(self.epochs_done - max(best.epoch, best.restarted) >= self.patience for best in self.best)
 
     def restore_best(self):
         for best, head in zip(self.best, self.model.heads, strict=True):
             head.load_state_dict(best.weights)
 
     def state_dict(self):
-        return {"epochs_done": self.epochs_done, "best": [asdict(best) for best in self.best]}
+        return {"epochs_done": self.epochs_done, "best": [asdict(best) for best in self.best], "dead": self.dead}
 
     def load_state_dict(self, state):
         self.epochs_done = state["epochs_done"]
         self.best = [BestEpoch(**best) for best in state["best"]]
+        self.dead = state["dead"]
 
 
 def train_heads(model, train, devel, score, run, accelerator, settings):
@@ -95,13 +110,16 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     resume(run, accelerator, progress, settings)
 
     for epoch in range(progress.epochs_done, run.num_train_epochs):
+        if run.restart_dead_heads:
+            restart_dead_heads(progress, optimizer, run, train.labels, accelerator)
         if progress.is_over:
             break
         loader.set_epoch(epoch)
         loss = train_epoch(wrapped, optimizer, loader, accelerator, f"Epoch {epoch + 1}/{run.num_train_epochs}")
-        rhos = score(predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator))
-        progress.update(rhos)
-        _report(epoch + 1, loss, rhos, train.labels, accelerator)
+        shares = predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator)
+        rhos = score(shares)
+        progress.update(rhos, is_constant(shares))
+        _report(epoch + 1, loss, rhos, progress.dead, train.labels, accelerator)
         save_checkpoint(run, accelerator, progress, settings)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # from here on in float32, as the saved model is used
     progress.restore_best()
@@ -133,14 +151,41 @@ def train_epoch(model, optimizer, loader, accelerator, description):
     return float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
 
 
+def restart_dead_heads(progress, optimizer, run, labels, accelerator):
+    """
+    Gives dead networks fresh weights, and the optimizer no memory of them; all others go on as they are.
+
+    Args:
+        progress: `Progress`, which knows the dead networks and counts the restarts of each.
+        optimizer: of the networks.
+        run: `RunArguments`: `restart_dead_heads` times at most, with the network's seed + 1, + 2, ...
+        labels: label names.
+        accelerator: `accelerate.Accelerator`.
+    """
+    for index in progress.dead:
+        network = progress.best[index]
+        if network.restarts < run.restart_dead_heads:
+            network.restarts += 1
+            network.restarted = progress.epochs_done
+            seed = (run.head_seeds[index] if run.head_seeds else run.seed) + network.restarts
+            initialize_head(progress.model, index, seed)
+            for parameter in progress.model.heads[index].parameters():
+                optimizer.state.pop(parameter, None)
+            accelerator.print(
+                f"{labels[index]} is dead: it gives the same share for every devel clip; started anew with seed {seed} "
+                f"({network.restarts} of {run.restart_dead_heads})"
+            )
+
+
 def mean_rho(rhos):
     """Mean over the labels that have a ρ; NaN if none has."""
     known = rhos[~np.isnan(rhos)]
     return float(known.mean()) if len(known) else math.nan
 
 
-def _report(epoch, loss, rhos, labels, accelerator):
-    per_label = ", ".join(f"{label} {rho:.2f}" for label, rho in zip(labels, rhos, strict=True))
+def _report(epoch, loss, rhos, dead, labels, accelerator):
+    scores = ["dead" if index in dead else f"{rho:.2f}" for index, rho in enumerate(rhos)]
+    per_label = ", ".join(f"{label} {score}" for label, score in zip(labels, scores, strict=True))
     accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {mean_rho(rhos):.3f} ({per_label})")
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
     accelerator.log({"train_loss": loss, "devel_spearman": mean_rho(rhos), **values}, step=epoch)

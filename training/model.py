@@ -1,5 +1,7 @@
 """The model of a run, its heads fresh, and the feature extractor that fits it."""
 
+import torch
+
 from ..feature_extraction_emoshare import MIN_FRAMES, EmoShareFeatureExtractor
 from ..modeling_emoshare import EmoShareConfig, EmoShareModel
 from .arguments import ACOUSTIC
@@ -19,15 +21,21 @@ HEAD_FIELDS = (
 )
 
 
-def build_model(arguments, labels):
+def build_model(arguments, labels, head_seeds=None):
     """
     Args:
         arguments: `ModelArguments`.
         labels: label names.
+        head_seeds: a seed for the initial weights of each label's network; without, they follow torch's global seed.
 
     Returns:
         `EmoShareModel` and `EmoShareFeatureExtractor`.
+
+    Raises:
+        ValueError: if there is not one seed for each label.
     """
+    if head_seeds is not None and len(head_seeds) != len(labels):
+        raise ValueError(f"--head_seeds: got {len(head_seeds)}; expected one for each of the {len(labels)} labels")
     fields = {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
     fields["id2label"] = dict(enumerate(labels))
     windows = {"chunk_length_s": arguments.chunk_length_s, "min_frames": max(MIN_FRAMES, arguments.pool_size)}
@@ -50,4 +58,16 @@ def build_model(arguments, labels):
         )
     if model.config.normalization == "sequence":
         feature_extractor.limit_windows(model.config.max_frames)
+    if head_seeds is not None:
+        for index, seed in enumerate(head_seeds):
+            initialize_head(model, index, seed)
     return model, feature_extractor
+
+
+def initialize_head(model, index, seed):
+    """Gives one of the model's networks fresh weights, the same on every device, and leaves the global seed alone."""
+    head = model.heads[index]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh = type(head)(model.config, num_outputs=head.output.out_features)
+    head.load_state_dict(fresh.state_dict())

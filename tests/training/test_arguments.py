@@ -1,6 +1,7 @@
 import pytest
 from conftest import ROOT
 
+from emoshare import EMOTIONS
 from emoshare.training.arguments import fixed_settings, parse_arguments
 
 
@@ -30,7 +31,7 @@ def test_flags_override_the_yaml_file(tmp_path):
     assert (model.conv_channels, model.separate_heads) == ([7], False)
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "paper_recipe.yaml"])
 def test_the_configs_are_valid(name):
     parse_arguments([str(ROOT / "configs" / name)])
 
@@ -40,6 +41,15 @@ def test_the_papers_settings():
     assert (run.per_device_train_batch_size, run.learning_rate) == (128, 1e-4)
     assert model.backbone == "facebook/hubert-large-ll60k"
     assert (model.conv_channels, model.lstm_hidden_size, model.lstm_num_layers) == ([768, 384, 192], 512, 2)
+
+
+def test_the_papers_recipe():
+    _, model, run = parse_arguments([str(ROOT / "configs" / "paper_recipe.yaml")])
+    assert (model.normalization, model.output_activation, model.max_frames) == ("sequence", "relu", 398)
+    assert (model.conv_channels, model.ffn_sizes) == (None, None)  # the released ones
+    assert run.head_seeds == [66 if emotion in ("Boredom", "Concentration") else 999 for emotion in EMOTIONS]
+    assert (run.per_device_train_batch_size, run.learning_rate, run.num_train_epochs) == (128, 1e-4, 150)
+    assert run.early_stopping_patience == run.num_train_epochs
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,10 @@ def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
         (["--max_train_samples", "0"], "--max_train_samples: got 0"),
         (["--backbone_layer", "last"], "--backbone_layer: got 'last'"),
         (["--seed", "5000000000"], "--seed: got 5000000000"),
+        (["--head_seeds", "1", "-2"], "--head_seeds: got -2"),
+        (["--restart_dead_heads", "-1"], "--restart_dead_heads: got -1"),
+        (["--restart_dead_heads", "1", "--separate_heads", "false"], "--restart_dead_heads is for a network per"),
+        (["--head_seeds", "1", "--separate_heads", "false"], "--head_seeds is for a network per"),
         (["--pool_size", "0"], "--pool_size: got 0"),
         (["--chunk_length_s", "nan"], "--chunk_length_s: got nan"),
         (["--output_dir", ""], "--output_dir: got nothing"),

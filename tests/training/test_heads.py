@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
 from conftest import small_model, write_corpus
 
 from emoshare import EmoShareFeatureExtractor
 from emoshare.dataset_script import load_emotion_share
+from emoshare.training import heads
 from emoshare.training.arguments import RunArguments
 from emoshare.training.features import extract_frame_features
 from emoshare.training.heads import Progress, mean_rho, train_heads
 
 LABELS = {0: "joy", 1: "awe"}
+ALIVE = np.array([False, False])
 
 
 def progress(separate_heads=True, patience=2):
@@ -29,7 +31,7 @@ def test_each_emotion_keeps_the_weights_of_its_own_best_epoch():
     model, state = progress()
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
-        state.update(np.array(rhos))
+        state.update(np.array(rhos), ALIVE)
     assert [best.epoch for best in state.best] == [2, 1]
     assert [best.score for best in state.best] == [0.4, 0.5]
     state.restore_best()
@@ -40,7 +42,7 @@ def test_a_shared_trunk_keeps_the_epoch_of_the_best_mean():
     model, state = progress(separate_heads=False)
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
-        state.update(np.array(rhos))
+        state.update(np.array(rhos), ALIVE)
     assert state.best[0].epoch == 2
     assert state.best[0].score == pytest.approx(0.35)
 
@@ -49,7 +51,7 @@ def test_training_is_over_when_every_emotion_has_waited_long_enough():
     _, state = progress(patience=2)
     over = []
     for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.0, 0.1]):
-        state.update(np.array(rhos))
+        state.update(np.array(rhos), ALIVE)
         over.append(state.is_over)
     assert over == [False, False, False, False, True]
 
@@ -58,7 +60,7 @@ def test_an_emotion_without_rho_keeps_its_latest_weights_and_holds_nobody_up():
     model, state = progress(patience=2)
     for epoch, rho in enumerate([0.2, 0.1, 0.1], start=1):
         mark(model, epoch)
-        state.update(np.array([np.nan, rho]))
+        state.update(np.array([np.nan, rho]), ALIVE)
     assert state.is_over
     state.restore_best()
     assert [best.epoch for best in state.best] == [0, 1]
@@ -73,11 +75,11 @@ def test_the_mean_is_over_the_emotions_with_a_rho():
 def test_the_state_comes_back():
     model, state = progress()
     mark(model, 7.0)
-    state.update(np.array([0.3, 0.1]))
+    state.update(np.array([0.3, 0.1]), np.array([False, True]))
     mark(model, 0.0)
     other_model, other = progress()
     other.load_state_dict(state.state_dict())
-    assert other.epochs_done == 1
+    assert (other.epochs_done, other.dead) == (1, [1])
     other.restore_best()
     assert other_model.heads[0].output.bias.item() == 7.0
 
@@ -85,38 +87,116 @@ def test_the_state_comes_back():
 def test_snapshots_are_not_touched_by_further_training():
     model, state = progress()
     mark(model, 1.0)
-    state.update(np.array([0.5, 0.5]))
+    state.update(np.array([0.5, 0.5]), ALIVE)
     with torch.no_grad():
         model.heads[0].output.bias.add_(1)
     assert state.best[0].weights["output.bias"].item() == 1.0
 
 
-def test_trained_heads_end_with_their_best_weights_and_stop_early(tmp_path):
-    folder = write_corpus(tmp_path / "corpus", {"train": 4, "devel": 2}, labels=["joy", "awe"])
-    splits = load_emotion_share("csv", data_dir=folder, cache_dir=tmp_path / "cache")
-    model = small_model(id2label=LABELS)
-    accelerator = Accelerator(cpu=True)
-    extractor = EmoShareFeatureExtractor("mel")
-    stores = {
-        split: extract_frame_features(clips, split, model, extractor, tmp_path / "store", accelerator)
+def test_a_dead_network_has_no_best_epoch_until_it_lives():
+    model, state = progress()
+    for epoch, (rhos, is_dead) in enumerate(
+        [([0.0, 0.3], [True, False]), ([-0.1, 0.0], [False, True]), ([0.0, 0.2], [True, False])], start=1
+    ):
+        mark(model, epoch)
+        state.update(np.array(rhos), np.array(is_dead))
+        assert state.dead == np.flatnonzero(is_dead).tolist()
+    assert [best.epoch for best in state.best] == [2, 1]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Log-mels of a few clips with two labels."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "data", {"train": 4, "devel": 3}, labels=["joy", "awe"])
+    splits = load_emotion_share("csv", data_dir=folder / "data", cache_dir=folder / "cache")
+    model, extractor = small_model(id2label=LABELS), EmoShareFeatureExtractor("mel")
+    return {
+        split: extract_frame_features(clips, split, model, extractor, folder / "store", Accelerator(cpu=True))
         for split, clips in splits.items()
     }
+
+
+def train(model, stores, score, output_dir, **fields):
+    run = RunArguments(output_dir=str(output_dir), learning_rate=1e-3, per_device_train_batch_size=2, **fields)
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    return train_heads(model, stores["train"], stores["devel"], score, run, accelerator, {})
+
+
+def test_trained_heads_end_with_their_best_weights_and_stop_early(stores, tmp_path):
+    model = small_model(id2label=LABELS)
     seen = []
 
     def score(shares):
-        assert shares.shape == (2, 2)
+        assert shares.shape == (3, 2)
         seen.append([head.output.bias.item() for head in model.heads])
         return np.array([[0.9, 0.1], [0.8, 0.5], [0.7, 0.2], [0.6, 0.1], [0.5, 0.9]][len(seen) - 1])
 
-    run = RunArguments(
-        output_dir=str(tmp_path / "output"),
-        num_train_epochs=5,
-        early_stopping_patience=2,
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-    )
-    state = train_heads(model, stores["train"], stores["devel"], score, run, accelerator, {})
+    state = train(model, stores, score, tmp_path, num_train_epochs=5, early_stopping_patience=2)
     assert len(seen) == 4  # awe was best in epoch 2 and has waited for two
     assert len({bias for bias, _ in seen}) == 4  # every epoch trained
     assert [best.epoch for best in state.best] == [1, 2]
     assert [head.output.bias.item() for head in model.heads] == [seen[0][0], seen[1][1]]
+
+
+def dying_model():
+    """The last ReLU of joy's network is closed for every clip."""
+    torch.manual_seed(5)
+    model = small_model(id2label=LABELS, normalization="sequence", max_frames=200, output_activation="relu")
+    torch.nn.init.constant_(model.heads[0].output.bias, -10.0)
+    torch.nn.init.constant_(model.heads[1].output.bias, 3.0)  # far from closing
+    return model
+
+
+def spread(shares):
+    return np.ptp(shares, axis=0)
+
+
+def test_a_dead_network_is_named_and_left_alone_unless_it_may_start_anew(stores, tmp_path, capsys):
+    model = dying_model()
+    before = {name: tensor.clone() for name, tensor in model.heads[0].state_dict().items()}
+    state = train(model, stores, spread, tmp_path, num_train_epochs=2)
+    assert capsys.readouterr().out.count("joy dead") == 2
+    assert state.best[0].epoch == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.heads[0].state_dict().items())
+
+
+def test_a_dead_network_starts_anew_by_itself(stores, tmp_path, capsys):
+    left_alone, restarted = dying_model(), dying_model()
+    train(left_alone, stores, spread, tmp_path / "a", num_train_epochs=6, early_stopping_patience=2)
+    capsys.readouterr()
+    state = train(
+        restarted, stores, spread, tmp_path / "b", num_train_epochs=6, restart_dead_heads=5, early_stopping_patience=2
+    )
+    printed = capsys.readouterr().out
+    assert "joy is dead: it gives the same share for every devel clip; started anew with seed 1 (1 of 5)" in printed
+    assert "awe is dead" not in printed
+    assert state.best[0].restarts >= 1
+    assert state.best[0].epoch > 1  # alive
+    # The other network is what it would have been.
+    for name, tensor in left_alone.heads[1].state_dict().items():
+        assert torch.equal(tensor, restarted.heads[1].state_dict()[name])
+
+
+@pytest.mark.parametrize(("head_seeds", "expected"), [([30, 40], [31, 32]), (None, [8, 9])])
+def test_a_network_starts_anew_only_so_often_and_from_its_own_seed(head_seeds, expected, stores, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(heads, "initialize_head", lambda model, index, seed: seeds.append((index, seed)))  # stays dead
+    fields = {"num_train_epochs": 5, "restart_dead_heads": 2, "head_seeds": head_seeds, "seed": 7}
+    state = train(dying_model(), stores, spread, tmp_path, **fields)
+    assert seeds == [(0, seed) for seed in expected]
+    assert state.best[0].restarts == 2
+
+
+def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
+    arguments = {"restart_dead_heads": 5, "early_stopping_patience": 9}
+    whole, parts = dying_model(), dying_model()
+    train(whole, stores, spread, tmp_path / "whole", num_train_epochs=4, **arguments)
+    train(parts, stores, spread, tmp_path / "parts", num_train_epochs=1, **arguments)
+    resumed = dying_model()
+    state = train(
+        resumed, stores, spread, tmp_path / "parts", num_train_epochs=4, resume_from_checkpoint="last", **arguments
+    )
+    assert state.best[0].restarts >= 1
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name

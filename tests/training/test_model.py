@@ -1,6 +1,8 @@
 import pytest
+import torch
 from conftest import SMALL_HEAD
 
+from emoshare import EmoShareConfig, EmotionHead
 from emoshare.training.arguments import ModelArguments
 from emoshare.training.model import build_model
 
@@ -33,3 +35,30 @@ def test_the_released_network_gets_windows_that_it_can_take(max_frames, seconds)
     frames = 1 + (extractor.max_window_samples - extractor.frame_length) // extractor.hop_length
     assert frames == min(max_frames, 798)
     assert model.config.max_frames == max_frames
+
+
+def test_each_network_has_the_initial_weights_of_its_own_seed():
+    torch.manual_seed(9)
+    state = torch.get_rng_state()
+    arguments = ModelArguments(**SMALL)
+    expected = [head_of_seed(seed) for seed in (999, 66, 999)]
+    torch.set_rng_state(state)
+    model, _ = build_model(arguments, ["joy", "awe", "fear"], head_seeds=[999, 66, 999])
+    after = torch.rand(1)
+    for head, fresh in zip(model.heads, expected, strict=True):
+        assert all(torch.equal(tensor, fresh[name]) for name, tensor in head.state_dict().items())
+    assert not torch.equal(model.heads[0].output.weight, model.heads[1].output.weight)
+
+    torch.set_rng_state(state)
+    build_model(arguments, ["joy", "awe", "fear"])
+    assert torch.equal(after, torch.rand(1))  # the global seed is left alone
+
+
+def head_of_seed(seed):
+    torch.manual_seed(seed)
+    return EmotionHead(EmoShareConfig(**SMALL_HEAD)).state_dict()
+
+
+def test_there_must_be_a_seed_for_each_label():
+    with pytest.raises(ValueError, match=r"--head_seeds: got 3; expected one for each of the 2 labels"):
+        build_model(ModelArguments(**SMALL), ["joy", "awe"], head_seeds=[1, 2, 3])
