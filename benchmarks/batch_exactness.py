@@ -1,0 +1,98 @@
+"""
+How far a clip's frame features in a padded batch are from those of the clip alone: plain Transformers, and EmoShare.
+
+    python benchmarks/batch_exactness.py
+
+Prints the table of docs/fidelity.md. Every supported backbone family in its published sizes, with random weights: the
+differences come from the design, and their size is that of a network that has learnt nothing.
+"""
+
+import copy
+import platform
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from emoshare import EmoShareFeatureExtractor
+from emoshare.backbone_emoshare import frame_features, length_mask, make_exact_in_batch
+from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
+
+SECONDS = (1.1, 8.0, 2.7, 5.3)
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+BACKBONES = {
+    "HuBERT Base": ("hubert", {}),
+    "HuBERT Large": ("hubert", LARGE | LAYER_NORM),
+    "HuBERT Base, `conv_pos_batch_norm`": ("hubert", {"conv_pos_batch_norm": True}),
+    "wav2vec 2.0 Base": ("wav2vec2", {}),
+    "wav2vec 2.0 Large": ("wav2vec2", LARGE),
+    "XLS-R 300M (wav2vec 2.0, layer norm)": ("wav2vec2", LARGE | LAYER_NORM),
+    "WavLM Base": ("wavlm", {}),
+    "WavLM Large": ("wavlm", LARGE | LAYER_NORM),
+    "UniSpeech-SAT Base": ("unispeech-sat", {}),
+    "UniSpeech-SAT Large": ("unispeech-sat", LARGE | LAYER_NORM),
+    "data2vec-audio Base": ("data2vec-audio", {}),
+}
+
+
+def main():
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, clips of {SECONDS} s in one batch\n"
+    )
+    print("| backbone | plain, float32 | EmoShare, float32 | EmoShare, bfloat16 (RMS) | bfloat16 itself (RMS) |")
+    print("|---|---|---|---|---|")
+    clips = voices()
+    for name, (model_type, fields) in BACKBONES.items():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, mask_time_prob=0.0, **fields)
+        plain = AutoModel.from_config(config).eval()
+        alone = [plain(clip[None]).last_hidden_state[0] for clip in clips]
+        leak = largest(in_plain_batch(plain, clips), alone)
+        exact = largest(in_batch(plain, clips), alone)
+        halved, half_clips = copy.deepcopy(plain).bfloat16(), [clip.bfloat16() for clip in clips]
+        half_alone = [halved(clip[None]).last_hidden_state[0] for clip in half_clips]
+        rounding, half_exact = relative(half_alone, alone), relative(in_batch(halved, half_clips), half_alone)
+        print(f"| {name} | {leak:.1e} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
+
+
+def voices():
+    """Synthetic utterances, (samples,) each, zero mean and unit variance."""
+    extractor = EmoShareFeatureExtractor()
+    utterances = SyntheticCorpus(train=len(SECONDS)).utterances("train")
+    for utterance, seconds in zip(utterances, SECONDS, strict=True):
+        utterance.seconds = seconds
+    waveforms = [synthesize(utterance) for utterance in utterances]
+    return [torch.from_numpy(extractor(w, sampling_rate=16000)["input_values"][0]) for w in waveforms]
+
+
+def in_plain_batch(backbone, clips):
+    waveforms, lengths = padded(clips)
+    mask = length_mask(lengths, waveforms.shape[1]).long()
+    return backbone(waveforms, attention_mask=mask).last_hidden_state
+
+
+def in_batch(backbone, clips):
+    backbone = copy.deepcopy(backbone)
+    make_exact_in_batch(backbone)
+    return frame_features(backbone, *padded(clips)).features
+
+
+def padded(clips):
+    return torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips])
+
+
+def largest(batch, alone):
+    """Largest difference of any feature."""
+    return max((clip[: len(own)] - own).abs().max().item() for clip, own in zip(batch, alone, strict=True))
+
+
+def relative(batch, alone):
+    """Root mean square of all differences, over that of the features."""
+    own = torch.cat(list(alone)).float()
+    own_in_batch = torch.cat([clip[: len(own)] for clip, own in zip(batch, alone, strict=True)]).float()
+    return ((own_in_batch - own).norm() / own.norm()).item()
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
