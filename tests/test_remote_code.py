@@ -105,7 +105,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
     ("module", "allowed"),
     [
         ("configuration_emoshare.py", {"transformers"}),
-        ("backbone_emoshare.py", {"torch"}),
+        ("backbone_emoshare.py", {"torch", "transformers"}),
         ("modeling_emoshare.py", {"torch", "transformers"}),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "soundfile", "torchaudio"}),
