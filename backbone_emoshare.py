@@ -42,7 +42,7 @@ def make_exact_in_batch(backbone):
 
     Both hold in `frame_features`, which knows the length of each clip.
     """
-    if getattr(backbone.config, "feat_extract_norm", "layer") == "group":
+    if isinstance(getattr(backbone.feature_extractor.conv_layers[0], "layer_norm", None), nn.GroupNorm):
         backbone.feature_extractor = GroupNormFrontEnd(backbone.feature_extractor)
     for module in backbone.encoder.pos_conv_embed.modules():
         if isinstance(module, nn.Conv1d):
@@ -105,8 +105,11 @@ class GroupNormFrontEnd(nn.Module):
     def forward(self, input_values):
         """(batch, samples) -> (batch, channels, frames)"""
         first, *others = self.conv_layers
+        waveforms = input_values[:, None]
+        if self.training and first.conv.weight.requires_grad:
+            waveforms.requires_grad_()  # else reentrant gradient checkpointing would leave the front end untrained
         # The lengths go in as an argument: gradient checkpointing runs the layer again when the context is gone.
-        maps = first(input_values[:, None], _clip_samples.get())
+        maps = first(waveforms, _clip_samples.get())
         for layer in others:
             maps = layer(maps)
         return maps

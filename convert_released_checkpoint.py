@@ -10,6 +10,7 @@ The converted model computes what the authors' network computes; docs/fidelity.m
 import argparse
 import pickle
 import sys
+from statistics import mode
 
 import torch
 from transformers import AutoConfig
@@ -73,11 +74,11 @@ def _config_fields(state_dicts, architecture, backbone_config):
 
 def _input_width(state_dicts):
     """Of the first convolution, (channels, width, kernel); it alone says how wide the frame features are."""
-    emotion, state_dict = next(iter(state_dicts.items()))
-    weight = state_dict.get("layer_cnn.0.weight")
-    if weight is None or weight.dim() != 3:
-        raise ValueError(f"{emotion}: layer_cnn.0.weight is missing, or not of the shape (channels, width, kernel)")
-    return weight.shape[1]
+    weights = {emotion: state_dict.get("layer_cnn.0.weight") for emotion, state_dict in state_dicts.items()}
+    for emotion, weight in weights.items():
+        if not isinstance(weight, torch.Tensor) or weight.dim() != 3:
+            raise ValueError(f"{emotion}: layer_cnn.0.weight is missing, or not of the shape (channels, width, kernel)")
+    return mode(weight.shape[1] for weight in weights.values())  # so that one that differs is the one that is named
 
 
 def _head_weights(state_dicts, config):
@@ -103,12 +104,18 @@ def rename_state_dict(state_dict, emotion, architecture):
     One released network's weights, or gradients, under the names that `EmotionHead` gives them.
 
     Raises:
-        ValueError: on a key that is missing or surplus; the released network's unused `ln2` is dropped.
+        ValueError: on a key that is missing, surplus or not a tensor of finite numbers; the released network's unused
+            `ln2` is dropped.
     """
     names = _names(emotion, architecture)
     unused = {"ln2.weight", "ln2.bias"} if architecture == "cnn_lstm_attention" else set()
     problems = [f"{key} is missing" for key in names if key not in state_dict]
     problems += [f"{key} is surplus" for key in state_dict if key not in names and key not in unused]
+    problems += [
+        f"{key} is not a tensor of finite numbers"
+        for key in names
+        if key in state_dict and not (isinstance(state_dict[key], torch.Tensor) and state_dict[key].isfinite().all())
+    ]
     if problems:
         raise ValueError(f"{emotion}: " + "; ".join(problems))
     return {ours: state_dict[released] for released, ours in names.items()}
@@ -153,7 +160,7 @@ def main(argv):
     arguments = parser.parse_args(argv)
     try:
         convert(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -203,7 +210,7 @@ def _load_checkpoint(file, emotion):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{emotion}: {file} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{emotion}: {file} is no checkpoint of the authors' scripts: it has no 'state_dict'")
     return checkpoint["state_dict"]
 

@@ -82,11 +82,14 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         self.frame_length = frame_length or round(ACOUSTIC_WINDOW_S * sampling_rate)
         self.hop_length = hop_length or default_hop
         self.min_frames = min_frames
+        self._check_windows()
+
+    def _check_windows(self):
         # Twice the least, so that a cut that moves to leave enough behind it has enough before it.
-        if not (math.isfinite(chunk_length_s) and self.max_window_samples >= 2 * self.min_samples):
+        if not (math.isfinite(self.chunk_length_s) and self.max_window_samples >= 2 * self.min_samples):
             raise ValueError(
-                f"chunk_length_s: got {chunk_length_s} s; expected at least "
-                f"{2 * self.min_samples / sampling_rate:.3f} s, twice the {self.min_frames} frames of the shortest clip"
+                f"chunk_length_s: got {self.chunk_length_s} s; expected at least "
+                f"{2 * self.min_samples / self.sampling_rate:.3f} s, twice the shortest clip's {self.min_frames} frames"
             )
 
     @property
@@ -108,11 +111,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         return self.frame_length + (frames - 1) * self.hop_length
 
     def limit_windows(self, max_frames):
-        """Shortens `chunk_length_s`, if it must be, so that no window has more than `max_frames` frames."""
+        """
+        Shortens `chunk_length_s`, if it must be, so that no window has more than `max_frames` frames.
+
+        Raises:
+            ValueError: if so short a window is not allowed.
+        """
         longest = self.samples_of(max_frames + 1) - 1
         if self.max_window_samples > longest:
             # In whole milliseconds at 16 kHz, so that the length in seconds is a short number.
             self.chunk_length_s = longest // 16 * 16 / self.sampling_rate
+            self._check_windows()
             logger.warning(f"windows are cut to {self.chunk_length_s} s, {max_frames} frames, the most the model takes")
 
     @classmethod

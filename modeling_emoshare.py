@@ -96,7 +96,7 @@ class EmotionHead(nn.Module):
 
         maps = features.transpose(1, 2)  # (batch, width, frames)
         for convolution in self.convolutions:
-            maps = convolution(maps).relu() * mask[:, None]
+            maps = _convolve(convolution, maps).relu() * mask[:, None]
         maps = nn.functional.max_pool1d(maps, self.pool_size)  # (batch, channels, steps)
 
         states = self.lstm_norm(maps.transpose(1, 2))  # (batch, steps, channels)
@@ -331,7 +331,7 @@ class EmoShareModel(PreTrainedModel):
         if output_attentions and weights[0] is not None:
             attentions = torch.stack(weights, dim=1).expand(-1, self.config.num_labels, -1)
         output = EmoShareOutput(
-            loss=None if labels is None else _known_mse(logits, labels),
+            loss=None if labels is None else known_mse(logits, labels),
             logits=logits,
             hidden_states=hidden_states,
             attentions=attentions,
@@ -360,6 +360,19 @@ def _fall_back_to_eager(backbone_config):
     if backbone_config.model_type == "wavlm" and backbone_config._attn_implementation == "sdpa":
         logger.warning("attn_implementation: WavLM has no 'sdpa'; its attention runs as 'eager'")
         backbone_config._attn_implementation = "eager"
+
+
+def _convolve(convolution, maps):
+    """
+    (batch, width, frames) -> (batch, channels, frames). In 16 bits, maps and weights go in as images one pixel high
+    with the channels side by side in memory, which is several times as fast on CPUs. In float32 that gains little,
+    and PyTorch's own conv1d rounds as it did for whoever trained the weights.
+    """
+    if maps.dtype == torch.float32:
+        return convolution(maps)
+    weight = convolution.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+    padding = (0, convolution.kernel_size[0] // 2)
+    return nn.functional.conv2d(maps[:, :, None], weight, convolution.bias, padding=padding)[:, :, 0]
 
 
 def _lstm_norm(config):
@@ -410,7 +423,7 @@ def _lengths(inputs, attention_mask):
     return lengths
 
 
-def _known_mse(logits, labels):
+def known_mse(logits, labels):
     """Mean squared error over the known shares; NaN labels add nothing."""
     if labels.shape != logits.shape:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from emoshare.training.arguments import fixed_settings, parse_arguments
+from emoshare.training.batches import FeatureLoader
 from emoshare.training.controls import report_controls
 from emoshare.training.corpus import load_splits
 from emoshare.training.evaluation import Scorer, predict_shares, report, write_predictions, write_results
@@ -37,7 +38,9 @@ def main(argv):
     # The frozen backbone runs once over every clip; the heads are then trained on what it gave.
     cache_dir = data.feature_cache_dir or output_dir / "features"
     stores = {
-        split: extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator)
+        split: extract_frame_features(
+            clips, split, model, feature_extractor, cache_dir, accelerator, data.feature_dtype
+        )
         for split, clips in splits.items()
     }
 
@@ -45,11 +48,12 @@ def main(argv):
     scorer = Scorer(stores["devel"].shares, labels)
     progress = train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, settings)
 
-    predictions = {
-        split: predict_shares(model, store, run.per_device_train_batch_size, accelerator)
+    loaders = {
+        split: FeatureLoader(store, model.config, run.per_device_train_batch_size, accelerator)
         for split, store in stores.items()
         if split != "train"
     }
+    predictions = {split: predict_shares(model.heads, loader, accelerator) for split, loader in loaders.items()}
     results = scorer.scores(predictions["devel"], bootstrap=run.bootstrap, seed=run.seed)
 
     if accelerator.is_main_process:
@@ -58,7 +62,7 @@ def main(argv):
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
-    report(results, predictions["devel"], labels, [best.epoch for best in progress.best], accelerator)
+    report(results, predictions["devel"], labels, [network.best.epoch for network in progress.networks], accelerator)
     if run.controls:
         report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")

@@ -20,7 +20,8 @@ from emoshare import EMOTIONS
 BIN = Path(sys.executable).parent
 LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml", ROOT / "train.py"]
 TORCHRUN = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "train.py"]
-ACOUSTIC = ["--dataset", "csv", *SMALL_HEAD_FLAGS, "--learning_rate", "1e-3", "--per_device_train_batch_size", "4"]
+ACOUSTIC = ["--dataset", "csv", "--feature_dtype", "float32", *SMALL_HEAD_FLAGS]
+ACOUSTIC += ["--learning_rate", "1e-3", "--per_device_train_batch_size", "4"]
 MODULES = ["configuration", "backbone", "modeling", "feature_extraction", "pipeline"]
 
 
@@ -30,6 +31,8 @@ def trained(corpus_folder, backbone_folder, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("trained") / "output"
     arguments = ["--dataset", "compare2023", "--data_dir", corpus_folder, "--backbone", backbone_folder]
     arguments += [
+        "--feature_dtype",
+        "float32",
         "--num_train_epochs",
         "2",
         "--per_device_train_batch_size",
@@ -136,7 +139,7 @@ def start_and_kill_after(checkpoint, *command, cwd):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_path):
     command = [*LAUNCH, *ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "8"]
-    command += ["--feature_cache_dir", tmp_path / "features"]
+    command += ["--feature_cache_dir", tmp_path / "features", "--checkpoint_minutes", "0"]
     run_command(*command, "--output_dir", tmp_path / "whole", cwd=tmp_path)
     start_and_kill_after(
         tmp_path / "parts" / "checkpoint-epoch-3", *command, "--output_dir", tmp_path / "parts", cwd=tmp_path
@@ -193,7 +196,7 @@ def test_two_processes_train_together(own_corpus, tmp_path):
     rows = read_csv(tmp_path / "output" / "predictions_devel.csv")
     expected = [row[0] for row in read_csv(own_corpus / "lab" / "devel.csv")]
     assert [row[0] for row in rows] == expected
-    assert len(list((tmp_path / "output" / "features").glob("*/part-*.arrow"))) == 4  # two splits, two processes
+    assert len(list((tmp_path / "output" / "features").glob("*/shard-*.arrow"))) == 4  # two splits, two processes
     emotion_share = pipeline("emotion-share", model=str(tmp_path / "output"))
     for row in rows[1:]:
         scores = {share["label"]: share["score"] for share in emotion_share(str(own_corpus / "wav" / row[0]))}

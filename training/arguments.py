@@ -27,6 +27,7 @@ class DataArguments:
     data_dir: str | None = _flag(None, "folder with wav/*.wav and lab/{train,devel,test}.csv")
     max_train_samples: int | None = _flag(None, "train on the first so many clips only")
     feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
+    feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "how frame features are kept")
 
     def __post_init__(self):
         if self.max_train_samples is not None:
@@ -71,8 +72,11 @@ class RunArguments:
 
     output_dir: str = _flag("outputs/emoshare", "folder for the model, the results and the checkpoint")
     num_train_epochs: int = _flag(50, "passes over the training data, at most")
-    per_device_train_batch_size: int = _flag(32, "clips per step on each device")
+    per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: long ones are fewer")
     learning_rate: float = _flag(1e-4, "of Adam")
+    mixed_precision: Literal["auto", "bf16", "no"] = _flag(
+        "auto", "heads compute in bfloat16 where the hardware has it"
+    )
     early_stopping_patience: int = _flag(10, "epochs without a better devel score after which an emotion is done")
     seed: int = _flag(0, "of the initial weights and the order of clips")
     head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's network")
@@ -81,6 +85,7 @@ class RunArguments:
     )
     bootstrap: int = _flag(1000, "resamples for the confidence intervals of the final scores; 0 for none")
     controls: bool = _flag(False, "after training, run the controls that the demo's numbers should be read beside")
+    checkpoint_minutes: float = _flag(5.0, "time between checkpoints, at least; 0 for one after each epoch")
     report_to: str = _flag("none", "experiment tracker: none, tensorboard, wandb, ... as accelerate knows them")
     resume_from_checkpoint: str | None = _flag(
         None,
@@ -99,8 +104,8 @@ class RunArguments:
             for seed in seeds:
                 if not 0 <= seed < 2**32:
                     raise ValueError(f"--{name}: got {seed}; expected 0 to {2**32 - 1}")
-        for name in ("bootstrap", "restart_dead_heads"):
-            if getattr(self, name) < 0:
+        for name in ("bootstrap", "restart_dead_heads", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
 
 
@@ -156,6 +161,7 @@ def fixed_settings(data, model, run):
         "early_stopping_patience",
         "bootstrap",
         "controls",
+        "checkpoint_minutes",
         "report_to",
         "resume_from_checkpoint",
     )

@@ -2,10 +2,28 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
 
 CHECKPOINT = "checkpoint-epoch-"
 SETTINGS = "run.json"
+
+
+class CheckpointClock:
+    """Says, on each process alike, when so many minutes have passed since the last checkpoint."""
+
+    def __init__(self, minutes):
+        self.minutes = minutes
+        self.restart()
+
+    def restart(self):
+        self.started = time.monotonic()
+
+    def is_due(self):
+        (passed,) = broadcast_object_list([time.monotonic() - self.started])  # the main process's
+        return passed >= 60 * self.minutes
 
 
 def save_checkpoint(run, accelerator, progress, settings):

@@ -8,8 +8,10 @@ from accelerate.utils import tqdm
 from ..dataset_script.synthetic import SyntheticCorpus
 from ..feature_extraction_emoshare import EmoShareFeatureExtractor
 from ..pipeline_emoshare import load_audio
+from .batches import FeatureLoader
 from .evaluation import predict_shares
-from .heads import prepare_training, train_epoch
+from .heads import networks_of, train_epoch
+from .launch import training_dtype
 
 RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 SHUFFLED_EPOCHS = 3
@@ -27,19 +29,19 @@ def report_controls(model, stores, scorer, data, run, accelerator):
         accelerator: `accelerate.Accelerator`.
     """
     train, devel = stores["train"], stores["devel"]
-    batch_size = run.per_device_train_batch_size
+    devel_loader = FeatureLoader(devel, model.config, run.per_device_train_batch_size, accelerator)
 
     def score(shares):
         return scorer.scores(shares)["spearman"]
 
-    rows = {"this model": score(predict_shares(model, devel, batch_size, accelerator))}
+    rows = {"this model": score(predict_shares(model.heads, devel_loader, accelerator))}
     if data.dataset == "synthetic":
         ceiling = SyntheticCorpus().noise_ceiling("devel")
         rows = {"noise ceiling: true vote probabilities": ceiling, **rows}
     if accelerator.is_main_process:
         rows.update(_ridge_scores(train, devel, score))
     rows[f"the same network, {SHUFFLED_EPOCHS} epochs on shuffled labels"] = _shuffled_labels_score(
-        model, train, devel, score, run, accelerator
+        model, train, devel_loader, score, run, accelerator
     )
     accelerator.print("\nMean Spearman's rho on devel, beside its controls")
     for name, rho in rows.items():
@@ -70,7 +72,7 @@ def _ridge_scores(train, devel, score):
     }
 
 
-def _shuffled_labels_score(model, train, devel, score, run, accelerator):
+def _shuffled_labels_score(model, train, devel_loader, score, run, accelerator):
     """
     Mean devel ρ of a fresh model of the same kind, trained for a few epochs on shares that belong to other clips, drawn
     anew for each emotion. Nothing is selected on devel, so it should be near 0.
@@ -79,11 +81,13 @@ def _shuffled_labels_score(model, train, devel, score, run, accelerator):
     model.backbone = None
     train = copy.copy(train)
     train.shares = np.random.default_rng(run.seed).permuted(train.shares, axis=0)
-    model, optimizer, loader = prepare_training(model, train, run, accelerator)
+    networks = networks_of(model, run, accelerator)
+    loader = FeatureLoader(train, model.config, run.per_device_train_batch_size, accelerator, seed=run.seed)
+    dtype = training_dtype(run, accelerator.device)
     for epoch in range(SHUFFLED_EPOCHS):
         loader.set_epoch(epoch)
-        train_epoch(model, optimizer, loader, accelerator, f"Shuffled labels {epoch + 1}/{SHUFFLED_EPOCHS}")
-    return score(predict_shares(model, devel, run.per_device_train_batch_size, accelerator))
+        train_epoch(networks, loader, accelerator, dtype, f"Shuffled labels {epoch + 1}/{SHUFFLED_EPOCHS}")
+    return score(predict_shares(model.heads, devel_loader, accelerator))
 
 
 def _clip_statistics(clips):

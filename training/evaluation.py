@@ -8,49 +8,44 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
 
 from ..dataset_script.labels import FILENAME
-from .features import collate
 
 METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 
-# Shares of different clips that are no further apart are the same but for float32's rounding.
-CONSTANT_SPREAD = 1e-6
+# Shares of different clips that are no further apart are the same but for float32's rounding. An untrained network
+# that lives may be as flat as 1e-5.
+CONSTANT_SPREAD = 1e-7
 
 
-def predict_shares(model, store, batch_size, accelerator):
+def predict_shares(heads, loader, accelerator):
     """
-    Predicts every clip of a store, on all processes together; windows of a clip are averaged by duration.
+    Predicts every clip of a store in float32, on all processes together; windows of a clip are averaged by duration.
 
     Args:
-        model: `EmoShareModel`, or what `accelerator.prepare` made of it.
-        store: `FrameFeatureStore`.
-        batch_size: windows per pass on each device.
+        heads: the `EmotionHead`s to run.
+        loader: `FeatureLoader` without a seed.
         accelerator: `accelerate.Accelerator`.
 
     Returns:
-        `np.ndarray`: (clips, labels) float64, in the order of the clips; the same on each process.
+        `np.ndarray`: (clips, labels of the heads) float64, in the order of the clips; the same on each process.
     """
-    model.eval()
-    sums = np.zeros((len(store.clips), len(store.labels)))
-    samples = np.zeros(len(store.clips))
-    loader = prepare_data_loader(
-        DataLoader(store, batch_size=batch_size, collate_fn=collate),
-        accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        put_on_device=True,
-    )
+    sums = np.zeros((len(loader.store.clips), sum(head.output.out_features for head in heads)))
+    samples = np.zeros((len(sums), 1))
+    for head in heads:
+        head.eval()
     for batch in loader:
+        features = batch["features"].float()
         with torch.no_grad():
-            logits = model(input_features=batch["input_features"], attention_mask=batch["attention_mask"]).logits
-        windows = (logits.float(), batch["clip"], batch["num_samples"])
-        shares, clips, num_samples = (part.cpu().numpy() for part in accelerator.gather_for_metrics(windows))
-        np.add.at(sums, clips, shares * num_samples[:, None].astype(np.float64))
+            shares = torch.cat([head(features, batch["lengths"])[0] for head in heads], dim=1)
+        clips, num_samples = batch["clip"].cpu().numpy(), batch["num_samples"].cpu().numpy()[:, None]
+        np.add.at(sums, clips, shares.cpu().numpy() * num_samples.astype(np.float64))
         np.add.at(samples, clips, num_samples)
-    return sums / samples[:, None]
+    if accelerator.num_processes > 1:
+        sums, samples = (
+            accelerator.reduce(torch.from_numpy(part).to(accelerator.device)).cpu().numpy() for part in (sums, samples)
+        )
+    return sums / samples
 
 
 class Scorer:
@@ -73,10 +68,11 @@ class Scorer:
             predictions=predictions, references=self.references, label_names=self.labels, bootstrap=bootstrap, seed=seed
         )
 
-    def rhos(self, predictions):
-        """Spearman's ρ per label, (labels,)."""
-        scores = self.scores(predictions)
-        return np.array([scores[f"spearman_{label}"] for label in self.labels])
+    def rhos(self, predictions, labels):
+        """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
+        names = [self.labels[index] for index in labels]
+        scores = self.metric.compute(predictions=predictions, references=self.references[:, labels], label_names=names)
+        return np.array([scores[f"spearman_{name}"] for name in names])
 
 
 def is_constant(shares):
@@ -109,9 +105,9 @@ def report(results, shares, labels, best_epochs, accelerator):
     dead = [label for label, is_dead in zip(labels, is_constant(shares), strict=True) if is_dead]
     if dead:
         accelerator.print(
-            f"\nDead: {', '.join(dead)}. Such a network gives the same share for every clip, and its rho counts as 0. "
-            "--restart_dead_heads N starts it anew with another seed, at most N times; with --output_activation "
-            "sigmoid it cannot die in this way."
+            f"\nDead: {', '.join(dead)}. The same share for every clip: the rho counts as 0. Where the last ReLU of an "
+            "emotion's network has closed, a new run with --restart_dead_heads N starts such a network anew with "
+            "another seed, at most N times; with --output_activation sigmoid it cannot die in this way."
         )
 
 

@@ -1,104 +1,36 @@
-"""Frame features: computed once through the frozen backbone, kept on disk, read back without copying."""
+"""Extracts frame features: the frozen backbone runs once over every clip, and what it gives is kept in a store."""
 
 import hashlib
 import json
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list, tqdm
-from datasets import Dataset, concatenate_datasets
-from datasets.fingerprint import Hasher
+from filelock import FileLock
 
 from ..dataset_script.labels import FILENAME
 from ..pipeline_emoshare import load_audio
+from .batches import batches_by_length
+from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, write_shard
 
 # Part of every store's fingerprint: raise it when this code computes other features from the same input.
-FEATURES_VERSION = 1
-# On a CPU, padding costs more than a batch gains.
-WINDOWS_PER_PASS = {"cpu": 1}
-WINDOWS_PER_PASS_ON_ACCELERATORS = 16
-
-STORE_SCHEMA = pa.schema(
-    [
-        ("clip", pa.int64()),  # row of the clip in its split
-        ("start", pa.int64()),  # first sample of the window in the clip
-        ("num_samples", pa.int64()),
-        ("shape", pa.list_(pa.int64())),  # of the features: frames, width; with layers in front for "weighted"
-        ("features", pa.list_(pa.float32())),
-    ]
-)
+FEATURES_VERSION = 2
+# What one process writes at once, and loses at most when it is killed; a weighted sum keeps every layer.
+CLIPS_PER_SHARD = 128
+# Audio that the backbone runs on at once. On a CPU, a batch costs more than it gains: window by window.
+SECONDS_PER_PASS = {"cpu": 0}
+SECONDS_PER_PASS_ON_ACCELERATORS = 128
 
 
-class FrameFeatureStore(torch.utils.data.Dataset):
-    """
-    The frame features of a split, one item per window, in the order of the clips.
-
-    Attributes:
-        clips: the split, a `datasets.Dataset`.
-        labels: label names.
-        shares: (clips, labels) float32, NaN where a share is not known.
-        fingerprint: changes with the features, the labels and their shares.
-    """
-
-    def __init__(self, folder, clips, labels):
-        self.clips = clips
-        self.labels = labels
-        self.shares = np.array([clips[label] for label in labels], dtype=np.float32).T
-        self.fingerprint = f"{folder.name}-{Hasher.hash((labels, self.shares))}"
-        parts = [Dataset.from_file(str(part)) for part in sorted(folder.glob("*.arrow"))]
-        table = concatenate_datasets(parts).data
-        self.clip_of_window = table.column("clip").to_numpy()
-        if set(self.clip_of_window) != set(range(len(clips))):
-            raise ValueError(
-                f"{folder}: holds features of other clips than the split's {len(clips)}; delete the folder"
-            )
-        self.order = np.lexsort([table.column("start").to_numpy(), self.clip_of_window])
-        self.num_samples = table.column("num_samples").to_numpy()
-        self.shape = table.column("shape")
-        self.features = table.column("features")
-
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, index):
-        row = self.order[index]
-        clip = int(self.clip_of_window[row])
-        shape = self.shape[row].as_py()
-        return {
-            "features": self.features[int(row)].values.to_numpy().reshape(shape),
-            "shares": self.shares[clip],
-            "clip": clip,
-            "num_samples": int(self.num_samples[row]),
-        }
-
-
-def collate(windows):
-    """Items of a `FrameFeatureStore` to one batch, features zero-padded to the longest."""
-    features = [window["features"] for window in windows]
-    frames = [array.shape[-2] for array in features]
-    longest = max(frames)
-    batch = np.zeros((len(features), *features[0].shape[:-2], longest, features[0].shape[-1]), dtype=np.float32)
-    for padded, array in zip(batch, features, strict=True):
-        padded[..., : array.shape[-2], :] = array
-    return {
-        "input_features": torch.from_numpy(batch),
-        "attention_mask": (torch.arange(longest) < torch.tensor(frames)[:, None]).long(),
-        "shares": torch.from_numpy(np.stack([window["shares"] for window in windows])),
-        "clip": torch.tensor([window["clip"] for window in windows]),
-        "num_samples": torch.tensor([window["num_samples"] for window in windows]),
-    }
-
-
-def extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator):
+def extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
     """
     The frame features of a split, from `cache_dir` if nothing that decides them has changed.
 
-    Each process extracts its part of the clips. A store is written under another name and renamed when it is whole.
+    Each process extracts its part of the clips, shard by shard. An extraction that was interrupted goes on after its
+    last whole shard. The store gets its name when it is whole.
 
     Args:
         clips: the split, a `datasets.Dataset` with `filename`, `audio` and a column per label of the model.
@@ -107,51 +39,66 @@ def extract_frame_features(clips, split, model, feature_extractor, cache_dir, ac
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
+        dtype: how features are kept: `"float16"`, `"bfloat16"` or `"float32"`.
 
     Returns:
         `FrameFeatureStore`.
 
     Raises:
-        ValueError: if a clip cannot be read or is too short; names it.
+        ValueError: if a clip cannot be read, is too short, or has features that `dtype` cannot hold; names it.
+        OSError: if the features cannot be written.
     """
-    store, unfinished = None, None
+    labels = list(model.config.id2label.values())
+    store = None
     if accelerator.is_main_process:
-        store = Path(cache_dir) / _fingerprint(clips, model, feature_extractor)
-        if not store.is_dir():
-            unfinished = store.with_name(f"unfinished-{uuid4().hex}")
-            unfinished.mkdir(parents=True)
-    store, unfinished = broadcast_object_list([store, unfinished])
-    if unfinished is None:
-        accelerator.print(f"Frame features of {split}: using {store}")
-    else:
-        accelerator.print(f"Frame features of {split}: extracting {len(clips)} clips to {store}")
-        try:
-            _extract_part(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process and not store.is_dir():  # else another run was quicker
-                unfinished.rename(store)
-        finally:
+        store = Path(cache_dir) / _fingerprint(clips, model, feature_extractor, dtype)
+        store.parent.mkdir(parents=True, exist_ok=True)
+    (store,) = broadcast_object_list([store])
+    # Another run that wants the same features waits here, and then finds them.
+    with FileLock(f"{store}.lock") if accelerator.is_main_process else nullcontext():
+        (is_there,) = broadcast_object_list([store.is_dir()])
+        if is_there:
+            accelerator.print(f"Frame features of {split}: using {store}")
+        else:
+            unfinished = store.with_name(f"{store.name}.unfinished")
             if accelerator.is_main_process:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    return FrameFeatureStore(store, clips, list(model.config.id2label.values()))
+                begin(unfinished, accelerator.num_processes)
+            accelerator.wait_for_everyone()
+            _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                finish(unfinished, store, dtype)
+            accelerator.wait_for_everyone()
+    return FrameFeatureStore(store, clips, labels)
 
 
-def _extract_part(clips, split, model, feature_extractor, folder, accelerator):
+def _extract(clips, split, model, feature_extractor, folder, accelerator, dtype):
+    """This process's shards; those that are there already stay as they are."""
     mine = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    per_pass = WINDOWS_PER_PASS.get(accelerator.device.type, WINDOWS_PER_PASS_ON_ACCELERATORS)
-    progress = tqdm(total=len(mine), desc=f"Extracting {split}", unit=" clips")
-    part = folder / f"part-{accelerator.process_index:05d}.arrow"
-    with progress, pa.OSFile(str(part), "wb") as file, pa.ipc.new_stream(file, STORE_SCHEMA) as writer:
-        waiting = []
-        for clip in mine:
-            waiting += _windows(clips[clip], clip, feature_extractor)
-            if len(waiting) >= per_pass:
-                _write(waiting, model, feature_extractor, writer)
-                waiting = []
-            progress.update()
-        if waiting:
-            _write(waiting, model, feature_extractor, writer)
+    layers = model.config.backbone_config.num_hidden_layers + 1 if model.config.backbone_layer == "weighted" else 1
+    per_shard = -(-CLIPS_PER_SHARD // layers)
+    shards = {
+        shard_path(folder, number, accelerator.process_index, accelerator.num_processes): mine[
+            first : first + per_shard
+        ]
+        for number, first in enumerate(range(0, len(mine), per_shard))
+    }
+    done = sum(len(shard) for path, shard in shards.items() if path.exists())
+    accelerator.print(
+        f"Frame features of {split}: extracting {len(clips)} clips to {folder}"
+        + (f", going on after {done} of {len(mine)}" if done else "")
+    )
+    samples = 0
+    with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
+        for path, shard in shards.items():
+            if path.exists():
+                continue
+            windows = [window for clip in shard for window in _windows(clips[clip], clip, feature_extractor)]
+            _add_features(windows, model, feature_extractor, dtype)
+            write_shard(path, windows, dtype)
+            samples += sum(window["num_samples"] for window in windows)
+            progress.update(len(shard))
+            progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
 
 
 def _windows(row, clip, feature_extractor):
@@ -160,6 +107,7 @@ def _windows(row, clip, feature_extractor):
         waveform = load_audio(row["audio"], sampling_rate)
         return [
             {
+                "filename": row[FILENAME],
                 "clip": clip,
                 "start": start,
                 "num_samples": end - start,
@@ -171,14 +119,17 @@ def _windows(row, clip, feature_extractor):
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
-def _write(windows, model, feature_extractor, writer):
-    arrays = _frame_features([window["inputs"] for window in windows], model, feature_extractor)
-    columns = [[window[name] for window in windows] for name in ("clip", "start", "num_samples")]
-    columns.append([list(array.shape) for array in arrays])
-    values = pa.array(np.concatenate([array.ravel() for array in arrays]))
-    offsets = np.cumsum([0] + [array.size for array in arrays], dtype=np.int32)
-    columns.append(pa.ListArray.from_arrays(offsets, values))
-    writer.write_batch(pa.record_batch(columns, schema=STORE_SCHEMA))
+def _add_features(windows, model, feature_extractor, dtype):
+    """Replaces each window's `inputs` by its `features`, in batches of windows of like length."""
+    seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+    lengths = np.array([window["num_samples"] for window in windows])
+    for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
+        inputs = [windows[index].pop("inputs") for index in batch]
+        for index, features in zip(batch, _frame_features(inputs, model, feature_extractor), strict=True):
+            try:
+                windows[index]["features"] = as_stored(features, dtype)
+            except ValueError as error:
+                raise ValueError(f"clip {windows[index]['filename']}: {error}") from error
 
 
 def _frame_features(inputs, model, feature_extractor):
@@ -194,12 +145,12 @@ def _frame_features(inputs, model, feature_extractor):
     return [array[..., :frames, :] for array, frames in zip(features, output.lengths.tolist(), strict=True)]
 
 
-def _fingerprint(clips, model, feature_extractor):
+def _fingerprint(clips, model, feature_extractor, dtype):
     """Everything that decides the features of a split, as one hexadecimal name."""
     digest = hashlib.blake2b(digest_size=16)
     versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
     settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
-    digest.update(json.dumps([versions, settings, model.config.backbone_layer], sort_keys=True).encode())
+    digest.update(json.dumps([versions, dtype, settings, model.config.backbone_layer], sort_keys=True).encode())
     if model.backbone is not None:
         digest.update(model.config.backbone_config.to_json_string().encode())
         for name, tensor in sorted(model.backbone.state_dict().items()):

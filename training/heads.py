@@ -1,21 +1,24 @@
 """
-Trains the heads on stored frame features; each emotion keeps the weights of its own best devel epoch.
+Trains the heads on stored frame features, all side by side in one pass over the data; each emotion keeps the weights of
+its own best devel epoch.
 
 A network is dead that gives the same share for every clip, as the authors' released design does once its last ReLU is
 closed for good: it has no gradient then, and no ρ.
 """
 
 import math
+import time
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from accelerate.utils import tqdm
-from torch.utils.data import DataLoader
 
-from .checkpoints import resume, save_checkpoint
+from ..modeling_emoshare import known_mse
+from .batches import FeatureLoader
+from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .evaluation import is_constant, predict_shares
-from .features import collate
+from .launch import training_dtype
 from .model import initialize_head
 
 
@@ -34,54 +37,129 @@ class BestEpoch:
     weights: dict = field(default_factory=dict)
 
 
+class Network:
+    """
+    One of the model's heads while it trains.
+
+    Args:
+        head: the `EmotionHead`.
+        labels: the indices of its labels: one, or all of a shared trunk.
+        run: `RunArguments`.
+        accelerator: `accelerate.Accelerator`.
+    """
+
+    def __init__(self, head, labels, run, accelerator):
+        self.head = head
+        self.labels = labels
+        self.best = BestEpoch()
+        # Adam (paper, section 2.5), one for each network, so that each can stop or start anew by itself.
+        optimizer = torch.optim.Adam(head.parameters(), lr=run.learning_rate, fused=True)
+        self.trained, self.optimizer = accelerator.prepare(head, optimizer)
+
+    def step(self, features, lengths, shares, accelerator):
+        """One step on a batch, in the dtype of its features; returns the mean squared error per known share."""
+        with torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32):
+            predicted, _ = self.trained(features, lengths)
+        loss = known_mse(predicted, shares[:, self.labels])
+        accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def update(self, epoch, score):
+        """Takes the score of an epoch, NaN if there is none; keeps the weights if it is the best."""
+        best = self.best
+        if score > best.score:
+            best.score, best.epoch = float(score), epoch
+        if best.epoch in (0, epoch):
+            best.weights = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
+
+
+def networks_of(model, run, accelerator):
+    """The model's heads, each with its labels: one label per head, or all of a shared trunk."""
+    labels = range(model.config.num_labels)
+    of_head = [[label] for label in labels] if model.config.separate_heads else [list(labels)]
+    return [Network(head, own, run, accelerator) for head, own in zip(model.heads, of_head, strict=True)]
+
+
 class Progress:
     """
     Where a training run is: the epochs done, and each network's best one. What a checkpoint keeps beside the weights
-    and the optimizer.
+    and the optimizers.
 
     Args:
         model: `EmoShareModel`, whose heads are the networks.
         run: `RunArguments`.
+        accelerator: `accelerate.Accelerator`.
     """
 
-    def __init__(self, model, run):
+    def __init__(self, model, run, accelerator):
         self.model = model
-        self.patience = run.early_stopping_patience
+        self.run = run
+        self.networks = networks_of(model, run, accelerator)
         self.epochs_done = 0
-        self.best = [BestEpoch() for _ in model.heads]
         self.dead = []  # indices of the labels that were dead after the last epoch
+
+    @property
+    def training(self):
+        """The networks that have become better, or started anew, in the last `early_stopping_patience` epochs."""
+        patience = self.run.early_stopping_patience
+        bests = [network.best for network in self.networks]
+        waited = [self.epochs_done - max(best.epoch, best.restarted) for best in bests]
+        return [network for network, epochs in zip(self.networks, waited, strict=True) if epochs < patience]
 
     def update(self, rhos, is_dead):
         """
-        Takes the labels' devel ρ after an epoch, and which of them come out of a dead network, whose ρ does not count.
-        Keeps the weights of the networks that have become better.
-        """
-        self.epochs_done += 1
-        self.dead = np.flatnonzero(is_dead).tolist()
-        # One score per network: its emotion's ρ, or the mean over a shared trunk's.
-        scores = np.where(is_dead, math.nan, rhos) if len(self.best) == len(rhos) else [mean_rho(rhos)]
-        for best, head, score in zip(self.best, self.model.heads, scores, strict=True):
-            if score > best.score:  # never where there is no ρ, NaN
-                best.score, best.epoch = float(score), self.epochs_done
-            if best.epoch in (0, self.epochs_done):
-                best.weights = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+        Takes what an epoch gave the networks that are training.
 
-    @property
-    def is_over(self):
-        """Whether no network has become better, or was started anew, for `early_stopping_patience` epochs."""
-        return all(self.epochs_done - max(best.epoch, best.restarted) >= self.patience for best in self.best)
+        Args:
+            rhos: (labels of these networks,) their ρ on devel.
+            is_dead: (labels of these networks,) bool. Where a network is dead, its ρ does not count.
+        """
+        networks = self.training
+        self.epochs_done += 1
+        labels = labels_of(networks)
+        self.dead = [label for label, dead in zip(labels, is_dead, strict=True) if dead]
+        scores = np.where(is_dead, math.nan, rhos) if self.model.config.separate_heads else [mean_rho(rhos)]
+        for network, score in zip(networks, scores, strict=True):
+            network.update(self.epochs_done, score)
+
+    def restart_dead_networks(self, labels, accelerator):
+        """
+        Gives dead networks fresh weights, from their seed + 1, + 2, ..., and their optimizers no memory of the old
+        ones, at most `restart_dead_heads` times each; all others go on as they are.
+
+        Args:
+            labels: label names.
+            accelerator: `accelerate.Accelerator`.
+        """
+        for index in self.dead:
+            network, best = self.networks[index], self.networks[index].best
+            if best.restarts < self.run.restart_dead_heads:
+                best.restarts += 1
+                best.restarted = self.epochs_done
+                seed = (self.run.head_seeds[index] if self.run.head_seeds else self.run.seed) + best.restarts
+                initialize_head(self.model, index, seed)
+                for parameter in network.head.parameters():
+                    network.optimizer.state.pop(parameter, None)
+                accelerator.print(
+                    f"{labels[index]} is dead: it gives the same share for every devel clip; started anew with seed "
+                    f"{seed} ({best.restarts} of {self.run.restart_dead_heads})"
+                )
 
     def restore_best(self):
-        for best, head in zip(self.best, self.model.heads, strict=True):
-            head.load_state_dict(best.weights)
+        for network in self.networks:
+            network.head.load_state_dict(network.best.weights)
 
     def state_dict(self):
-        return {"epochs_done": self.epochs_done, "best": [asdict(best) for best in self.best], "dead": self.dead}
+        best = [asdict(network.best) for network in self.networks]
+        return {"epochs_done": self.epochs_done, "best": best, "dead": self.dead}
 
     def load_state_dict(self, state):
         self.epochs_done = state["epochs_done"]
-        self.best = [BestEpoch(**best) for best in state["best"]]
         self.dead = state["dead"]
+        for network, best in zip(self.networks, state["best"], strict=True):
+            network.best = BestEpoch(**best)
 
 
 def train_heads(model, train, devel, score, run, accelerator, settings):
@@ -91,7 +169,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     Args:
         model: `EmoShareModel`; its backbone is set aside meanwhile.
         train, devel: `FrameFeatureStore`.
-        score: function of the predicted devel shares (clips, labels) to the labels' ρ (labels,).
+        score: function of predicted devel shares (clips, n) and the indices of their n labels to the labels' ρ (n,).
         run: `RunArguments`.
         accelerator: `accelerate.Accelerator`.
         settings: what must not change between a checkpoint and the run that goes on from it, as a flat dict.
@@ -99,82 +177,77 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
     Returns:
         `Progress`.
     """
-    backbone, model.backbone = model.backbone, None  # not needed: neither in memory, nor synchronised, nor checkpointed
+    backbone, model.backbone = model.backbone, None  # no room for it on the device, nor in checkpoints
     if backbone is not None:
         backbone.to("cpu")
-    wrapped, optimizer, loader = prepare_training(model, train, run, accelerator)
-    progress = Progress(model, run)
+    progress = Progress(model, run, accelerator)
+    loader = FeatureLoader(train, model.config, run.per_device_train_batch_size, accelerator, seed=run.seed)
+    devel_loader = FeatureLoader(devel, model.config, run.per_device_train_batch_size, accelerator)
+    dtype = training_dtype(run, accelerator.device)
+    accelerator.print(
+        f"Training {len(progress.networks)} networks in {str(dtype).removeprefix('torch.')}, {len(loader)} batches an "
+        f"epoch, {loader.padding:.1%} of their frames padding"
+    )
     accelerator.register_for_checkpointing(progress)
     fingerprints = {"train": train.fingerprint, "devel": devel.fingerprint}
-    settings = {**settings, **fingerprints, "processes": accelerator.num_processes}
+    settings = {**settings, **fingerprints, "dtype": str(dtype), "processes": accelerator.num_processes}
     resume(run, accelerator, progress, settings)
+    clock = CheckpointClock(run.checkpoint_minutes)
 
-    for epoch in range(progress.epochs_done, run.num_train_epochs):
+    while progress.epochs_done < run.num_train_epochs:
         if run.restart_dead_heads:
-            restart_dead_heads(progress, optimizer, run, train.labels, accelerator)
-        if progress.is_over:
+            progress.restart_dead_networks(train.labels, accelerator)
+        networks = progress.training
+        if not networks:
             break
-        loader.set_epoch(epoch)
-        loss = train_epoch(wrapped, optimizer, loader, accelerator, f"Epoch {epoch + 1}/{run.num_train_epochs}")
-        shares = predict_shares(wrapped, devel, run.per_device_train_batch_size, accelerator)
-        rhos = score(shares)
+        loader.set_epoch(progress.epochs_done)
+        description = f"Epoch {progress.epochs_done + 1}/{run.num_train_epochs}"
+        epoch = train_epoch(networks, loader, accelerator, dtype, description)
+        shares = predict_shares([network.head for network in networks], devel_loader, accelerator)
+        rhos = score(shares, labels_of(networks))
         progress.update(rhos, is_constant(shares))
-        _report(epoch + 1, loss, rhos, progress.dead, train.labels, accelerator)
-        save_checkpoint(run, accelerator, progress, settings)
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # from here on in float32, as the saved model is used
+        _report(progress, epoch, networks, rhos, train.labels, accelerator)
+        is_over = progress.epochs_done == run.num_train_epochs or not progress.training
+        if is_over or clock.is_due():
+            save_checkpoint(run, accelerator, progress, settings)
+            clock.restart()
     progress.restore_best()
     model.backbone = backbone
     model.to(accelerator.device)
     return progress
 
 
-def prepare_training(model, train, run, accelerator):
-    """Adam with the run's learning rate (section 2.5) and shuffled batches; returns model, optimizer and loader."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
-    loader = DataLoader(train, batch_size=run.per_device_train_batch_size, shuffle=True, collate_fn=collate)
-    return accelerator.prepare(model, optimizer, loader)
+def labels_of(networks):
+    """The indices of the networks' labels, in their order."""
+    return [label for network in networks for label in network.labels]
 
 
-def train_epoch(model, optimizer, loader, accelerator, description):
-    """One pass over the training data; returns the mean squared error per share."""
-    model.train()
+@dataclass
+class Epoch:
+    """
+    Attributes:
+        loss: mean squared error per known share, over all networks.
+        seconds: how long it took.
+        waiting: share of that spent on waiting for data.
+    """
+
+    loss: float
+    seconds: float
+    waiting: float
+
+
+def train_epoch(networks, loader, accelerator, dtype, description):
+    """One pass over the training data for all of `networks`: features are read once for them; returns an `Epoch`."""
+    started, waited = time.perf_counter(), loader.waited
+    for network in networks:
+        network.trained.train()
     losses = []
     for batch in tqdm(loader, desc=description, unit=" batches", leave=False):
-        output = model(
-            input_features=batch["input_features"], attention_mask=batch["attention_mask"], labels=batch["shares"]
-        )
-        # The loss is a mean over emotions: times their networks, each network has the gradient of its own MSE.
-        accelerator.backward(output.loss * len(accelerator.unwrap_model(model).heads))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.loss.detach())
-    return float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-
-
-def restart_dead_heads(progress, optimizer, run, labels, accelerator):
-    """
-    Gives dead networks fresh weights, and the optimizer no memory of them; all others go on as they are.
-
-    Args:
-        progress: `Progress`, which knows the dead networks and counts the restarts of each.
-        optimizer: of the networks.
-        run: `RunArguments`: `restart_dead_heads` times at most, with the network's seed + 1, + 2, ...
-        labels: label names.
-        accelerator: `accelerate.Accelerator`.
-    """
-    for index in progress.dead:
-        network = progress.best[index]
-        if network.restarts < run.restart_dead_heads:
-            network.restarts += 1
-            network.restarted = progress.epochs_done
-            seed = (run.head_seeds[index] if run.head_seeds else run.seed) + network.restarts
-            initialize_head(progress.model, index, seed)
-            for parameter in progress.model.heads[index].parameters():
-                optimizer.state.pop(parameter, None)
-            accelerator.print(
-                f"{labels[index]} is dead: it gives the same share for every devel clip; started anew with seed {seed} "
-                f"({network.restarts} of {run.restart_dead_heads})"
-            )
+        features = batch["features"].to(dtype)
+        losses += [network.step(features, batch["lengths"], batch["shares"], accelerator) for network in networks]
+    loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+    seconds = time.perf_counter() - started
+    return Epoch(loss, seconds, (loader.waited - waited) / seconds)
 
 
 def mean_rho(rhos):
@@ -183,9 +256,21 @@ def mean_rho(rhos):
     return float(known.mean()) if len(known) else math.nan
 
 
-def _report(epoch, loss, rhos, dead, labels, accelerator):
-    scores = ["dead" if index in dead else f"{rho:.2f}" for index, rho in enumerate(rhos)]
-    per_label = ", ".join(f"{label} {score}" for label, score in zip(labels, scores, strict=True))
-    accelerator.print(f"epoch {epoch}: loss {loss:.5f}, devel rho {mean_rho(rhos):.3f} ({per_label})")
+def _report(progress, epoch, networks, rhos, labels, accelerator):
+    trained = dict(zip(labels_of(networks), rhos, strict=True))
+    # A network that has stopped stands where it was best.
+    stopped = {label: network.best.score for network in progress.networks for label in network.labels}
+    rhos = np.array([trained.get(index, stopped[index]) for index in range(len(labels))])
+    scores = []
+    for index, rho in enumerate(rhos):
+        state = "dead" if index in progress.dead else f"{rho:.2f}"
+        scores.append(f"{labels[index]} {state}" + ("" if index in trained else " done"))
+    number = progress.epochs_done
+    accelerator.print(
+        f"epoch {number}: loss {epoch.loss:.5f}, devel rho {mean_rho(rhos):.3f} ({', '.join(scores)}); "
+        f"{epoch.seconds:.1f} s, {epoch.waiting:.1%} of it waiting for data"
+    )
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
-    accelerator.log({"train_loss": loss, "devel_spearman": mean_rho(rhos), **values}, step=epoch)
+    accelerator.log(
+        {"train_loss": epoch.loss, "devel_spearman": mean_rho(rhos), "waiting": epoch.waiting, **values}, step=number
+    )

@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
 # For the slowest process: extraction waits for all of them.
@@ -36,11 +36,10 @@ def start(run, settings):
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: predictions must be the pipeline's
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
+        mixed_precision="no",  # see `training_dtype`
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         log_with=None if run.report_to == "none" else run.report_to,
         project_dir=run.output_dir,
-        # The order of clips follows from seed and epoch alone, so that a resumed run goes on as if never stopped.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=run.seed),
     )
     if launched > 1 and accelerator.num_processes == 1:
         raise RuntimeError(
@@ -56,6 +55,24 @@ def start(run, settings):
     set_seed(run.seed)
     accelerator.init_trackers("emoshare", config={name: str(value) for name, value in settings.items()})
     return accelerator
+
+
+def training_dtype(run, device):
+    """
+    What heads compute in: bfloat16 where the hardware has it, unless `--mixed_precision` or accelerate's launcher says
+    otherwise. Weights, predictions and scores are float32 in any case.
+    """
+    requested = run.mixed_precision
+    if requested == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched not in ("no", "bf16"):
+            raise ValueError(f"accelerate launch --mixed_precision {launched}: heads train in float32 or bf16")
+        has_bfloat16 = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
+        }
+        requested = "bf16" if launched == "bf16" or has_bfloat16.get(device.type, lambda: False)() else "no"
+    return {"bf16": torch.bfloat16, "no": torch.float32}[requested]
 
 
 def _usable_cores():

@@ -1,16 +1,18 @@
 import shutil
+import subprocess
+import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_HEAD, backbone_config, small_model, speech, write_corpus
+from conftest import SMALL_HEAD, backbone_config, run_python, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
+from emoshare.backbone_emoshare import length_mask
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training import features
-from emoshare.training.features import FrameFeatureStore, collate, extract_frame_features
+from emoshare.training.features import extract_frame_features
 
 LABELS = ["joy", "awe"]
 
@@ -32,7 +34,7 @@ def model_with(**fields):
 
 def test_acoustic_features_are_those_of_the_feature_extractor(clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel")
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator)
+    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
     assert len(store) == 5
     for index, row in enumerate(clips):
         expected = extractor(load_audio(row["audio"]), sampling_rate=16000)["input_features"][0]
@@ -43,16 +45,17 @@ def test_acoustic_features_are_those_of_the_feature_extractor(clips, tmp_path, a
 
 @pytest.mark.parametrize("fields", [{}, {"feat_extract_norm": "group", "do_stable_layer_norm": False}])
 @pytest.mark.parametrize("layer", [-1, "weighted"])
-@pytest.mark.parametrize("per_pass", [1, 3])
+@pytest.mark.parametrize("seconds", [0, 3])
 def test_stored_features_give_the_shares_of_the_waveforms(
-    fields, layer, per_pass, clips, tmp_path, accelerator, monkeypatch
+    fields, layer, seconds, clips, tmp_path, accelerator, monkeypatch
 ):
-    monkeypatch.setattr("emoshare.training.features.WINDOWS_PER_PASS", {"cpu": per_pass})
+    monkeypatch.setattr(features, "SECONDS_PER_PASS", {"cpu": seconds})
     model = model_with(backbone_config=backbone_config(**fields), backbone_layer=layer)
     extractor = EmoShareFeatureExtractor()
-    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)
-    batch = collate([store[index] for index in range(5)])
-    from_store = model(input_features=batch["input_features"], attention_mask=batch["attention_mask"]).logits
+    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32")
+    batch = store.collate([store[index] for index in range(5)])
+    mask = length_mask(batch["lengths"], batch["features"].shape[-2])
+    from_store = model(input_features=batch["features"], attention_mask=mask).logits
     for row, shares in zip(clips, from_store, strict=True):
         inputs = extractor(load_audio(row["audio"]), sampling_rate=16000, return_tensors="pt")
         torch.testing.assert_close(shares, model(**inputs).logits[0], atol=1e-5, rtol=0)
@@ -60,7 +63,7 @@ def test_stored_features_give_the_shares_of_the_waveforms(
 
 def test_long_clips_are_stored_by_window_each_with_the_clips_labels(clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel", chunk_length_s=0.25)
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator)
+    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
     expected = [extractor.windows(len(load_audio(row["audio"]))) for row in clips]
     assert len(store) == sum(len(windows) for windows in expected) > len(clips)
     windows = [store[index] for index in range(len(store))]
@@ -73,7 +76,7 @@ def test_long_clips_are_stored_by_window_each_with_the_clips_labels(clips, tmp_p
 
 def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_path, accelerator, capsys, corpus_folder):
     def stores():
-        return {path.name for path in (tmp_path / "store").iterdir()}
+        return {path.name for path in (tmp_path / "store").iterdir() if path.is_dir()}
 
     def extract(model, extractor):
         return extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)
@@ -92,6 +95,7 @@ def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_pa
     seen = len(first)
     for change in (
         lambda: extract(model, EmoShareFeatureExtractor(do_normalize=False)),
+        lambda: extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
         lambda: (
             model.backbone.encoder.layers[1].feed_forward.output_dense.bias.data.add_(0.1),
             extract(model, extractor),
@@ -107,47 +111,111 @@ def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_pa
         assert len(stores()) == seen
 
 
-def test_a_run_beside_this_one_may_extract_the_same_features(clips, tmp_path, accelerator, monkeypatch):
-    extract_part = features._extract_part
+def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(clips, tmp_path):
+    """Two processes that know nothing of each other."""
+    script = tmp_path / "extract.py"
+    script.write_text(EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path)))
+    runs = [subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = sorted(run.communicate(timeout=120)[0].split("Frame features of train: ")[1].split()[0] for run in runs)
+    assert outputs == ["extracting", "using"]
+    assert len(list((tmp_path / "store").glob("*/state.json"))) == 1
+
+
+EXTRACTION = """
+from accelerate import Accelerator
+from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
+from emoshare.dataset_script import load_emotion_share
+from emoshare.training import features
+
+features.CLIPS_PER_SHARD = 2
+clips = load_emotion_share("csv", data_dir="{corpus}", cache_dir="{folder}/cache")["train"]
+model = EmoShareModel(EmoShareConfig(id2label={{0: "joy", 1: "awe"}}, conv_channels=(4,), lstm_hidden_size=4))
+extractor = EmoShareFeatureExtractor("mel")
+features.extract_frame_features(clips, "train", model, extractor, "{folder}/store", Accelerator(cpu=True))
+"""
+
+
+def stop_after(shards, monkeypatch):
+    """As if the process were killed once so many shards have been written."""
+    write_shard = features.write_shard
+    written = []
+
+    def write(*arguments):
+        if len(written) == shards:
+            raise KeyboardInterrupt
+        write_shard(*arguments)
+        written.append(arguments)
+
+    monkeypatch.setattr(features, "write_shard", write)
+
+
+def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
+    clips, tmp_path, accelerator, monkeypatch, capsys
+):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
+
+    def extract(folder):
+        return extract_frame_features(clips, "train", model, extractor, tmp_path / folder, accelerator)
+
+    extract("whole")
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            extract("parts")
+    assert not list((tmp_path / "parts").glob("*/state.json"))
+    (shard,) = (tmp_path / "parts").glob("*.unfinished/*.arrow")
+    written = shard.stat().st_mtime_ns
+    (shard.parent / "unfinished-1").write_bytes(b"half a shard")
+    (shard.parent / "shard-00001-of-00002-000000.arrow").write_bytes(b"of a run with two processes")
+    capsys.readouterr()
+    extract("parts")
+    assert "going on after 2 of 5" in capsys.readouterr().out
+    files = {}
+    for folder in ("whole", "parts"):
+        (store,) = (path for path in (tmp_path / folder).iterdir() if path.is_dir())
+        files[folder] = {path.name: path.read_bytes() for path in store.iterdir()}
+        if folder == "parts":
+            assert (store / shard.name).stat().st_mtime_ns == written
+    assert files["whole"] == files["parts"]
+    assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
+
+
+def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(clips, tmp_path):
+    script = tmp_path / "extract.py"
+    text = EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path))
+    limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+    load, _, extraction = text.partition("model = ")
+    script.write_text(f"{load}{limit}model = {extraction}")
+    result = run_python(script, cwd=tmp_path, check=False)
+    assert result.returncode != 0
+    assert "OSError" in result.stderr
+    assert "frame features cannot be written to" in result.stderr
+    assert not list((tmp_path / "store").glob("*/state.json"))
+    script.write_text(text)
+    run_python(script, cwd=tmp_path)
+    assert len(list((tmp_path / "store").glob("*/state.json"))) == 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-4), ("bfloat16", 4e-3), ("float32", 0)])
+def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, clips, tmp_path, accelerator):
+    extractor = EmoShareFeatureExtractor("mel")
+    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, dtype)
+    batch = store.collate([store[0]])
+    assert batch["features"].dtype == getattr(torch, dtype)
+    expected = extractor(load_audio(clips[0]["audio"]), sampling_rate=16000)["input_features"][0]
+    np.testing.assert_allclose(batch["features"][0].float(), expected, rtol=tolerance, atol=1e-7)
+
+
+def test_features_that_do_not_fit_are_named(clips, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(
+        features, "_frame_features", lambda inputs, *_: [np.full((3, 40), 1e5, np.float32) for _ in inputs]
+    )
     arguments = (clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
-
-    def with_another_run_in_between(*part):
-        extract_part(*part)
-        monkeypatch.setattr(features, "_extract_part", extract_part)
-        extract_frame_features(*arguments)
-
-    monkeypatch.setattr(features, "_extract_part", with_another_run_in_between)
-    assert len(extract_frame_features(*arguments)) == 5
-    assert len(list((tmp_path / "store").iterdir())) == 1
-
-
-def test_windows_come_in_the_order_of_the_clips_whichever_process_wrote_them(clips, tmp_path, accelerator):
-    extractor = EmoShareFeatureExtractor("mel", chunk_length_s=0.25)
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator)
-    (written,) = (tmp_path / "store").glob("*/*.arrow")
-    table = pa.ipc.open_stream(written).read_all()
-    folder = tmp_path / "by_two"
-    folder.mkdir()
-    for process in (0, 1):
-        rows = [row for row in range(len(table)) if row % 2 != process][::-1]
-        with pa.ipc.new_stream(folder / f"part-{process:05d}.arrow", table.schema) as writer:
-            writer.write_table(table.take(rows))
-    by_two = FrameFeatureStore(folder, clips, LABELS)
-    assert len(by_two) == len(store)
-    for index in range(len(store)):
-        assert by_two[index]["clip"] == store[index]["clip"]
-        np.testing.assert_array_equal(by_two[index]["features"], store[index]["features"])
-
-
-def test_a_store_that_is_not_whole_is_refused(clips, tmp_path, accelerator):
-    arguments = ("train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
-    extract_frame_features(clips, *arguments)
-    (whole,) = (tmp_path / "store").glob("*/*.arrow")
-    extract_frame_features(clips.select(range(3)), *arguments)
-    (part,) = (path for path in (tmp_path / "store").glob("*/*.arrow") if path != whole)
-    shutil.copy(part, whole)
-    with pytest.raises(ValueError, match="other clips than the split's 5; delete the folder"):
-        extract_frame_features(clips, *arguments)
+    with pytest.raises(ValueError, match=r"clip train_\d*\.wav: the largest feature, 1e\+05, does not fit float16"):
+        extract_frame_features(*arguments, "float16")
+    extract_frame_features(*arguments, "float32")
 
 
 def test_a_backbone_with_counters_among_its_weights(clips, tmp_path, accelerator):
@@ -164,7 +232,7 @@ def test_an_unreadable_clip_is_named_and_leaves_no_store(clips, tmp_path, accele
         extract_frame_features(
             clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
         )
-    assert not list((tmp_path / "store").iterdir())
+    assert not list((tmp_path / "store").glob("*/state.json"))
 
 
 def test_too_short_a_clip_is_named(clips, tmp_path, accelerator):
@@ -177,26 +245,10 @@ def test_too_short_a_clip_is_named(clips, tmp_path, accelerator):
         )
 
 
-def test_a_batch_is_padded_to_its_longest():
-    windows = [
-        {
-            "features": np.full((frames, 2), 1.0, np.float32),
-            "shares": np.zeros(2, np.float32),
-            "clip": 0,
-            "num_samples": 1,
-        }
-        for frames in (3, 5)
-    ]
-    batch = collate(windows)
-    assert batch["input_features"].shape == (2, 5, 2)
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch["input_features"][0, 3:].abs().sum() == 0
-
-
 def test_the_real_backbone_is_loaded_from_its_folder(clips, tmp_path, accelerator, backbone_folder):
     model = EmoShareModel.from_backbone_pretrained(backbone_folder, id2label=dict(enumerate(LABELS)), **SMALL_HEAD)
     extractor = EmoShareFeatureExtractor.for_backbone(backbone_folder, model.config.backbone_config)
-    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)
+    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32")
     waveform = torch.from_numpy(load_audio(clips[0]["audio"]))
     plain = model.backbone(waveform[None]).last_hidden_state[0].detach()
     np.testing.assert_allclose(store[0]["features"], plain.numpy(), atol=1e-5)

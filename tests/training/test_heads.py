@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from conftest import small_model, write_corpus
 
 from emoshare import EmoShareFeatureExtractor
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training import heads
 from emoshare.training.arguments import RunArguments
+from emoshare.training.batches import FeatureLoader
+from emoshare.training.evaluation import predict_shares
 from emoshare.training.features import extract_frame_features
 from emoshare.training.heads import Progress, mean_rho, train_heads
 
@@ -18,7 +20,7 @@ ALIVE = np.array([False, False])
 def progress(separate_heads=True, patience=2):
     model = small_model(id2label=LABELS, separate_heads=separate_heads)
     run = RunArguments(early_stopping_patience=patience)
-    return model, Progress(model, run)
+    return model, Progress(model, run, Accelerator(cpu=True))
 
 
 def mark(model, value):
@@ -32,8 +34,8 @@ def test_each_emotion_keeps_the_weights_of_its_own_best_epoch():
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
         state.update(np.array(rhos), ALIVE)
-    assert [best.epoch for best in state.best] == [2, 1]
-    assert [best.score for best in state.best] == [0.4, 0.5]
+    assert [network.best.epoch for network in state.networks] == [2, 1]
+    assert [network.best.score for network in state.networks] == [0.4, 0.5]
     state.restore_best()
     assert [head.output.bias.item() for head in model.heads] == [2, 1]
 
@@ -43,28 +45,29 @@ def test_a_shared_trunk_keeps_the_epoch_of_the_best_mean():
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
         state.update(np.array(rhos), ALIVE)
-    assert state.best[0].epoch == 2
-    assert state.best[0].score == pytest.approx(0.35)
+    assert state.networks[0].best.epoch == 2
+    assert state.networks[0].best.score == pytest.approx(0.35)
 
 
-def test_training_is_over_when_every_emotion_has_waited_long_enough():
+def test_each_emotion_stops_when_it_has_waited_long_enough():
     _, state = progress(patience=2)
-    over = []
-    for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.0, 0.1]):
-        state.update(np.array(rhos), ALIVE)
-        over.append(state.is_over)
-    assert over == [False, False, False, False, True]
+    training = []
+    for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.9, 0.1]):
+        trained = [network.labels[0] for network in state.training]
+        state.update(np.array(rhos)[trained], ALIVE[trained])
+        training.append([network.labels[0] for network in state.training])
+    assert training == [[0, 1], [0, 1], [0, 1], [1], []]
 
 
 def test_an_emotion_without_rho_keeps_its_latest_weights_and_holds_nobody_up():
     model, state = progress(patience=2)
-    for epoch, rho in enumerate([0.2, 0.1, 0.1], start=1):
+    for epoch, rho in enumerate([0.2, 0.1], start=1):
         mark(model, epoch)
         state.update(np.array([np.nan, rho]), ALIVE)
-    assert state.is_over
+    assert [network.labels for network in state.training] == [[1]]
     state.restore_best()
-    assert [best.epoch for best in state.best] == [0, 1]
-    assert [head.output.bias.item() for head in model.heads] == [3, 1]
+    assert [network.best.epoch for network in state.networks] == [0, 1]
+    assert [head.output.bias.item() for head in model.heads] == [2, 1]
 
 
 def test_the_mean_is_over_the_emotions_with_a_rho():
@@ -90,7 +93,7 @@ def test_snapshots_are_not_touched_by_further_training():
     state.update(np.array([0.5, 0.5]), ALIVE)
     with torch.no_grad():
         model.heads[0].output.bias.add_(1)
-    assert state.best[0].weights["output.bias"].item() == 1.0
+    assert state.networks[0].best.weights["output.bias"].item() == 1.0
 
 
 def test_a_dead_network_has_no_best_epoch_until_it_lives():
@@ -101,7 +104,7 @@ def test_a_dead_network_has_no_best_epoch_until_it_lives():
         mark(model, epoch)
         state.update(np.array(rhos), np.array(is_dead))
         assert state.dead == np.flatnonzero(is_dead).tolist()
-    assert [best.epoch for best in state.best] == [2, 1]
+    assert [network.best.epoch for network in state.networks] == [2, 1]
 
 
 @pytest.fixture(scope="module")
@@ -119,23 +122,25 @@ def stores(tmp_path_factory):
 
 def train(model, stores, score, output_dir, **fields):
     run = RunArguments(output_dir=str(output_dir), learning_rate=1e-3, per_device_train_batch_size=2, **fields)
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
-    return train_heads(model, stores["train"], stores["devel"], score, run, accelerator, {})
+    return train_heads(model, stores["train"], stores["devel"], score, run, Accelerator(cpu=True), {})
 
 
 def test_trained_heads_end_with_their_best_weights_and_stop_early(stores, tmp_path):
     model = small_model(id2label=LABELS)
-    seen = []
+    seen, asked = [], []
 
-    def score(shares):
-        assert shares.shape == (3, 2)
+    def score(shares, labels):
+        assert shares.shape == (3, len(labels))
         seen.append([head.output.bias.item() for head in model.heads])
-        return np.array([[0.9, 0.1], [0.8, 0.5], [0.7, 0.2], [0.6, 0.1], [0.5, 0.9]][len(seen) - 1])
+        asked.append(labels)
+        return np.array([[0.9, 0.1], [0.8, 0.5], [0.7, 0.2], [0.6, 0.1], [0.5, 0.9]][len(seen) - 1])[labels]
 
     state = train(model, stores, score, tmp_path, num_train_epochs=5, early_stopping_patience=2)
     assert len(seen) == 4  # awe was best in epoch 2 and has waited for two
-    assert len({bias for bias, _ in seen}) == 4  # every epoch trained
-    assert [best.epoch for best in state.best] == [1, 2]
+    assert asked == [[0, 1], [0, 1], [0, 1], [1]]  # joy was best in epoch 1: from epoch 4 on it costs nothing
+    assert len({bias for _, bias in seen}) == 4  # every epoch trained
+    assert seen[2][0] == seen[3][0]
+    assert [network.best.epoch for network in state.networks] == [1, 2]
     assert [head.output.bias.item() for head in model.heads] == [seen[0][0], seen[1][1]]
 
 
@@ -148,7 +153,7 @@ def dying_model():
     return model
 
 
-def spread(shares):
+def spread(shares, labels):
     return np.ptp(shares, axis=0)
 
 
@@ -157,7 +162,7 @@ def test_a_dead_network_is_named_and_left_alone_unless_it_may_start_anew(stores,
     before = {name: tensor.clone() for name, tensor in model.heads[0].state_dict().items()}
     state = train(model, stores, spread, tmp_path, num_train_epochs=2)
     assert capsys.readouterr().out.count("joy dead") == 2
-    assert state.best[0].epoch == 0
+    assert state.networks[0].best.epoch == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.heads[0].state_dict().items())
 
 
@@ -171,8 +176,8 @@ def test_a_dead_network_starts_anew_by_itself(stores, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "joy is dead: it gives the same share for every devel clip; started anew with seed 1 (1 of 5)" in printed
     assert "awe is dead" not in printed
-    assert state.best[0].restarts >= 1
-    assert state.best[0].epoch > 1  # alive
+    assert state.networks[0].best.restarts >= 1
+    assert state.networks[0].best.epoch > 1  # alive
     # The other network is what it would have been.
     for name, tensor in left_alone.heads[1].state_dict().items():
         assert torch.equal(tensor, restarted.heads[1].state_dict()[name])
@@ -185,18 +190,53 @@ def test_a_network_starts_anew_only_so_often_and_from_its_own_seed(head_seeds, e
     fields = {"num_train_epochs": 5, "restart_dead_heads": 2, "head_seeds": head_seeds, "seed": 7}
     state = train(dying_model(), stores, spread, tmp_path, **fields)
     assert seeds == [(0, seed) for seed in expected]
-    assert state.best[0].restarts == 2
+    assert state.networks[0].best.restarts == 2
 
 
 def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
     arguments = {"restart_dead_heads": 5, "early_stopping_patience": 9}
     whole, parts = dying_model(), dying_model()
     train(whole, stores, spread, tmp_path / "whole", num_train_epochs=4, **arguments)
-    train(parts, stores, spread, tmp_path / "parts", num_train_epochs=1, **arguments)
+    train(parts, stores, spread, tmp_path / "parts", num_train_epochs=1, **arguments)  # joy is dead at this moment
     resumed = dying_model()
     state = train(
         resumed, stores, spread, tmp_path / "parts", num_train_epochs=4, resume_from_checkpoint="last", **arguments
     )
-    assert state.best[0].restarts >= 1
+    assert state.networks[0].best.restarts >= 1
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_live_network_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys):
+    """Clips of a young network differ by less than bfloat16 can tell apart: predictions are in float32."""
+    model = small_model(id2label=LABELS, architecture="cnn_lstm", normalization="none")
+    with torch.no_grad():
+        for head in model.heads:
+            head.output.weight.mul_(1e-2)
+    fields = {"mixed_precision": "bf16", "restart_dead_heads": 3, "num_train_epochs": 1}
+    train(model, stores, spread, tmp_path, **fields)
+    printed = capsys.readouterr().out
+    assert "in bfloat16" in printed
+    assert "dead" not in printed
+
+
+def test_weights_stay_in_float32_and_bfloat16_trains_like_it(stores, tmp_path):
+    shares = {}
+    for precision in ("no", "bf16"):
+        torch.manual_seed(1)
+        model = small_model(id2label=LABELS)
+        train(model, stores, spread, tmp_path / precision, mixed_precision=precision, num_train_epochs=3)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        loader = FeatureLoader(stores["devel"], model.config, 2, Accelerator(cpu=True))
+        shares[precision] = predict_shares(model.heads, loader, Accelerator(cpu=True))
+    np.testing.assert_allclose(shares["bf16"], shares["no"], atol=5e-3)
+    assert not np.array_equal(shares["bf16"], shares["no"])
+
+
+def test_checkpoints_are_written_no_more_often_than_asked_for(stores, tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(heads, "save_checkpoint", lambda *arguments: epochs.append(arguments[2].epochs_done))
+    for minutes in (60, 0):
+        fields = {"num_train_epochs": 3, "checkpoint_minutes": minutes}
+        train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields)
+    assert epochs == [3, 1, 2, 3]

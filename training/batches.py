@@ -1,0 +1,127 @@
+"""Batches of windows of like length, so that hardly anything is padded, and their way to the device."""
+
+import time
+from itertools import cycle, islice
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+# How much longer or shorter than it is a clip may be taken for, so that its neighbours change from epoch to epoch.
+LENGTH_JITTER = 0.02
+
+
+def batches_by_length(lengths, budget, rng=None):
+    """
+    Cuts clips into batches of neighbours in length, each of at most `budget` frames, padding included, or one clip.
+
+    Args:
+        lengths: (clips,) lengths, in frames or whatever the budget counts.
+        budget: most that a batch may hold: its longest length times its clips.
+        rng: `np.random.Generator` that shuffles: clips of like length among each other, and the order of the batches.
+
+    Returns:
+        `list[np.ndarray]`: the indices of each batch.
+    """
+    keys = np.asarray(lengths, dtype=float)
+    if rng is not None:
+        keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
+    batches, longest = [], 0
+    for index in np.argsort(keys, kind="stable"):
+        longest = max(longest, lengths[index])
+        if not batches or longest * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(int(index))
+    if rng is not None:
+        rng.shuffle(batches)
+    return [np.array(batch) for batch in batches]
+
+
+class LengthBatchSampler(Sampler):
+    """
+    One process's batches of clips of like length: all of them once, or, shuffled anew in each epoch, its share of them.
+
+    Args:
+        lengths: (clips,) frames.
+        clips_per_batch: on average; a batch holds so many times the mean length.
+        accelerator: `accelerate.Accelerator`, which knows the processes.
+        seed: of the shuffling, together with the epoch. Each process then has as many batches as any other: where they
+            do not come out even, the first ones are taken again. Without a seed, nothing is shuffled or taken again.
+    """
+
+    def __init__(self, lengths, clips_per_batch, accelerator, seed=None):
+        self.lengths = np.asarray(lengths)
+        self.budget = clips_per_batch * self.lengths.mean()
+        self.processes, self.process = accelerator.num_processes, accelerator.process_index
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
+        self.all_batches = batches_by_length(self.lengths, self.budget, rng)
+        if self.seed is not None:
+            self.all_batches += list(islice(cycle(self.all_batches), -len(self.all_batches) % self.processes))
+
+    @property
+    def padding(self):
+        """Share of padding in all frames of an epoch."""
+        held = sum(len(batch) * self.lengths[batch].max() for batch in self.all_batches)
+        return 1 - sum(self.lengths[batch].sum() for batch in self.all_batches) / held
+
+    def __len__(self):
+        return len(range(self.process, len(self.all_batches), self.processes))
+
+    def __iter__(self):
+        return iter(self.all_batches[self.process :: self.processes])
+
+
+class FeatureLoader:
+    """
+    Batches of a store on the device, and how long one had to wait for them.
+
+    Args:
+        store: `FrameFeatureStore`.
+        config: `EmoShareConfig` of the model that takes the batches.
+        clips_per_batch, accelerator, seed: as in `LengthBatchSampler`.
+
+    Attributes:
+        padding: share of padding in all frames of an epoch.
+        waited: seconds spent on waiting for batches, in all.
+    """
+
+    def __init__(self, store, config, clips_per_batch, accelerator, seed=None):
+        self.store = store
+        self.device = accelerator.device
+        frames = store.frames
+        if config.normalization == "sequence":
+            frames = np.full_like(frames, config.max_frames)  # the model pads all to this length: any batch will do
+        self.sampler = LengthBatchSampler(frames, clips_per_batch, accelerator, seed)
+        self.padding = self.sampler.padding
+        on_accelerator = self.device.type != "cpu"  # whose work leaves the processor free to read ahead
+        self.loader = DataLoader(
+            store,
+            batch_sampler=self.sampler,
+            collate_fn=store.collate,
+            num_workers=2 if on_accelerator else 0,
+            persistent_workers=on_accelerator,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.waited = 0.0
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def set_epoch(self, epoch):
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            if batch is not None:
+                batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
