@@ -1,0 +1,222 @@
+"""
+How fast the heads train: nine emotions at once, against the released scripts' way, one network at a time.
+
+    python benchmarks/training.py
+
+The peer is a plain reimplementation of the released design (Architecture 2, sizes of the paper): float32, every clip
+padded to 398 frames, a packed LSTM, a Python loop over the clips of a batch for the softmax, Adam. Features are random,
+of HuBERT Large's width; lengths are those of speech, 1 to 8 s with a mean of 4. Both sides take batches of 32 clips. An
+epoch of the peer is measured on a few steps and scaled, since all its steps are alike; ours is measured whole.
+
+Then, on the synthetic corpus and over five seeds: devel Spearman in bfloat16 and in float32.
+"""
+
+import math
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from machine import DEVICE, describe, matmul_rate, seconds_of
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
+from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script.synthetic import SyntheticCorpus
+from emoshare.training.arguments import RunArguments
+from emoshare.training.batches import FeatureLoader
+from emoshare.training.evaluation import Scorer
+from emoshare.training.features import extract_frame_features
+from emoshare.training.heads import networks_of, train_epoch, train_heads
+
+CLIPS, CLIPS_PER_BATCH = 640, 32
+WIDTH, MAX_FRAMES = 1024, 398
+PEER_STEPS = 3
+SEEDS = range(5)
+SMALL = {"conv_channels": (24, 24), "pool_size": 4, "lstm_hidden_size": 24, "ffn_sizes": (16,)}
+
+
+def main():
+    print(describe())
+    frames = speech_frames(CLIPS)
+    print(f"{CLIPS} clips, {frames.mean() / 50:.2f} s on average, batches of {CLIPS_PER_BATCH}\n")
+    peer = peer_epoch(frames)
+    print(f"released design, one network at a time: {peer:.1f} s an epoch for nine emotions")
+    print("| ours | s an epoch | against the peer | padding | waiting for data | limit, s |")
+    print("|---|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        rate = matmul_rate(dtype)
+        for separate_heads in (True, False):
+            model = EmoShareModel(EmoShareConfig(feature_size=WIDTH, separate_heads=separate_heads)).to(DEVICE)
+            epoch, padding = our_epoch(model, frames, dtype)
+            limit = operations(model.config) * frames.sum() * len(model.heads) / rate
+            name = f"{'nine networks' if separate_heads else 'shared trunk'}, {str(dtype).removeprefix('torch.')}"
+            print(
+                f"| {name} | {epoch.seconds:.1f} | {peer / epoch.seconds:.1f}x | {padding:.1%} | {epoch.waiting:.2%} | "
+                f"{limit:.1f} |",
+                flush=True,
+            )
+    print("\nThe limit: counted operations of the steps that are no padding, at the rate of a large matrix product.\n")
+    print_scores()
+
+
+def speech_frames(clips):
+    """Lengths in frames, 1 to 8 s with a mean of 4."""
+    return np.clip(np.random.default_rng(0).gamma(6, 33.5, size=clips), 50, MAX_FRAMES).astype(int)
+
+
+class RandomStore(torch.utils.data.Dataset):
+    """Random float16 features, as a `FrameFeatureStore` gives them."""
+
+    def __init__(self, frames):
+        rng = np.random.default_rng(0)
+        self.frames = frames
+        self.shares = rng.beta(0.6, 2.5, size=(len(frames), len(EMOTIONS))).astype(np.float32)
+        self.features = [rng.standard_normal((length, WIDTH), dtype=np.float32).astype(np.float16) for length in frames]
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return index
+
+    def collate(self, indices):
+        longest = self.frames[indices].max()
+        batch = np.zeros((len(indices), longest, WIDTH), dtype=np.float16)
+        for padded, index in zip(batch, indices, strict=True):
+            padded[: self.frames[index]] = self.features[index]
+        return {
+            "features": torch.from_numpy(batch),
+            "lengths": torch.from_numpy(self.frames[indices]),
+            "shares": torch.from_numpy(self.shares[indices]),
+        }
+
+
+def our_epoch(model, frames, dtype):
+    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
+    run = RunArguments(per_device_train_batch_size=CLIPS_PER_BATCH)
+    networks = networks_of(model, run, accelerator)
+    warm_up = FeatureLoader(RandomStore(frames[:CLIPS_PER_BATCH]), model.config, CLIPS_PER_BATCH, accelerator, seed=0)
+    train_epoch(networks, warm_up, accelerator, dtype, "Warming up")
+    loader = FeatureLoader(RandomStore(frames), model.config, CLIPS_PER_BATCH, accelerator, seed=0)
+    return train_epoch(networks, loader, accelerator, dtype, "Training"), loader.padding
+
+
+def operations(config):
+    """Multiplications and additions of one network for one frame, forward and backward."""
+    convolutions = [
+        2 * config.conv_kernel_size * inputs * outputs
+        for inputs, outputs in zip((config.feature_size, *config.conv_channels), config.conv_channels, strict=False)
+    ]
+    hidden = config.lstm_hidden_size
+    lstm = sum(2 * 4 * hidden * (width + hidden) for width in (config.conv_channels[-1], hidden)) / config.pool_size
+    # Backward costs twice the forward pass, but the features need no gradient.
+    return 3 * (sum(convolutions) + lstm) - convolutions[0]
+
+
+class ReleasedNetwork(nn.Module):
+    """Architecture 2 as released, in the released sizes."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (WIDTH, 768, 384, 192)
+        layers = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Conv1d(width_in, width_out, 3, padding=1), nn.ReLU()]
+        self.cnn = nn.Sequential(*layers, nn.MaxPool1d(2, 2))
+        self.map_norm = nn.LayerNorm((MAX_FRAMES // 2, 192))
+        self.lstm = nn.LSTM(192, 512, num_layers=2, batch_first=True)
+        self.query = nn.Linear(1024, 512)
+        self.weight_norm = nn.LayerNorm((1, MAX_FRAMES // 2))
+        layers = []
+        for width_in, width_out in ((512, 256), (256, 128), (128, 64)):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.LayerNorm(width_out)]
+        self.ffn = nn.Sequential(*layers, nn.Linear(64, 1), nn.ReLU())
+
+    def forward(self, features, lengths):
+        """(batch, width, frames), (batch,) steps -> (batch, 1)"""
+        maps = self.map_norm(self.cnn(features).transpose(1, 2))
+        packed = pack_padded_sequence(maps, lengths, batch_first=True, enforce_sorted=False)
+        states, (last, _) = self.lstm(packed)
+        states, _ = pad_packed_sequence(states, batch_first=True)
+        query = self.query(torch.cat([last[0], last[1]], dim=1))
+        scores = (query[:, None] @ states.transpose(1, 2)) / math.sqrt(512)  # (batch, 1, steps)
+        weights = torch.zeros(len(features), 1, MAX_FRAMES // 2, device=features.device)
+        for index, steps in enumerate(lengths.tolist()):
+            weights[index, 0, :steps] = scores[index, 0, :steps].softmax(dim=0)
+        weights = self.weight_norm(weights)[:, :, : states.shape[1]]
+        return self.ffn((weights @ states)[:, 0])
+
+
+def peer_epoch(frames):
+    """Seconds for nine emotions, from a few steps of one network."""
+    network = ReleasedNetwork().to(DEVICE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    lengths = frames[:CLIPS_PER_BATCH]
+    features = torch.zeros(CLIPS_PER_BATCH, WIDTH, MAX_FRAMES)
+    for clip, length in zip(features, lengths, strict=True):
+        clip[:, :length] = torch.randn(WIDTH, length)
+    features, shares = features.to(DEVICE), torch.rand(CLIPS_PER_BATCH, 1, device=DEVICE)
+    steps = torch.from_numpy(lengths // 2)
+
+    def step():
+        loss = nn.functional.mse_loss(network(features, steps), shares)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    return seconds_of(step, runs=PEER_STEPS) * len(EMOTIONS) * len(frames) / CLIPS_PER_BATCH
+
+
+def print_scores():
+    """Devel ρ of small networks on log-mels of the synthetic corpus: whether bfloat16 loses anything."""
+    print("Synthetic corpus, mean devel rho (shows that nothing is lost, and nothing about people):")
+    print("| seed | bfloat16 | float32 |")
+    print("|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = SyntheticCorpus(train=400, devel=200, test=1)
+        splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=corpus)
+        accelerator = Accelerator(cpu=DEVICE.type == "cpu")
+        accelerator.print = lambda *_: None
+        extractor, model = EmoShareFeatureExtractor("mel"), EmoShareModel(EmoShareConfig(**SMALL))
+        stores = {
+            split: extract_frame_features(splits[split], split, model, extractor, Path(folder), accelerator, "float32")
+            for split in ("train", "devel")
+        }
+        scorer = Scorer(stores["devel"].shares, list(EMOTIONS))
+        scores = []
+        for seed in SEEDS:
+            scores.append(
+                [best_score(seed, precision, stores, scorer, folder, accelerator) for precision in ("bf16", "no")]
+            )
+            print(f"| {seed} | {scores[-1][0]:.3f} | {scores[-1][1]:.3f} |", flush=True)
+        difference = np.subtract(*np.transpose(scores))
+        error = difference.std(ddof=1) / math.sqrt(len(SEEDS))
+        print(f"bfloat16 minus float32: {difference.mean():+.3f}, standard error {error:.3f}")
+
+
+def best_score(seed, precision, stores, scorer, folder, accelerator):
+    torch.manual_seed(seed)
+    model = EmoShareModel(EmoShareConfig(**SMALL))
+    output_dir = Path(folder) / f"{precision}-{seed}"
+    run = RunArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=5,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        mixed_precision=precision,
+        seed=seed,
+    )
+    progress = train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, {})
+    return float(np.mean([network.best.score for network in progress.networks]))
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
