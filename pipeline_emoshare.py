@@ -116,7 +116,7 @@ class BatchesByLength:
     own order.
 
     Args:
-        windows: an iterable of what `EmotionSharePipeline.preprocess` yields.
+        windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
         forward: from a batch of windows to their outputs.
         collate: from a list of windows to a batch.
         batch_size: windows per batch.
@@ -129,7 +129,7 @@ class BatchesByLength:
         self.batch_size = batch_size
 
     def __len__(self):
-        return len(self.windows)
+        return len(self.windows.dataset)  # clips: Transformers' own iterators count these too
 
     def __iter__(self):
         windows = iter(self.windows)
