@@ -196,7 +196,7 @@ def _first_convolution(layer, waveforms, lengths, weight):
     has_group_norm = isinstance(layer.layer_norm, nn.GroupNorm)
     if has_group_norm:
         own = (lengths - kernel) // stride + 1
-        weight, bias = _with_group_norm(weight, layer.layer_norm, windows, own)
+        weight, bias = with_group_norm(weight, layer.layer_norm, windows, own)
     else:
         bias = weight.new_zeros(len(weight)) if layer.conv.bias is None else layer.conv.bias
     # The bias is one more tap, on a constant 1: that is cheaper than to go once more over all channels.
@@ -206,7 +206,7 @@ def _first_convolution(layer, waveforms, lengths, weight):
     return layer.activation(maps if has_group_norm else layer.layer_norm(maps))
 
 
-def _with_group_norm(weight, norm, windows, lengths):
+def with_group_norm(weight, norm, windows, lengths):
     """
     A convolution of one channel and the GroupNorm after it, as one convolution for each clip.
 

@@ -4,15 +4,16 @@ How fast the emotion-share pipeline is: against Transformers' own, and against w
     python benchmarks/inference.py
 
 HuBERT Base in its published size with random weights, 32 synthetic clips of 1 to 8 s. The peer is the stock
-`pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers; EmoShare has
-nine small networks (as in configs/demo.yaml) beside it, and in the last lines nine of the released sizes. Each side runs
-at its own best batch size. Times are the shortest of interleaved runs; a real-time factor (RTF) is seconds of computing
-per second of audio. The limit is the counted arithmetic at the rate of a large matrix product, and the traffic of the
-front end at the rate of a copy, both measured in this run.
+`pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers. EmoShare has
+nine small networks instead (sizes as in configs/demo.yaml), and in one line of each dtype nine of the released sizes.
+Each side runs at its own best batch size. Times are the shortest of interleaved runs; a real-time factor (RTF) is
+seconds of computing per second of audio. The limit is the counted arithmetic at the rate of a large matrix product, and
+the traffic of the front end at the rate of a copy, both measured in this run.
 """
 
 import copy
 import time
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -197,7 +198,7 @@ def encoder_operations(config, frames):
 def head_operations(config, frames):
     """Of the networks of all emotions: convolutions and LSTM. What comes after is run once per clip, and is little."""
     widths = [config.feature_size, *config.conv_channels]
-    convolutions = sum(config.conv_kernel_size * a * b for a, b in zip(widths, widths[1:], strict=False))
+    convolutions = sum(config.conv_kernel_size * a * b for a, b in pairwise(widths))
     width = config.lstm_hidden_size
     lstm = 4 * width * (config.conv_channels[-1] + width + (config.lstm_num_layers - 1) * 2 * width)
     return 2 * config.num_labels * (frames * convolutions + frames // config.pool_size * lstm)

@@ -181,7 +181,7 @@ def test_batches_are_of_like_length_and_results_in_order(emotion_share, monkeypa
 def test_a_generator_is_read_no_further_ahead_than_eight_batches(emotion_share):
     read = []
     clips = (read.append(seed) or speech(0.1, seed) for seed in range(40))
-    results = emotion_share(clips, batch_size=2)
+    results = iter(emotion_share(clips, batch_size=2))
     for number in range(40):
         next(results)
         assert number < len(read) <= (number // 16 + 1) * 16
