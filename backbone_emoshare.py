@@ -223,10 +223,12 @@ def with_group_norm(weight, norm, windows, lengths):
     Returns:
         Weight (batch, channels, taps) and bias (batch, channels), float64.
     """
-    weight = weight.double()
-    windows = windows.double().masked_fill(~length_mask(lengths, windows.shape[1])[..., None], 0)
-    mean = windows.sum(dim=1, keepdim=True) / lengths[:, None, None]  # (batch, 1, taps)
-    covariance = windows.mT @ windows / lengths[:, None, None] - mean.mT @ mean
+    weight, windows = weight.double(), windows.double()
+    is_padding = ~length_mask(lengths, windows.shape[1])[..., None]
+    lengths = lengths[:, None, None]
+    mean = windows.masked_fill(is_padding, 0).sum(dim=1, keepdim=True) / lengths  # (batch, 1, taps)
+    centred = (windows - mean).masked_fill(is_padding, 0)
+    covariance = centred.mT @ centred / lengths
     variance = (weight @ covariance * weight).sum(dim=-1)  # (batch, channels)
     scale = norm.weight * (variance + norm.eps).rsqrt()
     weight = scale[..., None] * weight
