@@ -132,12 +132,12 @@ class FrontEnd(nn.Module):
             return self._modules_forward(input_values, lengths)
         if lengths is None:
             lengths = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
-        weights = [_taps_in_rows(layer.conv) for layer in self.conv_layers]
+        weights = self.weights()
         if input_values.device.type != "cpu":
-            return self._frames(input_values, lengths, weights).transpose(1, 2)
+            return self.padded_batch(input_values, lengths, weights).transpose(1, 2)
         # A clip at a time: on a CPU, the maps of a whole batch fit no cache, and padding is computed for nothing.
         clips = [
-            self._frames(waveform[None, :own], own[None], weights)[0]
+            self.padded_batch(waveform[None, :own], own[None], weights)[0]
             for waveform, own in zip(input_values, lengths, strict=True)
         ]
         return nn.utils.rnn.pad_sequence(clips, batch_first=True).transpose(1, 2)
@@ -157,8 +157,20 @@ class FrontEnd(nn.Module):
             maps = layer(maps, lengths) if isinstance(layer, GroupNormConvLayer) else layer(maps)
         return maps
 
-    def _frames(self, waveforms, lengths, weights):
-        """(batch, samples), (batch,) samples of each clip, and each layer's weights -> (batch, frames, channels)"""
+    def weights(self):
+        """Each layer's weight, as a matrix (channels out, taps * channels in)."""
+        return [layer.conv.weight.transpose(1, 2).flatten(1) for layer in self.conv_layers]
+
+    def padded_batch(self, waveforms, lengths, weights):
+        """
+        Args:
+            waveforms: (batch, samples), padded on the right.
+            lengths: (batch,) int64, each clip's number of samples.
+            weights: of each layer, as `weights` gives them; they are made once for all clips.
+
+        Returns:
+            (batch, frames, channels), arbitrary past a clip's last frame.
+        """
         first, *others = self.conv_layers
         maps = _first_convolution(first, waveforms, lengths, weights[0])
         for layer, weight in zip(others, weights[1:], strict=True):
@@ -171,11 +183,6 @@ class FrontEnd(nn.Module):
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
         self.requires_grad_(False)
-
-
-def _taps_in_rows(convolution):
-    """A convolution's weight (channels out, channels in, taps) -> (channels out, taps * channels in)"""
-    return convolution.weight.transpose(1, 2).flatten(1)
 
 
 def _first_convolution(layer, waveforms, lengths, weight):

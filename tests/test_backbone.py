@@ -170,6 +170,20 @@ def test_without_gradients_the_front_end_gives_what_its_modules_give(dtype, norm
     assert root_mean_square(frames - expected) < tolerance * root_mean_square(expected)
 
 
+@pytest.mark.parametrize(("model_type", "fields"), BACKBONES, ids=BACKBONE_IDS)
+def test_the_front_end_of_accelerators_gives_the_frames_of_each_clip_alone(model_type, fields):
+    """They run a whole padded batch at a time, where a CPU runs clip by clip."""
+    plain = plain_backbone(model_type, fields)
+    front_end = exact(plain).feature_extractor
+    clips = [torch.randn(length) for length in LENGTHS]
+    waveforms, lengths = padded(clips, value=100.0)
+    with torch.inference_mode():
+        frames = front_end.padded_batch(waveforms, lengths, front_end.weights())
+        for own, clip in zip(frames, clips, strict=True):
+            alone = plain.feature_extractor(clip[None])[0].T
+            torch.testing.assert_close(own[: len(alone)], alone, atol=1e-5, rtol=0)
+
+
 def test_a_filter_that_cancels_nearly_all_of_a_window_keeps_its_variance():
     """A constant under a quiet signal, and a filter for differences: in float32 sums, the signal would be lost."""
     backbone = exact(plain_backbone(fields=GROUP_NORM))
