@@ -47,20 +47,20 @@ def main():
     (clip,) = voices([LATENCY_SECONDS])
     print(f"{CLIPS} clips, {seconds:.0f} s in all\n")
 
-    stock_times = {}
+    stock_float32 = {}
     for dtype in DTYPES:
         stock, ours, large = stock_pipeline(peer, dtype), our_pipeline(model, dtype), our_pipeline(released, dtype)
-        stock_time, our_time = best_times([stock, ours], clips)
-        stock_times[dtype] = stock_time[0]
         name = str(dtype).removeprefix("torch.")
-        report(f"{name}, {CLIPS} clips", our_time, stock_time, seconds)
-        if dtype != torch.float32:
-            fastest = min((stock_times[torch.float32], "float32"), (stock_time[0], name))
-            print(f"{name}, against the stock pipeline's better dtype ({fastest[1]}): {fastest[0] / our_time[0]:.2f}x")
-        stock_latency, our_latency = latencies([stock, ours], clip)
-        report(f"{name}, one clip of {LATENCY_SECONDS:.0f} s", (our_latency, 1), (stock_latency, 1), LATENCY_SECONDS)
+        times = {"clips": best_times([stock, ours], clips), "latency": latencies([stock, ours], clip)}
         (large_time,) = best_times([large], clips)
-        report(f"{name}, {CLIPS} clips, nine networks of released sizes", large_time, stock_time, seconds)
+        lines = [
+            (f"{CLIPS} clips", "clips", times["clips"][1], seconds),
+            (f"one clip of {LATENCY_SECONDS:.0f} s", "latency", times["latency"][1], LATENCY_SECONDS),
+            (f"{CLIPS} clips, nine networks of released sizes", "clips", large_time, seconds),
+        ]
+        for line, measure, our_time, audio in lines:
+            stock_time = times[measure][0]
+            report(f"{name}, {line}", our_time, stock_time, stock_float32.setdefault(measure, stock_time), audio)
         print_limits(model.config, released.config, dtype, clips)
         print()
     print_accuracy(peer.hubert, model, clips)
@@ -106,9 +106,9 @@ def best_times(pipelines, clips):
 
 
 def latencies(pipelines, clip):
-    """For each pipeline the shortest time of one clip, in seconds."""
+    """As `best_times`, of one clip by itself."""
     runs = [[duration(lambda: pipe(clip)) for pipe in pipelines] for _ in range(LATENCY_RUNS)]  # noqa: B023
-    return [min(times) for times in zip(*runs, strict=True)]
+    return [(min(times), 1) for times in zip(*runs, strict=True)]
 
 
 def duration(run):
@@ -124,11 +124,12 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def report(name, ours, stock, seconds):
+def report(name, ours, stock, stock_float32, seconds):
+    """One line: times are pairs of seconds and batch size."""
     (our_time, our_batch), (stock_time, stock_batch) = ours, stock
     print(
-        f"{name}: {stock_time / our_time:.2f}x the stock pipeline; "
-        f"EmoShare {our_time:.3f} s (RTF {our_time / seconds:.4f}, batch size {our_batch}), "
+        f"{name}: {stock_float32[0] / our_time:.2f}x the stock pipeline in float32, {stock_time / our_time:.2f}x in the "
+        f"same dtype; EmoShare {our_time:.3f} s (RTF {our_time / seconds:.4f}, batch size {our_batch}), "
         f"stock {stock_time:.3f} s (RTF {stock_time / seconds:.4f}, batch size {stock_batch})",
         flush=True,
     )
