@@ -128,8 +128,9 @@ def report(name, ours, stock, stock_float32, seconds):
     """One line: times are pairs of seconds and batch size."""
     (our_time, our_batch), (stock_time, stock_batch) = ours, stock
     print(
-        f"{name}: {stock_float32[0] / our_time:.2f}x the stock pipeline in float32, {stock_time / our_time:.2f}x in the "
-        f"same dtype; EmoShare {our_time:.3f} s (RTF {our_time / seconds:.4f}, batch size {our_batch}), "
+        f"{name}: {stock_float32[0] / our_time:.2f}x the stock pipeline in float32, "
+        f"{stock_time / our_time:.2f}x in the same dtype; "
+        f"EmoShare {our_time:.3f} s (RTF {our_time / seconds:.4f}, batch size {our_batch}), "
         f"stock {stock_time:.3f} s (RTF {stock_time / seconds:.4f}, batch size {stock_batch})",
         flush=True,
     )
