@@ -1,6 +1,7 @@
-"""What makes a Transformers speech encoder exact in a batch: its frame features never depend on padding."""
+"""What makes a Transformers speech encoder exact in a batch, and fast: its frame features never depend on padding."""
 
 from contextvars import ContextVar
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 # Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded.
 _clip_samples = ContextVar("clip_samples", default=None)
+# Layers of the encoder that are being run; None for all.
+_num_layers = ContextVar("num_layers", default=None)
 
 
 class FrameFeatures(NamedTuple):
@@ -33,17 +36,20 @@ def num_frames(backbone_config, num_samples):
 
 def make_exact_in_batch(backbone):
     """
-    Closes, in place, the ways by which padding reaches a clip in Transformers' own implementation. A clip alone gives
-    what it gave before, and the names of parameters stay, so pretrained weights load and saved ones load elsewhere.
+    Closes, in place, the ways by which padding reaches a clip in Transformers' own implementation, and leaves out what
+    need not be computed. A clip alone gives what it gave before, and the names of parameters stay, so pretrained
+    weights load and saved ones load elsewhere.
 
     - Where the first convolution has a GroupNorm over time, that takes its statistics over each clip's own frames.
     - The positional convolutions see zeros past a clip's last frame, as they do past the end of a clip alone. This
       matters where several are stacked (data2vec-audio) or a BatchNorm comes before (`conv_pos_batch_norm=True`).
+    - Without gradients, the convolutional front end runs as matrix products.
+    - Layers of the encoder above the one that is asked for are not run.
 
-    Both hold in `frame_features`, which knows the length of each clip.
+    All hold in `frame_features`, which knows the length of each clip.
     """
-    if isinstance(getattr(backbone.feature_extractor.conv_layers[0], "layer_norm", None), nn.GroupNorm):
-        backbone.feature_extractor = GroupNormFrontEnd(backbone.feature_extractor)
+    backbone.feature_extractor = FrontEnd(backbone.feature_extractor)
+    backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
     for module in backbone.encoder.pos_conv_embed.modules():
         if isinstance(module, nn.Conv1d):
             module.register_forward_pre_hook(_ZeroPadding(backbone.config))
@@ -64,7 +70,10 @@ def frame_features(backbone, input_values, lengths, layer=-1, output_hidden_stat
         `FrameFeatures`; features past a clip's last frame are arbitrary.
     """
     is_padded = bool((lengths != input_values.shape[1]).any())
-    token = _clip_samples.set(lengths if is_padded else None)
+    runs_all_layers = layer in (-1, "weighted") or output_hidden_states
+    clip_samples = _clip_samples.set(lengths if is_padded else None)
+    # One layer at least: Transformers records hidden_states[0] as the first layer's input.
+    num_layers = _num_layers.set(None if runs_all_layers else max(layer, 1))
     try:
         outputs = backbone(
             input_values,
@@ -73,7 +82,8 @@ def frame_features(backbone, input_values, lengths, layer=-1, output_hidden_stat
             return_dict=True,
         )
     finally:
-        _clip_samples.reset(token)
+        _clip_samples.reset(clip_samples)
+        _num_layers.reset(num_layers)
     if layer == -1:
         features = outputs.last_hidden_state
     elif layer == "weighted":
@@ -89,9 +99,20 @@ def length_mask(lengths, size):
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-class GroupNormFrontEnd(nn.Module):
+class EncoderLayers(nn.ModuleList):
+    """The encoder's layers. To go through them gives those alone that `frame_features` needs."""
+
+    def __iter__(self):
+        return islice(super().__iter__(), _num_layers.get())
+
+
+class FrontEnd(nn.Module):
     """
-    The convolutional front end of a backbone with `feat_extract_norm="group"`, exact in a batch.
+    The convolutional front end of a backbone, exact in a batch: waveforms to frames.
+
+    For gradients it runs Transformers' own modules. Without, it computes the same in the layout (frames, channels),
+    where a convolution is a few matrix products over views of its input and nothing is transposed or unfolded.
+    Weights are read from the modules at every call.
 
     Args:
         feature_extractor: Transformers' front end, whose layers this one takes over.
@@ -100,23 +121,158 @@ class GroupNormFrontEnd(nn.Module):
     def __init__(self, feature_extractor):
         super().__init__()
         first, *others = feature_extractor.conv_layers
-        self.conv_layers = nn.ModuleList([GroupNormConvLayer(first), *others])
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            first = GroupNormConvLayer(first)
+        self.conv_layers = nn.ModuleList([first, *others])
 
     def forward(self, input_values):
         """(batch, samples) -> (batch, channels, frames)"""
+        lengths = _clip_samples.get()
+        if self._runs_as_modules(input_values):
+            return self._modules_forward(input_values, lengths)
+        if lengths is None:
+            lengths = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+        weights = self.weights()
+        if input_values.device.type != "cpu":
+            return self.padded_batch(input_values, lengths, weights).transpose(1, 2)
+        # A clip at a time: on a CPU, the maps of a whole batch fit no cache, and padding is computed for nothing.
+        clips = [
+            self.padded_batch(waveform[None, :own], own[None], weights)[0]
+            for waveform, own in zip(input_values, lengths, strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(clips, batch_first=True).transpose(1, 2)
+
+    def _runs_as_modules(self, input_values):
+        needs_gradients = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (input_values, *self.parameters())
+        )
+        # Autocast knows no in-place product, and MPS no float64.
+        device = input_values.device.type
+        return needs_gradients or torch.is_autocast_enabled(device) or device == "mps"
+
+    def _modules_forward(self, input_values, lengths):
+        maps = input_values[:, None]
+        if self.training and self.conv_layers[0].conv.weight.requires_grad:
+            maps.requires_grad_()  # else reentrant gradient checkpointing would leave the front end untrained
+        for layer in self.conv_layers:
+            # The lengths go in as an argument: gradient checkpointing runs the layer again when the context is gone.
+            maps = layer(maps, lengths) if isinstance(layer, GroupNormConvLayer) else layer(maps)
+        return maps
+
+    def weights(self):
+        """Each layer's weight, as a matrix (channels out, taps * channels in)."""
+        return [layer.conv.weight.transpose(1, 2).flatten(1) for layer in self.conv_layers]
+
+    def padded_batch(self, waveforms, lengths, weights):
+        """
+        Args:
+            waveforms: (batch, samples), padded on the right.
+            lengths: (batch,) int64, each clip's number of samples.
+            weights: of each layer, as `weights` gives them; they are made once for all clips.
+
+        Returns:
+            (batch, frames, channels), arbitrary past a clip's last frame.
+        """
         first, *others = self.conv_layers
-        waveforms = input_values[:, None]
-        if self.training and first.conv.weight.requires_grad:
-            waveforms.requires_grad_()  # else reentrant gradient checkpointing would leave the front end untrained
-        # The lengths go in as an argument: gradient checkpointing runs the layer again when the context is gone.
-        maps = first(waveforms, _clip_samples.get())
-        for layer in others:
-            maps = layer(maps)
+        maps = _first_convolution(first, waveforms, lengths, weights[0])
+        for layer, weight in zip(others, weights[1:], strict=True):
+            maps = _convolution(layer.conv, maps, weight)
+            if hasattr(layer, "layer_norm"):
+                maps = layer.layer_norm(maps)
+            maps = layer.activation(maps)
         return maps
 
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
         self.requires_grad_(False)
+
+
+def _first_convolution(layer, waveforms, lengths, weight):
+    """
+    The first layer: its convolution of one channel, the norm and the activation.
+
+    Args:
+        layer: Transformers' module.
+        waveforms: (batch, samples).
+        lengths: (batch,) int64, each clip's number of samples.
+        weight: (channels, taps).
+
+    Returns:
+        (batch, frames, channels)
+    """
+    kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+    windows = waveforms.unfold(1, kernel, stride)  # (batch, frames, taps)
+    has_group_norm = isinstance(layer.layer_norm, nn.GroupNorm)
+    if has_group_norm:
+        own = (lengths - kernel) // stride + 1
+        weight, bias = with_group_norm(weight, layer.layer_norm, windows, own)
+    else:
+        bias = weight.new_zeros(len(weight)) if layer.conv.bias is None else layer.conv.bias
+    # The bias is one more tap, on a constant 1: that is cheaper than to go once more over all channels.
+    taps = torch.cat([weight, bias[..., None]], dim=-1).to(waveforms.dtype)
+    windows = torch.cat([windows, windows.new_ones(*windows.shape[:2], 1)], dim=-1)
+    maps = windows @ taps.mT
+    return layer.activation(maps if has_group_norm else layer.layer_norm(maps))
+
+
+def with_group_norm(weight, norm, windows, lengths):
+    """
+    A convolution of one channel and the GroupNorm after it, as one convolution for each clip.
+
+    The norm has a group per channel, and a channel is a linear function of the window that it sees. So its mean and
+    variance over time follow from the windows' own mean and (taps, taps) covariance: without a pass over the largest
+    map of the whole network. In float64, because a filter may cancel nearly all that is in a window.
+
+    Args:
+        weight: (channels, taps). A bias would cancel in the norm.
+        norm: the GroupNorm.
+        windows: (batch, frames, taps), of the waveform.
+        lengths: (batch,) int64, each clip's number of frames: statistics are over these.
+
+    Returns:
+        Weight (batch, channels, taps) and bias (batch, channels), float64.
+    """
+    weight, windows = weight.double(), windows.double()
+    is_padding = ~length_mask(lengths, windows.shape[1])[..., None]
+    lengths = lengths[:, None, None]
+    mean = windows.masked_fill(is_padding, 0).sum(dim=1, keepdim=True) / lengths  # (batch, 1, taps)
+    centred = (windows - mean).masked_fill(is_padding, 0)
+    covariance = centred.mT @ centred / lengths
+    variance = (weight @ covariance * weight).sum(dim=-1)  # (batch, channels)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    weight = scale[..., None] * weight
+    return weight, norm.bias - (weight * mean).sum(dim=-1)
+
+
+def _convolution(convolution, maps, weight):
+    """
+    A convolution over frames as a sum of matrix products, one for every `stride` taps: these see rows of `maps` that
+    do not overlap, so that a view of it is the matrix.
+
+    Args:
+        convolution: Conv1d without padding.
+        maps: (batch, frames, channels in), contiguous.
+        weight: (channels out, taps * channels in), its weight.
+
+    Returns:
+        (batch, frames out, channels out)
+    """
+    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+    batch, frames, channels = maps.shape
+    frames_out = (frames - kernel) // stride + 1
+    products = None
+    for tap in range(0, kernel, stride):
+        columns = slice(tap * channels, min(tap + stride, kernel) * channels)
+        rows = maps.as_strided(
+            (batch, frames_out, columns.stop - columns.start),
+            (frames * channels, stride * channels, 1),
+            maps.storage_offset() + columns.start,
+        ).flatten(0, 1)
+        if products is None:
+            products = nn.functional.linear(rows, weight[:, columns], convolution.bias)
+        else:
+            products.addmm_(rows, weight[:, columns].T)
+    return products.unflatten(0, (batch, frames_out))
 
 
 class GroupNormConvLayer(GradientCheckpointingLayer):

@@ -159,6 +159,8 @@ class EmoShareModel(PreTrainedModel):
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["EmotionHead"]
+    # With a backbone in bfloat16 too: shares near 0.5 are 0.004 apart there, which costs rank correlation.
+    _keep_in_fp32_modules_strict = ["heads"]
     # Of the backbone, which checks its own: the heads compute their attention by themselves.
     _supports_sdpa = True
     _supports_flash_attn = True

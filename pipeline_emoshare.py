@@ -2,19 +2,24 @@
 
 import io
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 import soundfile
 import torch
 import torchaudio
-from transformers.pipelines.base import ChunkPipeline
+from torch.utils.data import DataLoader
+from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
+from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
 # Remote code is copied to where it runs by following relative imports: these two bring along what the repository needs.
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 
 SAMPLING_RATE = 16000
+# Batches that are read ahead, so that windows of like length can be run together: with eight, little is padded.
+BATCHES_READ_AHEAD = 8
 
 
 class EmotionSharePipeline(ChunkPipeline):
@@ -29,9 +34,9 @@ class EmotionSharePipeline(ChunkPipeline):
     ```
 
     Takes what [`load_audio`] takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
-    tensor, not a list of numbers); with `batch_size=n`, n windows go
-    through the model at a time, with the same result as one by one. A clip longer than the feature extractor's
-    `chunk_length_s` is cut into windows, each predicted on its own, and their shares are averaged by duration.
+    tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
+    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of like length
+    go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that.
     """
 
     _load_feature_extractor = True
@@ -63,6 +68,23 @@ class EmotionSharePipeline(ChunkPipeline):
             raise ValueError(f"top_k: got {top_k}; expected at least 1")
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
+    def get_inference_context(self):
+        return torch.inference_mode
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        """As in Transformers, except that a batch holds windows of like length."""
+        windows = DataLoader(
+            PipelineChunkIterator(inputs, self.preprocess, preprocess_params),
+            num_workers=min(num_workers, 1),  # each of several workers would go through all of the inputs
+            batch_size=1,
+            collate_fn=no_collate_fn,
+        )
+        forward = partial(self.forward, **forward_params)
+        if batch_size > 1:
+            collate = pad_collate_fn(None, self.feature_extractor)
+            windows, forward = BatchesByLength(windows, forward, collate, batch_size), dict
+        return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
+
     def preprocess(self, audio):
         sampling_rate = self.feature_extractor.sampling_rate
         waveform = load_audio(audio, sampling_rate)
@@ -86,6 +108,44 @@ class EmotionSharePipeline(ChunkPipeline):
         )
         labelled = [{"label": self.model.config.id2label[i], "score": float(share)} for i, share in enumerate(shares)]
         return sorted(labelled, key=lambda share: -share["score"])[:top_k]
+
+
+class BatchesByLength:
+    """
+    Runs windows in batches of like length, so that little is padded; their outputs come one by one, in the windows'
+    own order.
+
+    Args:
+        windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
+        forward: from a batch of windows to their outputs.
+        collate: from a list of windows to a batch.
+        batch_size: windows per batch.
+    """
+
+    def __init__(self, windows, forward, collate, batch_size):
+        self.windows = windows
+        self.forward = forward
+        self.collate = collate
+        self.batch_size = batch_size
+
+    def __len__(self):
+        return len(self.windows.dataset)  # clips: Transformers' own iterators count these too
+
+    def __iter__(self):
+        windows = iter(self.windows)
+        while pool := list(islice(windows, BATCHES_READ_AHEAD * self.batch_size)):
+            by_length = sorted(range(len(pool)), key=lambda index: pool[index]["num_samples"])
+            outputs = {}
+            for start in range(0, len(pool), self.batch_size):
+                indices = by_length[start : start + self.batch_size]
+                batch = self.forward(self.collate([pool[index] for index in indices]))
+                for row, index in enumerate(indices):
+                    outputs[index] = {
+                        "logits": batch["logits"][row : row + 1],
+                        "num_samples": batch["num_samples"][row],
+                        "is_last": batch["is_last"][row],
+                    }
+            yield from (outputs[index] for index in range(len(pool)))
 
 
 def average_by_duration(shares, num_samples):

@@ -1,10 +1,10 @@
 """
-How well extraction and training share their work between two processes, one thread each, against one process with one thread.
+How well extraction and training share their work between two processes, against one, each with one thread.
 
     python benchmarks/scaling.py
 
-Launched with torchrun, as users on CPUs launch. A backbone of four HuBERT Base layers, 64 clips of 4 s; nine heads of middling
-size, two epochs on the features.
+Launched with torchrun, as users on CPUs launch. A backbone of four HuBERT Base layers, 64 clips of 4 s; nine heads of
+middling size, two epochs on the features.
 """
 
 import json

@@ -3,10 +3,10 @@ What the feature store takes: disk for each clip, memory for any number of clips
 
     python benchmarks/store.py
 
-Extracts and trains on 128, 256 and 512 clips of 1 to 8 s (mean 4) in a process of its own each, and samples its anonymous
-memory (RssAnon: pages of mapped files do not count). The backbone has HuBERT Large's width but one layer and a thin front
-end, so that it is quick; nine small heads train for one epoch. Time for 50,000 clips is scaled from a HuBERT Large in its
-published size, random weights, on a clip of 4 s.
+Extracts and trains on 128, 256 and 512 clips of 1 to 8 s (mean 4) in a process of its own each, and samples its
+anonymous memory (RssAnon: pages of mapped files do not count). The backbone has HuBERT Large's width but one layer and
+a thin front end, so that it is quick; nine small heads train for one epoch. Time for 50,000 clips is scaled from a
+HuBERT Large in its published size, random weights, on a clip of 4 s.
 """
 
 import json

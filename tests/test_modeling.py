@@ -256,10 +256,12 @@ def test_attn_implementation_reaches_the_backbone(implementation, model_folder):
     assert model.backbone.config._attn_implementation == implementation
 
 
-def test_dtype_is_that_of_the_whole_model(model_folder):
+def test_in_bfloat16_the_heads_stay_in_float32(model_folder):
     model = EmoShareModel.from_pretrained(model_folder, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model(input_values=torch.randn(1, 8000)).logits.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.backbone.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.heads.parameters()} == {torch.float32}
+    assert model(input_values=torch.randn(1, 8000)).logits.dtype == torch.float32
+    assert model.bfloat16()(input_values=torch.randn(1, 8000)).logits.dtype == torch.bfloat16
 
 
 def test_heads_start_from_pytorchs_initialisation():

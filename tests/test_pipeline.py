@@ -163,6 +163,39 @@ def test_batches_lists_generators_and_datasets_change_nothing(batch_size, emotio
             assert_same(shares, expected)
 
 
+def test_batches_are_of_like_length_and_results_in_order(emotion_share, monkeypatch):
+    """Long and short clips in turn: together in a batch, half of it would be padding."""
+    clips = [speech(seconds, seed) for seed, seconds in enumerate([0.2, 1.0] * 4)]
+    expected = [emotion_share(clip) for clip in clips]
+    masks = []
+    forward = emotion_share.model.forward
+    monkeypatch.setattr(
+        emotion_share.model, "forward", lambda **inputs: masks.append(inputs["attention_mask"]) or forward(**inputs)
+    )
+    for shares, alone in zip(emotion_share(clips, batch_size=4), expected, strict=True):
+        assert_same(shares, alone)
+    assert [tuple(mask.shape) for mask in masks] == [(4, 3200), (4, 16000)]
+    assert all(mask.all() for mask in masks)
+
+
+def test_a_generator_is_read_no_further_ahead_than_eight_batches(emotion_share):
+    read = []
+    clips = (read.append(seed) or speech(0.1, seed) for seed in range(40))
+    results = iter(emotion_share(clips, batch_size=2))
+    for number in range(40):
+        next(results)
+        assert number < len(read) <= (number // 16 + 1) * 16
+    assert next(results, None) is None
+
+
+def test_nothing_is_recorded_for_gradients(emotion_share, wav):
+    modes = []
+    hook = emotion_share.model.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    emotion_share(str(wav))
+    hook.remove()
+    assert modes == [True]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_long_clip_is_the_average_of_its_windows_by_duration(batch_size, emotion_share):
     waveform = speech(2.5)
@@ -205,6 +238,7 @@ def test_the_stock_pipeline_gives_the_same_scores_for_arrays(emotion_share, mode
 def test_bfloat16_is_close(emotion_share, model_folder, wav):
     half = pipeline("emotion-share", model=str(model_folder), dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16
+    assert half.model.heads[0].output.weight.dtype == torch.float32
     assert_same(half(str(wav)), emotion_share(str(wav)), tolerance=0.02)
 
 

@@ -17,7 +17,7 @@ from .batches import batches_by_length
 from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, write_shard
 
 # Part of every store's fingerprint: raise it when this code computes other features from the same input.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 # What one process writes at once, and loses at most when it is killed; a weighted sum keeps every layer.
 CLIPS_PER_SHARD = 128
 # Audio that the backbone runs on at once. On a CPU, a batch costs more than it gains: window by window.

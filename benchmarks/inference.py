@@ -1,0 +1,237 @@
+"""
+How fast the emotion-share pipeline is: against Transformers' own, and against what the machine can do.
+
+    python benchmarks/inference.py
+
+HuBERT Base in its published size with random weights, 32 synthetic clips of 1 to 8 s. The peer is the stock
+`pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers. EmoShare has
+nine small networks instead (sizes as in configs/demo.yaml), and in one line of each dtype nine of the released sizes.
+Each side runs at its own best batch size. Times are the shortest of interleaved runs; a real-time factor (RTF) is
+seconds of computing per second of audio. The limit is the counted arithmetic at the rate of a large matrix product, and
+the traffic of the front end at the rate of a copy, both measured in this run.
+"""
+
+import copy
+import time
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor, pipeline
+
+from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
+from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
+
+CLIPS = 32
+SECONDS = (1.0, 8.0)
+LATENCY_SECONDS = 4.0
+BATCH_SIZES = (1, 4, 8)
+LATENCY_RUNS = 9
+DEMO_HEAD = {"conv_channels": (32, 32, 32), "lstm_hidden_size": 32, "ffn_sizes": (32,)}
+DTYPES = (torch.float32, torch.bfloat16)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main():
+    torch.manual_seed(0)
+    hardware = torch.cuda.get_device_name() if DEVICE.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {DEVICE.type} {hardware}")
+
+    backbone_config = AutoConfig.for_model("hubert", mask_time_prob=0.0, num_labels=len(EMOTIONS))
+    peer = HubertForSequenceClassification(backbone_config).eval()
+    model = emoshare_model(backbone_config, peer.hubert, **DEMO_HEAD)
+    released = emoshare_model(backbone_config, peer.hubert)
+    clips = voices(np.random.default_rng(0).uniform(*SECONDS, size=CLIPS))
+    seconds = sum(len(clip) for clip in clips) / 16000
+    (clip,) = voices([LATENCY_SECONDS])
+    print(f"{CLIPS} clips, {seconds:.0f} s in all\n")
+
+    stock_float32 = {}
+    for dtype in DTYPES:
+        stock, ours, large = stock_pipeline(peer, dtype), our_pipeline(model, dtype), our_pipeline(released, dtype)
+        name = str(dtype).removeprefix("torch.")
+        times = {"clips": best_times([stock, ours], clips), "latency": latencies([stock, ours], clip)}
+        (large_time,) = best_times([large], clips)
+        lines = [
+            (f"{CLIPS} clips", "clips", times["clips"][1], seconds),
+            (f"one clip of {LATENCY_SECONDS:.0f} s", "latency", times["latency"][1], LATENCY_SECONDS),
+            (f"{CLIPS} clips, nine networks of released sizes", "clips", large_time, seconds),
+        ]
+        for line, measure, our_time, audio in lines:
+            stock_time = times[measure][0]
+            report(f"{name}, {line}", our_time, stock_time, stock_float32.setdefault(measure, stock_time), audio)
+        print_limits(model.config, released.config, dtype, clips)
+        print()
+    print_accuracy(peer.hubert, model, clips)
+
+
+def emoshare_model(backbone_config, backbone, **head):
+    model = EmoShareModel(EmoShareConfig(backbone_config=copy.deepcopy(backbone_config), **head)).eval()
+    model.backbone.load_state_dict(backbone.state_dict())
+    return model
+
+
+def voices(seconds):
+    """A synthetic utterance of each length, (samples,) float32."""
+    utterances = SyntheticCorpus(train=len(seconds)).utterances("train")
+    for utterance, length in zip(utterances, seconds, strict=True):
+        utterance.seconds = length
+    return [synthesize(utterance) for utterance in utterances]
+
+
+def stock_pipeline(peer, dtype):
+    model = copy.deepcopy(peer).to(dtype)
+    return pipeline(
+        "audio-classification", model=model, feature_extractor=Wav2Vec2FeatureExtractor(), dtype=dtype, device=DEVICE
+    )
+
+
+def our_pipeline(model, dtype):
+    model = copy.deepcopy(model)
+    model.backbone.to(dtype)  # as `from_pretrained(dtype=...)` does: the heads stay in float32
+    return EmotionSharePipeline(model=model, feature_extractor=EmoShareFeatureExtractor(), device=DEVICE)
+
+
+def best_times(pipelines, clips):
+    """For each pipeline the shortest time over all clips, in seconds, and the batch size that it was reached with."""
+    runs = [[] for _ in pipelines]
+    for batch_size in BATCH_SIZES:
+        for pipe, times in zip(pipelines, runs, strict=True):
+            times.append((duration(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
+    for pipe, times in zip(pipelines, runs, strict=True):
+        batch_size = min(times)[1]
+        times.append((duration(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
+    return [min(times) for times in runs]
+
+
+def latencies(pipelines, clip):
+    """As `best_times`, of one clip by itself."""
+    runs = [[duration(lambda: pipe(clip)) for pipe in pipelines] for _ in range(LATENCY_RUNS)]  # noqa: B023
+    return [(min(times), 1) for times in zip(*runs, strict=True)]
+
+
+def duration(run):
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize():
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def report(name, ours, stock, stock_float32, seconds):
+    """One line: times are pairs of seconds and batch size."""
+    (our_time, our_batch), (stock_time, stock_batch) = ours, stock
+    print(
+        f"{name}: {stock_float32[0] / our_time:.2f}x the stock pipeline in float32, "
+        f"{stock_time / our_time:.2f}x in the same dtype; "
+        f"EmoShare {our_time:.3f} s (RTF {our_time / seconds:.4f}, batch size {our_batch}), "
+        f"stock {stock_time:.3f} s (RTF {stock_time / seconds:.4f}, batch size {stock_batch})",
+        flush=True,
+    )
+
+
+def print_limits(demo, released, dtype, clips):
+    """Counted arithmetic and traffic of all clips, and how long this machine would take for them at the least."""
+    seconds = sum(len(clip) for clip in clips) / 16000
+    flops, memory = matrix_rate(dtype), memory_rate()
+    counted = {"front end": 0, "encoder": 0, "nine demo heads": 0, "nine released heads": 0}
+    traffic = 0
+    for clip in clips:
+        operations, values, frames = front_end_counts(demo.backbone_config, len(clip))
+        counted["front end"] += operations
+        traffic += values * dtype.itemsize
+        counted["encoder"] += encoder_operations(demo.backbone_config, frames)
+        counted["nine demo heads"] += head_operations(demo, frames)
+        counted["nine released heads"] += head_operations(released, frames)
+    # The heads run in float32, whatever the backbone's dtype.
+    rates = {name: matrix_rate(torch.float32) if "heads" in name else flops for name in counted}
+    parts = ", ".join(
+        f"{name} {count / 1e9:.0f} GFLOP = {count / rates[name]:.3f} s" for name, count in counted.items()
+    )
+    least = sum(counted[name] / rates[name] for name in ("front end", "encoder", "nine demo heads"))
+    print(
+        f"limit at {flops / 1e12:.2f} TFLOP/s (float32 heads: {rates['nine demo heads'] / 1e12:.2f}): {parts}; "
+        f"with demo heads {least:.3f} s (RTF {least / seconds:.4f}); traffic of the front end "
+        f"{traffic / 1e9:.1f} GB at {memory / 1e9:.1f} GB/s = {traffic / memory:.3f} s",
+        flush=True,
+    )
+
+
+def matrix_rate(dtype, size=2048):
+    """Floating-point operations per second of a large matrix product."""
+    left, right = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(duration(lambda: left @ right) for _ in range(10))
+
+
+def memory_rate(size=2**28):
+    """Bytes per second, read and written, of a large copy."""
+    source = torch.ones(size, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * size / min(duration(lambda: target.copy_(source)) for _ in range(5))
+
+
+def front_end_counts(config, samples):
+    """Operations, values moved, and frames. A map is written, goes through its activation, and is read once more."""
+    operations, values, channels_in = 0, 0, 1
+    for channels, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+        operations += 2 * samples * channels * channels_in * kernel
+        values += 4 * samples * channels
+        channels_in = channels
+    return operations, values, samples
+
+
+def encoder_operations(config, frames):
+    width, inner = config.hidden_size, config.intermediate_size
+    projection = config.conv_dim[-1] * width
+    positions = width * width // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
+    layer = 4 * width * width + 2 * width * inner + 2 * frames * width
+    return 2 * frames * (projection + positions + config.num_hidden_layers * layer)
+
+
+def head_operations(config, frames):
+    """Of the networks of all emotions: convolutions and LSTM. What comes after is run once per clip, and is little."""
+    widths = [config.feature_size, *config.conv_channels]
+    convolutions = sum(config.conv_kernel_size * a * b for a, b in pairwise(widths))
+    width = config.lstm_hidden_size
+    lstm = 4 * width * (config.conv_channels[-1] + width + (config.lstm_num_layers - 1) * 2 * width)
+    return 2 * config.num_labels * (frames * convolutions + frames // config.pool_size * lstm)
+
+
+@torch.inference_mode()
+def print_accuracy(plain, model, clips):
+    """Of frame features, against plain Transformers in float32 on each clip alone; of shares, against float32."""
+    extractor = EmoShareFeatureExtractor()
+    plain, model = plain.to(DEVICE), model.to(DEVICE)
+    halved = copy.deepcopy(model)
+    halved.backbone.bfloat16()
+    batches = [extractor(clip, sampling_rate=16000, return_tensors="pt").to(DEVICE) for clip in clips]
+    expected, exact, rounded, shares, rounded_shares = [], [], [], [], []
+    for batch in batches:
+        waveform = batch["input_values"]
+        expected.append(plain(waveform).last_hidden_state[0])
+        exact.append(model.frame_features(waveform).features[0])
+        rounded.append(halved.frame_features(waveform).features[0].float())
+        shares.append(model(waveform).logits[0])
+        rounded_shares.append(halved(waveform).logits[0])
+    expected, exact, rounded = torch.cat(expected), torch.cat(exact), torch.cat(rounded)
+    shares, rounded_shares = torch.stack(shares).cpu(), torch.stack(rounded_shares).cpu()
+    rho = [spearmanr(a, b)[0] for a, b in zip(shares.T, rounded_shares.T, strict=True)]
+    print(f"float32: frame features within {(exact - expected).abs().max():.1e} of plain Transformers")
+    print(f"bfloat16: relative RMS error of frame features {(rounded - expected).norm() / expected.norm():.1e}")
+    print(
+        f"bfloat16: shares within {(shares - rounded_shares).abs().max():.1e} of float32's, Spearman "
+        f"{spearmanr(shares.flatten(), rounded_shares.flatten())[0]:.5f} over all, {np.mean(rho):.5f} as the mean over "
+        f"emotions (untrained: an emotion's shares differ by only {shares.std(dim=0).mean():.3f}, their standard "
+        "deviation over clips)"
+    )
+
+
+if __name__ == "__main__":
+    main()
