@@ -1,6 +1,7 @@
 """What makes a Transformers speech encoder exact in a batch, and fast: its frame features never depend on padding."""
 
 from contextvars import ContextVar
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -45,10 +46,15 @@ def make_exact_in_batch(backbone):
       matters where several are stacked (data2vec-audio) or a BatchNorm comes before (`conv_pos_batch_norm=True`).
     - Without gradients, the convolutional front end runs as matrix products.
     - Layers of the encoder above the one that is asked for are not run.
+    - On a CPU, frozen linear layers in bfloat16 keep their weights as its matrix unit wants them.
 
     All hold in `frame_features`, which knows the length of each clip.
     """
     backbone.feature_extractor = FrontEnd(backbone.feature_extractor)
+    for module in list(backbone.encoder.layers.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child))
     backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
     for module in backbone.encoder.pos_conv_embed.modules():
         if isinstance(module, nn.Conv1d):
@@ -104,6 +110,50 @@ class EncoderLayers(nn.ModuleList):
 
     def __iter__(self):
         return islice(super().__iter__(), _num_layers.get())
+
+
+class PackedLinear(nn.Linear):
+    """
+    A linear layer of the encoder. On a CPU, `nn.Linear` lays out its bfloat16 weights for the processor's matrix unit
+    at every call; this one does it once, for as long as the weights are frozen and stay the same, with the operators
+    that `torch.compile` uses for that. It keeps a second copy of them in memory.
+
+    Args:
+        linear: the layer, whose parameters this one takes over.
+    """
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self._packed, self._packed_from = None, None
+
+    def forward(self, rows):
+        """(..., width in) -> (..., width out)"""
+        if not self._runs_packed(rows):
+            return super().forward(rows)
+        source = (self.weight.data_ptr(), self.weight._version)
+        if self._packed_from != source:
+            self._packed, self._packed_from = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()), source
+        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "none")
+
+    def _runs_packed(self, rows):
+        return (
+            rows.device.type == self.weight.device.type == "cpu"
+            and rows.dtype == self.weight.dtype == torch.bfloat16
+            and not (torch.is_grad_enabled() and rows.requires_grad)
+            # Whoever trains the weights changes them, and inference tensors do not tell when they change.
+            and not (self.weight.requires_grad or self.weight.is_inference())
+            and _has_packed_linear()
+        )
+
+    def __getstate__(self):
+        """For copies, which pack for themselves: packed weights cannot be copied or pickled."""
+        return {**self.__dict__, "_packed": None, "_packed_from": None}
+
+
+@cache
+def _has_packed_linear():
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class FrontEnd(nn.Module):

@@ -50,7 +50,7 @@ def main():
         leak = largest(in_plain_batch(plain, clips), alone)
         exact = largest(in_batch(plain, clips), alone)
         halved, half_clips = copy.deepcopy(plain).bfloat16(), [clip.bfloat16() for clip in clips]
-        half_alone = [halved(clip[None]).last_hidden_state[0] for clip in half_clips]
+        half_alone = [in_batch(halved, [clip])[0] for clip in half_clips]
         rounding, half_exact = relative(half_alone, alone), relative(in_batch(halved, half_clips), half_alone)
         print(f"| {name} | {leak:.1e} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
 

@@ -12,11 +12,11 @@ the traffic of the front end at the rate of a copy, both measured in this run.
 """
 
 import copy
-import time
 from itertools import pairwise
 
 import numpy as np
 import torch
+from machine import DEVICE, copy_rate, describe, matmul_rate, seconds_of
 from scipy.stats import spearmanr
 from transformers import AutoConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor, pipeline
 
@@ -30,13 +30,11 @@ BATCH_SIZES = (1, 4, 8)
 LATENCY_RUNS = 9
 DEMO_HEAD = {"conv_channels": (32, 32, 32), "lstm_hidden_size": 32, "ffn_sizes": (32,)}
 DTYPES = (torch.float32, torch.bfloat16)
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main():
     torch.manual_seed(0)
-    hardware = torch.cuda.get_device_name() if DEVICE.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {DEVICE.type} {hardware}")
+    print(describe())
 
     backbone_config = AutoConfig.for_model("hubert", mask_time_prob=0.0, num_labels=len(EMOTIONS))
     peer = HubertForSequenceClassification(backbone_config).eval()
@@ -98,30 +96,17 @@ def best_times(pipelines, clips):
     runs = [[] for _ in pipelines]
     for batch_size in BATCH_SIZES:
         for pipe, times in zip(pipelines, runs, strict=True):
-            times.append((duration(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
+            times.append((seconds_of(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
     for pipe, times in zip(pipelines, runs, strict=True):
         batch_size = min(times)[1]
-        times.append((duration(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
+        times.append((seconds_of(lambda: pipe(clips, batch_size=batch_size)), batch_size))  # noqa: B023
     return [min(times) for times in runs]
 
 
 def latencies(pipelines, clip):
     """As `best_times`, of one clip by itself."""
-    runs = [[duration(lambda: pipe(clip)) for pipe in pipelines] for _ in range(LATENCY_RUNS)]  # noqa: B023
+    runs = [[seconds_of(lambda: pipe(clip)) for pipe in pipelines] for _ in range(LATENCY_RUNS)]  # noqa: B023
     return [(min(times), 1) for times in zip(*runs, strict=True)]
-
-
-def duration(run):
-    synchronize()
-    start = time.perf_counter()
-    run()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize():
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(name, ours, stock, stock_float32, seconds):
@@ -139,7 +124,7 @@ def report(name, ours, stock, stock_float32, seconds):
 def print_limits(demo, released, dtype, clips):
     """Counted arithmetic and traffic of all clips, and how long this machine would take for them at the least."""
     seconds = sum(len(clip) for clip in clips) / 16000
-    flops, memory = matrix_rate(dtype), memory_rate()
+    flops, memory = matmul_rate(dtype), copy_rate()
     counted = {"front end": 0, "encoder": 0, "nine demo heads": 0, "nine released heads": 0}
     traffic = 0
     for clip in clips:
@@ -150,7 +135,7 @@ def print_limits(demo, released, dtype, clips):
         counted["nine demo heads"] += head_operations(demo, frames)
         counted["nine released heads"] += head_operations(released, frames)
     # The heads run in float32, whatever the backbone's dtype.
-    rates = {name: matrix_rate(torch.float32) if "heads" in name else flops for name in counted}
+    rates = {name: matmul_rate(torch.float32) if "heads" in name else flops for name in counted}
     parts = ", ".join(
         f"{name} {count / 1e9:.0f} GFLOP = {count / rates[name]:.3f} s" for name, count in counted.items()
     )
@@ -161,19 +146,6 @@ def print_limits(demo, released, dtype, clips):
         f"{traffic / 1e9:.1f} GB at {memory / 1e9:.1f} GB/s = {traffic / memory:.3f} s",
         flush=True,
     )
-
-
-def matrix_rate(dtype, size=2048):
-    """Floating-point operations per second of a large matrix product."""
-    left, right = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(duration(lambda: left @ right) for _ in range(10))
-
-
-def memory_rate(size=2**28):
-    """Bytes per second, read and written, of a large copy."""
-    source = torch.ones(size, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * size / min(duration(lambda: target.copy_(source)) for _ in range(5))
 
 
 def front_end_counts(config, samples):
