@@ -125,15 +125,17 @@ class PackedLinear(nn.Linear):
     def __init__(self, linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self._packed, self._packed_from = None, None
+        self._packed = None
+        # The weights that were packed and their version; held, so that no others come to lie at their address.
+        self._packed_from, self._packed_version = None, None
 
     def forward(self, rows):
         """(..., width in) -> (..., width out)"""
         if not self._runs_packed(rows):
             return super().forward(rows)
-        source = (self.weight.data_ptr(), self.weight._version)
-        if self._packed_from != source:
-            self._packed, self._packed_from = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()), source
+        if self._packed is None or self._has_new_weight():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self._packed_from, self._packed_version = self.weight.detach(), self.weight._version
         return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "none")
 
     def _runs_packed(self, rows):
@@ -146,8 +148,11 @@ class PackedLinear(nn.Linear):
             and _has_packed_linear()
         )
 
+    def _has_new_weight(self):
+        return self._packed_from.data_ptr() != self.weight.data_ptr() or self._packed_version != self.weight._version
+
     def __getstate__(self):
-        """For copies, which pack for themselves: packed weights cannot be copied or pickled."""
+        """For copies, which pack for themselves."""
         return {**self.__dict__, "_packed": None, "_packed_from": None}
 
 

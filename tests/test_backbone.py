@@ -217,6 +217,8 @@ def test_weights_that_change_are_seen_at_once(dtype, tolerance, fields):
 
     assert not is_seen(backbone)
     copied, assigned = copy.deepcopy(backbone), copy.deepcopy(backbone)
+    assert not is_seen(copied)
+    assert not is_seen(assigned)
     backbone.load_state_dict(other.state_dict())
     assert is_seen(backbone)
     assert not is_seen(copied)
