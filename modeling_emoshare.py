@@ -80,14 +80,15 @@ class EmotionHead(nn.Module):
     def forward(self, features, lengths):
         """
         Args:
-            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`.
+            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`. In
+                bfloat16, the convolutions compute in bfloat16 too; what follows is in the dtype of the weights.
             lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
 
         Returns:
             Shares (batch, outputs), and attention weights (batch, steps) or `None`.
         """
         if self.layer_weights is not None:
-            features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0), features)
+            features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0).to(features.dtype), features)
         mask = length_mask(lengths, features.shape[1])
         features = features.masked_fill(~mask[..., None], 0)
         if self.pads_to_sequence:
@@ -97,7 +98,7 @@ class EmotionHead(nn.Module):
         maps = features.transpose(1, 2)  # (batch, width, frames)
         for convolution in self.convolutions:
             maps = _convolve(convolution, maps).relu() * mask[:, None]
-        maps = nn.functional.max_pool1d(maps, self.pool_size)  # (batch, channels, steps)
+        maps = nn.functional.max_pool1d(maps, self.pool_size).to(self.output.weight.dtype)  # (batch, channels, steps)
 
         states = self.lstm_norm(maps.transpose(1, 2))  # (batch, steps, channels)
         step_lengths = lengths // self.pool_size
@@ -320,7 +321,8 @@ class EmoShareModel(PreTrainedModel):
             features, lengths, hidden_states = self.frame_features(input_values, attention_mask, output_hidden_states)
         else:
             features, lengths = input_features, self._checked_lengths(input_features, attention_mask)
-        features = features.to(self.heads[0].output.weight.dtype)
+        if features.dtype != torch.bfloat16:
+            features = features.to(self.heads[0].output.weight.dtype)
         if self.config.normalization == "sequence" and features.shape[-2] > self.config.max_frames:
             raise ValueError(
                 f"got {features.shape[-2]} frames, but normalization='sequence' takes at most max_frames="
@@ -372,9 +374,9 @@ def _convolve(convolution, maps):
     """
     if maps.dtype == torch.float32:
         return convolution(maps)
-    weight = convolution.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+    weight = convolution.weight[:, :, None].to(maps.dtype, memory_format=torch.channels_last)
     padding = (0, convolution.kernel_size[0] // 2)
-    return nn.functional.conv2d(maps[:, :, None], weight, convolution.bias, padding=padding)[:, :, 0]
+    return nn.functional.conv2d(maps[:, :, None], weight, convolution.bias.to(maps.dtype), padding=padding)[:, :, 0]
 
 
 def _lstm_norm(config):

@@ -24,7 +24,7 @@ def test_ffn_sizes_follow_the_architecture():
 
 
 def test_feature_size_follows_the_backbone():
-    assert EmoShareConfig(backbone_config=backbone_config()).feature_size == 24
+    assert EmoShareConfig(backbone_config=backbone_config()).feature_size == 32
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from conftest import SMALL_HEAD, backbone_config, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from torch import nn
 from transformers import AutoModel, AutoModelForAudioClassification
 
@@ -181,7 +182,7 @@ def test_weighted_layers_are_learned_by_each_network():
     model = small_model(backbone_config=backbone_config(), backbone_layer="weighted")
     waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
     features = model.frame_features(waveforms, mask)
-    assert features.features.shape == (2, 3, 24, 24)
+    assert features.features.shape == (2, 3, 24, 32)
     frame_mask = (torch.arange(24) < features.lengths[:, None]).long()
     from_features = model(input_features=features.features, attention_mask=frame_mask, labels=torch.rand(2, 9))
     torch.testing.assert_close(from_features.logits, model(input_values=waveforms, attention_mask=mask).logits)
@@ -262,6 +263,22 @@ def test_in_bfloat16_the_heads_stay_in_float32(model_folder):
     assert {parameter.dtype for parameter in model.heads.parameters()} == {torch.float32}
     assert model(input_values=torch.randn(1, 8000)).logits.dtype == torch.float32
     assert model.bfloat16()(input_values=torch.randn(1, 8000)).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fields", [{}, {"architecture": "cnn_lstm"}, {"backbone_layer": "weighted"}])
+def test_bfloat16_features_rank_clips_as_float32_does(fields):
+    model = small_model(backbone_config=backbone_config(), **fields)
+    clips, frames, width = 60, 40, 32
+    levels = torch.rand(clips, 1, width)  # clips differ, as those of a corpus do
+    features = (levels + torch.randn(clips, frames, width)).bfloat16()
+    if fields.get("backbone_layer") == "weighted":
+        features = torch.stack([features, 2 * features, features], dim=1)
+    with torch.inference_mode():
+        exact = model(input_features=features.float()).logits
+        rounded = model(input_features=features).logits
+    assert rounded.dtype == torch.float32
+    rhos = [spearmanr(a, b).statistic for a, b in zip(exact.T, rounded.T, strict=True)]
+    assert min(rhos) > 0.999
 
 
 def test_heads_start_from_pytorchs_initialisation():
