@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 # Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded.
@@ -234,7 +235,7 @@ class FrontEnd(nn.Module):
             maps = _convolution(layer.conv, maps, weight)
             if hasattr(layer, "layer_norm"):
                 maps = layer.layer_norm(maps)
-            maps = layer.activation(maps)
+            maps = _activate(layer.activation, maps)
         return maps
 
     def _freeze_parameters(self):
@@ -267,7 +268,14 @@ def _first_convolution(layer, waveforms, lengths, weight):
     taps = torch.cat([weight, bias[..., None]], dim=-1).to(waveforms.dtype)
     windows = torch.cat([windows, windows.new_ones(*windows.shape[:2], 1)], dim=-1)
     maps = windows @ taps.mT
-    return layer.activation(maps if has_group_norm else layer.layer_norm(maps))
+    return _activate(layer.activation, maps if has_group_norm else layer.layer_norm(maps))
+
+
+def _activate(activation, maps):
+    """In place where it is GELU: the maps of some seconds are so large that new memory costs more than the function."""
+    if isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu:
+        return torch.ops.aten.gelu_(maps)
+    return activation(maps)
 
 
 def with_group_norm(weight, norm, windows, lengths):
