@@ -8,6 +8,9 @@ The paper's best system on ComParE 2023, on one GPU, on four, and on two machine
     accelerate launch --multi_gpu --num_processes 4 train.py configs/compare2023_hubert_large.yaml --data_dir DIR
     accelerate launch --multi_gpu --num_processes 8 --num_machines 2 --machine_rank R --main_process_ip HOST \
         --main_process_port 29500 train.py configs/compare2023_hubert_large.yaml --data_dir DIR
+The same, published on the Hub:
+    accelerate launch train.py configs/compare2023_hubert_large.yaml --data_dir DIR \
+        --push_to_hub --hub_model_id ORG/NAME
 A corpus of one's own, on two CPU processes:
     torchrun --nproc_per_node 2 train.py --dataset csv --data_dir DIR --backbone facebook/hubert-base-ls960
 """
@@ -17,11 +20,13 @@ from pathlib import Path
 
 from emoshare.training.arguments import fixed_settings, parse_arguments
 from emoshare.training.batches import FeatureLoader
+from emoshare.training.card import model_card
 from emoshare.training.controls import report_controls
 from emoshare.training.corpus import load_splits
 from emoshare.training.evaluation import Scorer, predict_shares, report, write_predictions, write_results
 from emoshare.training.features import extract_frame_features
 from emoshare.training.heads import train_heads
+from emoshare.training.hub import create_repository, publish
 from emoshare.training.launch import start
 from emoshare.training.model import build_model
 
@@ -31,6 +36,8 @@ def main(argv):
     settings = fixed_settings(data, model_arguments, run)
     accelerator = start(run, settings)
     output_dir = Path(run.output_dir)
+    if run.push_to_hub and accelerator.is_main_process:
+        create_repository(run)
 
     splits, labels = load_splits(data, accelerator)
     model, feature_extractor = build_model(model_arguments, labels, run.head_seeds)
@@ -62,10 +69,15 @@ def main(argv):
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
+        clips = {split: len(store.clips) for split, store in stores.items()}
+        card = model_card(data, model_arguments, run, model, feature_extractor, results, clips)
+        card.save(output_dir / "README.md")
     report(results, predictions["devel"], labels, [network.best.epoch for network in progress.networks], accelerator)
     if run.controls:
         report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")
+    if run.push_to_hub and accelerator.is_main_process:
+        print(f"Published: {publish(run)}")
     accelerator.end_training()
 
 

@@ -87,6 +87,9 @@ class RunArguments:
     controls: bool = _flag(False, "after training, run the controls that the demo's numbers should be read beside")
     checkpoint_minutes: float = _flag(5.0, "time between checkpoints, at least; 0 for one after each epoch")
     report_to: str = _flag("none", "experiment tracker: none, tensorboard, wandb, ... as accelerate knows them")
+    push_to_hub: bool = _flag(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
+    hub_model_id: str | None = _flag(None, "name of its repository there: ORG/NAME")
+    hub_private: bool = _flag(False, "whether that repository is private, if it is a new one")
     resume_from_checkpoint: str | None = _flag(
         None,
         "go on from a checkpoint folder, or from the last one in OUTPUT_DIR if no folder follows",
@@ -100,6 +103,10 @@ class RunArguments:
         )
         if not self.output_dir:
             raise ValueError("--output_dir: got nothing; expected a folder")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("--push_to_hub: needs --hub_model_id ORG/NAME")
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private):
+            raise ValueError("--hub_model_id and --hub_private are for --push_to_hub, which was not given")
         for name, seeds in [("seed", [self.seed]), ("head_seeds", self.head_seeds or [])]:
             for seed in seeds:
                 if not 0 <= seed < 2**32:
@@ -163,6 +170,9 @@ def fixed_settings(data, model, run):
         "controls",
         "checkpoint_minutes",
         "report_to",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private",
         "resume_from_checkpoint",
     )
     return {name: value for name, value in settings.items() if name not in free}

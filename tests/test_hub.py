@@ -1,0 +1,169 @@
+"""Publishing and loading through the Hub's own clients, against a Hub on loopback."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL_HEAD_FLAGS, run_python, write_corpus
+from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
+from test_remote_code import WITHOUT_THE_PACKAGE
+from transformers import pipeline
+
+MODEL_ID = "org/emotion-share"
+PUSH = ["--push_to_hub", "--hub_model_id", MODEL_ID, "--hub_private"]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def train_and_push(tmp_path_factory, backbone_folder):
+    """Trains on two labels and a small backbone, and publishes; gives the output folder and the finished process."""
+    folder = tmp_path_factory.mktemp("pushed")
+    corpus = write_corpus(folder / "corpus", {"train": 8, "devel": 6}, labels=["joy", "awe"])
+
+    def train(hub, name, token="hf_loopback", check=True, flags=PUSH):
+        arguments = ["--dataset", "csv", "--data_dir", corpus, "--backbone", backbone_folder, *SMALL_HEAD_FLAGS]
+        arguments += ["--num_train_epochs", "1", "--bootstrap", "20", "--output_dir", folder / name, *flags]
+        environment = hub.environment(folder / f"cache_{name}", token)
+        return folder / name, run_python(ROOT / "train.py", *arguments, cwd=folder, check=check, **environment)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, train_and_push):
+    return train_and_push(hub, "output")
+
+
+def test_a_run_is_published_in_one_commit(hub, pushed):
+    output_dir, result = pushed
+    repository = hub.repositories[MODEL_ID]
+    assert repository.private
+    assert len(repository.commits) == 2  # the first is the Hub's own
+    sha, files = repository.commits[-1]
+    assert f"/commit/{sha}" in result.stdout
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "eval_results.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        *(
+            f"{name}_emoshare.py"
+            for name in ("backbone", "configuration", "feature_extraction", "modeling", "pipeline")
+        ),
+    }
+    for name, (content, _) in files.items():
+        assert content == (output_dir / name).read_bytes()
+
+
+def test_everything_loads_by_id_without_the_package(hub, pushed, wav, tmp_path):
+    script, output = tmp_path / "downstream.py", tmp_path / "scores.json"
+    script.write_text(WITHOUT_THE_PACKAGE.replace("top_k=9", "top_k=2"))
+    environment = hub.environment(tmp_path / "home")
+    run_python(script, MODEL_ID, wav, tmp_path / "copies", output, cwd=tmp_path, **environment)
+    local = pipeline("emotion-share", model=str(pushed[0]))(str(wav))
+    for shares in json.loads(output.read_text()):
+        assert {share["label"]: share["score"] for share in shares} == pytest.approx(
+            {share["label"]: share["score"] for share in local}, abs=1e-6
+        )
+
+
+def test_a_private_model_is_not_there_for_strangers(hub, pushed, tmp_path):
+    script = (
+        "from transformers import AutoConfig; AutoConfig.from_pretrained('org/emotion-share', trust_remote_code=True)"
+    )
+    environment = hub.environment(tmp_path / "home", token="hf_stranger")
+    result = run_python("-c", script, cwd=tmp_path, check=False, **environment)
+    assert result.returncode != 0
+    assert "org/emotion-share" in result.stderr
+
+
+def test_without_a_token_nothing_is_trained(hub, train_and_push):
+    output_dir, result = train_and_push(hub, "refused", token=None, check=False)
+    assert result.returncode != 0
+    assert "401" in result.stderr
+    assert "epoch 1" not in result.stdout
+    assert not list(output_dir.rglob("*.arrow"))
+
+
+def test_an_upload_that_breaks_off_publishes_nothing_and_can_be_repeated(train_and_push, tmp_path):
+    with LoopbackHub() as hub:
+        hub.cut_uploads = 1000
+        output_dir, result = train_and_push(hub, "broken", check=False)
+        assert result.returncode != 0
+        assert (output_dir / "model.safetensors").exists()
+        assert [list(files) for _, files in hub.repositories[MODEL_ID].commits] == [[]]
+        hub.cut_uploads = 0
+        script = """
+import sys
+from emoshare.training.arguments import RunArguments
+from emoshare.training.hub import publish
+publish(RunArguments(output_dir=sys.argv[1], push_to_hub=True, hub_model_id=sys.argv[2]))
+"""
+        run_python("-c", script, output_dir, MODEL_ID, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+        assert "model.safetensors" in hub.repositories[MODEL_ID].commits[-1][1]
+
+
+def test_a_pipeline_publishes_itself(hub, model_folder, wav, tmp_path):
+    script = """
+import sys
+from transformers import pipeline
+pipeline("emotion-share", model=sys.argv[1], trust_remote_code=True).push_to_hub("org/pipeline")
+"""
+    run_python("-c", script, model_folder, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+    script = """
+import json, sys
+sys.modules["emoshare"] = None
+from transformers import pipeline
+loaded = pipeline("emotion-share", model="org/pipeline", revision=sys.argv[2], trust_remote_code=True)
+print(json.dumps(loaded(sys.argv[1])))
+"""
+    sha = hub.repositories["org/pipeline"].commits[-1][0]
+    result = run_python("-c", script, wav, sha, cwd=tmp_path, **hub.environment(tmp_path / "other"))
+    shares = json.loads(result.stdout.splitlines()[-1])
+    expected = pipeline("emotion-share", model=str(model_folder))(str(wav))
+    assert shares == [{**share, "score": pytest.approx(share["score"], abs=1e-6)} for share in expected]
+
+
+# The card
+
+
+def test_the_card_says_what_the_results_are(pushed):
+    output_dir, _ = pushed
+    card = ModelCard.load(output_dir / "README.md")
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "audio-classification"
+    told = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert told == pytest.approx(
+        {
+            "Spearman's ρ, mean": results["eval_spearman"],
+            "Spearman's ρ, joy": results["eval_spearman_joy"],
+            "Spearman's ρ, awe": results["eval_spearman_awe"],
+        }
+    )
+    low, high = results["eval_spearman_joy_ci95"]
+    assert f"| joy | {results['eval_spearman_joy']:.3f} | {low:.3f} to {high:.3f} |" in card.text
+    assert f'model="{MODEL_ID}"' in card.text
+    assert "not what a speaker feels" in card.text
+
+
+def test_the_card_names_no_folder_of_whoever_trained(pushed, backbone_folder):
+    output_dir, _ = pushed
+    text = (output_dir / "README.md").read_text()
+    assert str(Path(output_dir).parent) not in text
+    assert str(backbone_folder) not in text
+    assert "base_model" not in text
+
+
+def test_hub_arguments_that_do_not_fit_are_refused(tmp_path):
+    for flags in (["--push_to_hub"], ["--hub_model_id", "org/name"]):
+        result = run_python(ROOT / "train.py", *flags, cwd=tmp_path, check=False)
+        assert result.returncode == 2
+        assert "--hub_model_id" in result.stderr
