@@ -69,7 +69,8 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
     if is_acoustic:
         features = {"mel": "log-mel spectrum", "mfcc": "MFCC"}[model_arguments.acoustic_features]
     else:
-        features = model_arguments.backbone if is_on_hub else f"a backbone of the kind {model.config.backbone_config.model_type}"
+        kind = model.config.backbone_config.model_type
+        features = model_arguments.backbone if is_on_hub else f"a backbone of the kind {kind}"
     name = (run.hub_model_id or Path(run.output_dir).resolve().name).rpartition("/")[2]
     metadata = ModelCardData(
         library_name="transformers",
