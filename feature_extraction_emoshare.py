@@ -110,6 +110,10 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         """The fewest samples that make so many frames."""
         return self.frame_length + (frames - 1) * self.hop_length
 
+    def num_frames(self, num_samples):
+        """Frames that so many samples make."""
+        return (num_samples - self.frame_length) // self.hop_length + 1
+
     def limit_windows(self, max_frames):
         """
         Shortens `chunk_length_s`, if it must be, so that no window has more than `max_frames` frames.
@@ -154,18 +158,19 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             **kwargs,
         )
 
-    def windows(self, num_samples):
+    def windows(self, num_samples, longest=None):
         """
         The windowing rule of training, evaluation and inference: consecutive windows of `chunk_length_s`, the last one
         with what is left. Where less than `min_frames` would be left, the last cut moves back to leave so many.
 
         Args:
             num_samples: length of a clip in samples.
+            longest: length of a window in samples, if not `chunk_length_s`.
 
         Returns:
             `list[tuple[int, int]]`: first sample and end of each window. The windows cover the clip without overlap.
         """
-        longest = self.max_window_samples
+        longest = longest or self.max_window_samples
         cuts = [*range(0, max(num_samples, 1), longest), num_samples]
         if len(cuts) > 2 and num_samples - cuts[-2] < self.min_samples:
             cuts[-2] = num_samples - self.min_samples

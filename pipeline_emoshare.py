@@ -37,6 +37,11 @@ class EmotionSharePipeline(ChunkPipeline):
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
     each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of like length
     go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that.
+
+    ```python
+    >>> emotion_share("meeting.wav", stride_length_s=1.0, return_timeline=True)["timeline"]
+    [{'start': 0.0, 'end': 6.0, 'shares': {'Anger': 0.02, 'Boredom': 0.31, ...}}, {'start': 6.0, ...}, ...]
+    ```
     """
 
     _load_feature_extractor = True
@@ -56,17 +61,43 @@ class EmotionSharePipeline(ChunkPipeline):
             inputs: audio, as [`load_audio`] takes it, or a list, generator or `KeyDataset` of it.
             top_k (`int`, *optional*): return only so many emotions, the highest.
             batch_size (`int`, *optional*, defaults to 1): windows per pass through the model.
+            chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
+                model was trained on, if not given, and no more than that.
+            stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
+                of the clip, that are heard but not counted: windows overlap by twice this.
+            return_timeline (`bool`, *optional*): return the shares of each window too.
+            return_attention (`bool`, *optional*): return what each emotion's network attended to.
 
         Returns:
-            `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first. A list for a list;
-            an iterator for a generator or dataset.
+            `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first. With a timeline or
+            attention, a dict with this list as `"shares"`, and
+
+            - `"timeline"`: `{"start": float, "end": float, "shares": {label: float}}` for the part of each window that
+              counts, in seconds. The clip's shares are their average by duration.
+            - `"attention"`: `"time"`, the seconds of the steps, and for each label its weights at these times. In a
+              clip of one window they sum to 1; those of several windows are weighted by the windows' durations.
+
+            A list for a list; an iterator for a generator or dataset.
+
+        Raises:
+            ValueError: on a length that does not fit, and on `return_attention` for a model without attention.
         """
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, top_k=None):
+    def _sanitize_parameters(
+        self, top_k=None, chunk_length_s=None, stride_length_s=None, return_timeline=None, return_attention=None
+    ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: got {top_k}; expected at least 1")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        if return_attention and self.model.config.architecture != "cnn_lstm_attention":
+            raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
+        forward = {"output_attentions": return_attention}
+        postprocess = {"top_k": top_k, "return_timeline": return_timeline, "return_attention": return_attention}
+        return tuple(
+            {name: value for name, value in given.items() if value is not None}
+            for given in (preprocess, forward, postprocess)
+        )
 
     def get_inference_context(self):
         return torch.inference_mode
@@ -85,29 +116,87 @@ class EmotionSharePipeline(ChunkPipeline):
             windows, forward = BatchesByLength(windows, forward, collate, batch_size), dict
         return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
 
-    def preprocess(self, audio):
+    def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0):
+        chunk, stride = self._checked_lengths(chunk_length_s, stride_length_s)
         sampling_rate = self.feature_extractor.sampling_rate
         waveform = load_audio(audio, sampling_rate)
-        windows = self.feature_extractor.windows(len(waveform))
-        for start, end in windows:
+        num_samples = len(waveform)
+        # A clip of one window is heard as a whole, and has no ends to leave out.
+        longest = chunk if num_samples <= chunk else chunk - 2 * stride
+        for start, end in self.feature_extractor.windows(num_samples, longest):
+            first, last = max(start - stride, 0), min(end + stride, num_samples)
             try:
-                features = self.feature_extractor(waveform[start:end], sampling_rate=sampling_rate, return_tensors="pt")
+                features = self.feature_extractor(
+                    waveform[first:last], sampling_rate=sampling_rate, return_tensors="pt"
+                )
             except ValueError as error:
                 raise ValueError(f"{audio if isinstance(audio, str | os.PathLike) else 'audio'}: {error}") from error
-            yield {"is_last": end == len(waveform), "num_samples": end - start, **features}
+            window = {"is_last": end == num_samples, "num_samples": last - first, "first": first, "part": (start, end)}
+            yield {**window, **features}
 
-    def _forward(self, model_inputs):
-        is_last, num_samples = model_inputs.pop("is_last"), model_inputs.pop("num_samples")
-        outputs = self.model(**model_inputs)
-        return {"logits": outputs.logits, "num_samples": num_samples, "is_last": is_last}
+    def _checked_lengths(self, chunk_length_s, stride_length_s):
+        """Both in samples."""
+        extractor = self.feature_extractor
+        if chunk_length_s is None:
+            chunk_length_s = extractor.chunk_length_s
+        chunk, stride = (round(seconds * extractor.sampling_rate) for seconds in (chunk_length_s, stride_length_s))
+        if not 2 * extractor.min_samples <= chunk <= extractor.max_window_samples:
+            raise ValueError(
+                f"chunk_length_s: got {chunk_length_s}; expected "
+                f"{2 * extractor.min_samples / extractor.sampling_rate} to {extractor.chunk_length_s} s, the longest "
+                "windows that the model was trained on"
+            )
+        if stride < 0 or chunk - 2 * stride < 2 * extractor.min_samples:
+            raise ValueError(
+                f"stride_length_s: got {stride_length_s}; expected 0 or more, and less than half of chunk_length_s, "
+                f"{chunk_length_s} s"
+            )
+        return chunk, stride
 
-    def postprocess(self, windows, top_k=None):
-        shares = average_by_duration(
-            np.concatenate([window["logits"].float().numpy() for window in windows]),
-            np.array([window["num_samples"] for window in windows]),
-        )
-        labelled = [{"label": self.model.config.id2label[i], "score": float(share)} for i, share in enumerate(shares)]
-        return sorted(labelled, key=lambda share: -share["score"])[:top_k]
+    def _forward(self, model_inputs, output_attentions=False):
+        window = {name: model_inputs.pop(name) for name in ("is_last", "num_samples", "first", "part")}
+        outputs = self.model(**model_inputs, output_attentions=output_attentions)
+        window["logits"] = outputs.logits
+        if output_attentions:
+            window["attentions"] = outputs.attentions
+        return window
+
+    def postprocess(self, windows, top_k=None, return_timeline=False, return_attention=False):
+        sampling_rate = self.feature_extractor.sampling_rate
+        labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        rows = np.concatenate([window["logits"].float().numpy() for window in windows])
+        durations = np.array([window["part"][1] - window["part"][0] for window in windows])
+        shares = average_by_duration(rows, durations)
+        labelled = [{"label": label, "score": float(share)} for label, share in zip(labels, shares, strict=True)]
+        result = {"shares": sorted(labelled, key=lambda share: -share["score"])[:top_k]}
+        if return_timeline:
+            result["timeline"] = [
+                {
+                    "start": window["part"][0] / sampling_rate,
+                    "end": window["part"][1] / sampling_rate,
+                    "shares": dict(zip(labels, map(float, row), strict=True)),
+                }
+                for window, row in zip(windows, rows, strict=True)
+            ]
+        if return_attention:
+            result["attention"] = self._attention(windows, labels, durations / durations.sum())
+        return result if return_timeline or return_attention else result["shares"]
+
+    def _attention(self, windows, labels, shares_of_duration):
+        """The weights of all windows' steps, of those in the part of each window that counts."""
+        extractor, pool_size = self.feature_extractor, self.model.config.pool_size
+        times, weights = [], []
+        for window, share in zip(windows, shares_of_duration, strict=True):
+            steps = extractor.num_frames(window["num_samples"]) // pool_size
+            # The middle of a step is that of the `pool_size` frames that it was made of.
+            frames = np.arange(steps) * pool_size + (pool_size - 1) / 2
+            samples = window["first"] + extractor.frame_length / 2 + frames * extractor.hop_length
+            counts = (samples >= window["part"][0]) & (samples < window["part"][1])
+            times.append(samples[counts] / extractor.sampling_rate)
+            weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * share)
+        weights = np.concatenate(weights, axis=1)
+        by_label = {label: row.tolist() for label, row in zip(labels, weights, strict=True)}
+        return {"time": np.concatenate(times).tolist(), **by_label}
 
 
 class BatchesByLength:
@@ -141,9 +230,8 @@ class BatchesByLength:
                 batch = self.forward(self.collate([pool[index] for index in indices]))
                 for row, index in enumerate(indices):
                     outputs[index] = {
-                        "logits": batch["logits"][row : row + 1],
-                        "num_samples": batch["num_samples"][row],
-                        "is_last": batch["is_last"][row],
+                        name: values[row : row + 1] if isinstance(values, torch.Tensor) else values[row]
+                        for name, values in batch.items()
                     }
             yield from (outputs[index] for index in range(len(pool)))
 

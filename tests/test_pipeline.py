@@ -6,6 +6,8 @@ import soundfile
 import torch
 from conftest import small_model, speech
 from datasets import Audio, Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -255,3 +257,114 @@ def test_top_k_must_be_positive(emotion_share, wav):
 def test_a_saved_pipeline_loads(emotion_share, tmp_path, wav):
     emotion_share.save_pretrained(tmp_path / "copy")
     assert_same(pipeline("emotion-share", model=str(tmp_path / "copy"))(str(wav)), emotion_share(str(wav)))
+
+
+# Long audio
+
+
+def test_a_timeline_tells_the_shares_of_each_window_and_averages_to_the_clips(emotion_share):
+    waveform = speech(20.0)
+    result = emotion_share(waveform, return_timeline=True)
+    assert [(part["start"], part["end"]) for part in result["timeline"]] == [(0, 8), (8, 16), (16, 20)]
+    for part in result["timeline"]:
+        window = waveform[round(part["start"] * 16000) : round(part["end"] * 16000)]
+        assert part["shares"] == pytest.approx(scores(emotion_share(window)), abs=1e-6)
+    durations = [part["end"] - part["start"] for part in result["timeline"]]
+    for label, score in scores(result["shares"]).items():
+        assert score == pytest.approx(np.average([p["shares"][label] for p in result["timeline"]], weights=durations))
+    assert_same(result["shares"], emotion_share(waveform))
+
+
+def test_strides_are_heard_and_not_counted(emotion_share):
+    waveform = speech(10.0)
+    timeline = emotion_share(waveform, chunk_length_s=4.0, stride_length_s=0.5, return_timeline=True)["timeline"]
+    assert [(part["start"], part["end"]) for part in timeline] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    for part, (start, end) in zip(timeline, [(0, 3.5), (2.5, 6.5), (5.5, 9.5), (8.5, 10)], strict=True):
+        heard = emotion_share(waveform[round(start * 16000) : round(end * 16000)])
+        assert part["shares"] == pytest.approx(scores(heard), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_clip_of_one_window_gives_what_it_gave_without_strides(batch_size, emotion_share):
+    waveform = speech(3.0)
+    (result,) = emotion_share([waveform], stride_length_s=0.4, chunk_length_s=3.0, batch_size=batch_size)
+    assert_same(result, emotion_share(waveform))
+
+
+@given(
+    seconds=st.floats(0.05, 3.0),
+    chunk=st.floats(0.2, 1.0),
+    stride=st.floats(0, 0.4),
+)
+@settings(max_examples=60, deadline=None)
+def test_windows_of_any_length_cover_the_clip(seconds, chunk, stride, emotion_share):
+    num_samples = round(seconds * 16000)
+    try:
+        windows = list(emotion_share.preprocess(np.ones(num_samples, np.float32), chunk, stride))
+    except ValueError as error:
+        assert "stride_length_s" in str(error)
+        assert chunk - 2 * stride < 0.1
+        return
+    assert [window["is_last"] for window in windows] == [False] * (len(windows) - 1) + [True]
+    cuts = [window["part"][0] for window in windows] + [windows[-1]["part"][1]]
+    assert cuts[0] == 0
+    assert cuts[-1] == num_samples
+    assert [window["part"][1] for window in windows] == cuts[1:]
+    for window in windows:
+        start, end = window["part"]
+        assert window["first"] <= start < end <= window["first"] + window["num_samples"]
+        assert window["num_samples"] == window["input_values"].shape[1] <= round(chunk * 16000)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ({"chunk_length_s": 9.0}, "chunk_length_s: got 9.0; expected 0.09 to 8.0 s"),
+        ({"chunk_length_s": 0.0}, "chunk_length_s: got 0.0"),
+        ({"stride_length_s": 4.0}, "stride_length_s: got 4.0; .* less than half of chunk_length_s, 8.0 s"),
+        ({"stride_length_s": -1.0}, "stride_length_s: got -1.0"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(lengths, message, emotion_share, wav):
+    with pytest.raises(ValueError, match=message):
+        emotion_share(str(wav), **lengths)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_attention_tells_what_was_listened_to(batch_size, emotion_share):
+    waveform = speech(2.0)
+    _, result = emotion_share([speech(0.7), waveform], return_attention=True, batch_size=batch_size)
+    attention = result["attention"]
+    frames = (32000 - 400) // 320 + 1
+    assert len(attention["time"]) == frames // 2
+    # A step is two frames of 25 ms that are 20 ms apart.
+    assert attention["time"][:2] == pytest.approx([0.0225, 0.0625])
+    extractor, model = emotion_share.feature_extractor, emotion_share.model
+    inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True).attentions[0]
+    for index, label in model.config.id2label.items():
+        assert attention[label] == pytest.approx(expected[index].tolist(), abs=1e-5)
+        assert sum(attention[label]) == pytest.approx(1, abs=1e-5)
+    assert_same(result["shares"], emotion_share(waveform))
+
+
+def test_attention_over_windows_is_weighted_by_their_durations(emotion_share):
+    waveform = speech(10.0)
+    attention = emotion_share(waveform, return_attention=True)["attention"]
+    times = np.array(attention["time"])
+    assert (np.diff(times) > 0).all()
+    assert times[-1] < 10
+    for label in EMOTIONS:
+        weights = np.array(attention[label])
+        assert weights[times < 8].sum() == pytest.approx(0.8, abs=1e-5)
+        assert weights[times > 8].sum() == pytest.approx(0.2, abs=1e-5)
+    strided = emotion_share(waveform, chunk_length_s=4.0, stride_length_s=0.5, return_attention=True)["attention"]
+    assert (np.diff(strided["time"]) > 0).all()
+
+
+def test_a_model_without_attention_says_so(backbone_folder):
+    model = small_model(architecture="cnn_lstm")
+    emotion_share = EmotionSharePipeline(model=model, feature_extractor=EmoShareFeatureExtractor("mel"))
+    with pytest.raises(ValueError, match="'cnn_lstm' has no attention"):
+        emotion_share(speech(0.5), return_attention=True)
