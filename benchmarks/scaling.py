@@ -24,7 +24,7 @@ from emoshare.dataset_script import load_emotion_share
 from emoshare.training.arguments import RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import networks_of, train_epoch
+from emoshare.training.heads import networks_of, release, train_epoch
 
 CLIPS, SECONDS, EPOCHS = 64, 4.0, 2
 HEAD = {"conv_channels": (256, 128, 64), "lstm_hidden_size": 128, "ffn_sizes": (64,)}
@@ -72,6 +72,7 @@ def work(folder):
         lambda: train_epoch(networks, loader, accelerator, torch.float32, "Training"), runs=EPOCHS
     )
     accelerator.print(json.dumps(seconds))
+    release(networks, accelerator)
     accelerator.end_training()
 
 

@@ -82,6 +82,17 @@ def networks_of(model, run, accelerator):
     return [Network(head, own, run, accelerator) for head, own in zip(model.heads, of_head, strict=True)]
 
 
+def release(networks, accelerator):
+    """
+    Lets go of what trained the networks, while their process group is there. Otherwise, the group would end with the
+    last of the DistributedDataParallel wrappers, as Python clears it up: that waits for gloo's thread, which may wait
+    for Python (seen in PyTorch 2.11).
+    """
+    for network in networks:
+        network.trained, network.optimizer = None, None
+    accelerator.free_memory()
+
+
 class Progress:
     """
     Where a training run is: the epochs done, and each network's best one. What a checkpoint keeps beside the weights
@@ -212,6 +223,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
             save_checkpoint(run, accelerator, progress, settings)
             clock.restart()
     progress.restore_best()
+    release(progress.networks, accelerator)
     model.backbone = backbone
     model.to(accelerator.device)
     return progress

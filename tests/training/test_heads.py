@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,19 @@ def dying_model():
 
 def spread(shares, labels):
     return np.ptp(shares, axis=0)
+
+
+def test_what_trained_the_heads_is_let_go(stores, tmp_path):
+    """With several processes, DistributedDataParallel must not outlive its process group."""
+    model = small_model(feature_size=40, id2label=LABELS)
+    run = RunArguments(output_dir=str(tmp_path), num_train_epochs=1)
+    accelerator = Accelerator(cpu=True)
+    kept = train_heads(model, stores["train"], stores["devel"], lambda *_: np.ones(2), run, accelerator, {})
+    gc.collect()
+    parameters = {id(parameter) for parameter in model.parameters()}
+    optimizers = [thing for thing in gc.get_objects() if isinstance(thing, torch.optim.Adam)]
+    assert not [o for o in optimizers if parameters & {id(p) for group in o.param_groups for p in group["params"]}]
+    assert [network.best.epoch for network in kept.networks] == [1, 1]
 
 
 def test_a_dead_network_is_named_and_left_alone_unless_it_may_start_anew(stores, tmp_path, capsys):
