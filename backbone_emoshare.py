@@ -141,7 +141,8 @@ class PackedLinear(nn.Linear):
 
     def _runs_packed(self, rows):
         return (
-            rows.device.type == self.weight.device.type == "cpu"
+            not torch.compiler.is_compiling()  # which packs by itself
+            and rows.device.type == self.weight.device.type == "cpu"
             and rows.dtype == self.weight.dtype == torch.bfloat16
             and not (torch.is_grad_enabled() and rows.requires_grad)
             # Whoever trains the weights changes them, and inference tensors do not tell when they change.

@@ -256,6 +256,7 @@ def test_weights_are_packed_once_and_only_while_frozen(monkeypatch):
     with torch.inference_mode():
         linear(rows), linear(rows)
     assert len(packed) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    torch.compile(linear, backend="eager", fullgraph=True)(rows)
     rows.requires_grad_()
     linear(rows).sum().backward()
     assert rows.grad is not None

@@ -76,8 +76,8 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
         library_name="transformers",
         pipeline_tag="audio-classification",
         base_model=model_arguments.backbone if is_on_hub else None,
-        license="other" if data.dataset == "compare2023" else "apache-2.0",
-        license_name="see-model-card" if data.dataset == "compare2023" else None,
+        license="other",  # those of code, backbone and data differ: the card has a section on them
+        license_name="see-licences-in-the-card",
         metrics=["spearmanr"],
         tags=["emotion-share", "speech", "emotion", "regression"],
         model_name=name,
