@@ -11,11 +11,11 @@ import copy
 import platform
 
 import torch
+from corpus import voices
 from transformers import AutoConfig, AutoModel
 
 from emoshare import EmoShareFeatureExtractor
 from emoshare.backbone_emoshare import frame_features, length_mask, make_exact_in_batch
-from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
 
 SECONDS = (1.1, 8.0, 2.7, 5.3)
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -41,7 +41,7 @@ def main():
     )
     print("| backbone | plain, float32 | EmoShare, float32 | EmoShare, bfloat16 (RMS) | bfloat16 itself (RMS) |")
     print("|---|---|---|---|---|")
-    clips = voices()
+    clips = inputs()
     for name, (model_type, fields) in BACKBONES.items():
         torch.manual_seed(0)
         config = AutoConfig.for_model(model_type, mask_time_prob=0.0, **fields)
@@ -55,14 +55,10 @@ def main():
         print(f"| {name} | {leak:.1e} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
 
 
-def voices():
+def inputs():
     """Synthetic utterances, (samples,) each, zero mean and unit variance."""
     extractor = EmoShareFeatureExtractor()
-    utterances = SyntheticCorpus(train=len(SECONDS)).utterances("train")
-    for utterance, seconds in zip(utterances, SECONDS, strict=True):
-        utterance.seconds = seconds
-    waveforms = [synthesize(utterance) for utterance in utterances]
-    return [torch.from_numpy(extractor(w, sampling_rate=16000)["input_values"][0]) for w in waveforms]
+    return [torch.from_numpy(extractor(w, sampling_rate=16000)["input_values"][0]) for w in voices(SECONDS)]
 
 
 def in_plain_batch(backbone, clips):

@@ -1,14 +1,15 @@
-"""Corpora for benchmarks: noise, whose lengths matter and nothing else."""
+"""Clips for benchmarks: their lengths matter, and nothing else."""
 
 import numpy as np
 import soundfile
 
 from emoshare import EMOTIONS
 from emoshare.dataset_script.labels import FILENAME
+from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
 
 
 def write_corpus(folder, **splits):
-    """Writes WAV files in the ComParE 2023 layout; `splits` gives the seconds of each split's clips."""
+    """Writes WAV files of noise in the ComParE 2023 layout; `splits` gives the seconds of each split's clips."""
     rng = np.random.default_rng(0)
     (folder / "wav").mkdir(parents=True)
     (folder / "lab").mkdir()
@@ -19,3 +20,11 @@ def write_corpus(folder, **splits):
             soundfile.write(folder / "wav" / name, 0.1 * rng.standard_normal(round(seconds * 16000)), 16000)
             lines.append(",".join([name, *(f"{share:.3f}" for share in rng.beta(0.6, 2.5, size=len(EMOTIONS)))]))
         (folder / "lab" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def voices(seconds):
+    """A synthetic utterance of each length, (samples,) float32."""
+    utterances = SyntheticCorpus(train=len(seconds)).utterances("train")
+    for utterance, length in zip(utterances, seconds, strict=True):
+        utterance.seconds = length
+    return [synthesize(utterance) for utterance in utterances]

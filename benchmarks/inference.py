@@ -17,12 +17,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from corpus import voices
 from machine import DEVICE, copy_rate, describe, matmul_rate, seconds_of
 from scipy.stats import spearmanr
 from transformers import AutoConfig, HubertForSequenceClassification, Wav2Vec2FeatureExtractor, pipeline
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
-from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
 
 CLIPS = 32
 SECONDS = (1.0, 8.0)
@@ -69,14 +69,6 @@ def emoshare_model(backbone_config, backbone, **head):
     return model
 
 
-def voices(seconds):
-    """A synthetic utterance of each length, (samples,) float32."""
-    utterances = SyntheticCorpus(train=len(seconds)).utterances("train")
-    for utterance, length in zip(utterances, seconds, strict=True):
-        utterance.seconds = length
-    return [synthesize(utterance) for utterance in utterances]
-
-
 def stock_pipeline(peer, dtype):
     model = copy.deepcopy(peer).to(dtype)
     return pipeline(
@@ -86,7 +78,7 @@ def stock_pipeline(peer, dtype):
 
 def our_pipeline(model, dtype):
     model = copy.deepcopy(model)
-    model.backbone.to(dtype)  # as `from_pretrained(dtype=...)` does: the heads stay in float32
+    model.backbone.to(dtype)  # as `from_pretrained(dtype=...)` does: the heads' weights stay in float32
     return EmotionSharePipeline(model=model, feature_extractor=EmoShareFeatureExtractor(), device=DEVICE)
 
 
@@ -139,23 +131,28 @@ def print_limits(demo, released, dtype, clips):
     """Counted arithmetic and traffic of all clips, and how long this machine would take for them at the least."""
     seconds = sum(len(clip) for clip in clips) / 16000
     flops, memory = matmul_rate(dtype), copy_rate()
-    counted = {"front end": 0, "encoder": 0, "nine demo heads": 0, "nine released heads": 0}
+    heads = {"demo": demo, "released": released}
+    counted = dict.fromkeys(("front end", "encoder"), 0)
+    counted |= {f"nine {sizes} heads' {part}": 0 for sizes in heads for part in ("convolutions", "LSTMs")}
     traffic = 0
     for clip in clips:
         operations, values, frames = front_end_counts(demo.backbone_config, len(clip))
         counted["front end"] += operations
         traffic += values * dtype.itemsize
         counted["encoder"] += encoder_operations(demo.backbone_config, frames)
-        counted["nine demo heads"] += head_operations(demo, frames)
-        counted["nine released heads"] += head_operations(released, frames)
-    # The heads run in float32, whatever the backbone's dtype.
-    rates = {name: matmul_rate(torch.float32) if "heads" in name else flops for name in counted}
+        for sizes, config in heads.items():
+            convolutions, lstms = head_operations(config, frames)
+            counted[f"nine {sizes} heads' convolutions"] += convolutions
+            counted[f"nine {sizes} heads' LSTMs"] += lstms
+    # The LSTMs run in float32, whatever the backbone's dtype.
+    float32_flops = matmul_rate(torch.float32)
+    rates = {name: float32_flops if "LSTMs" in name else flops for name in counted}
     parts = ", ".join(
         f"{name} {count / 1e9:.0f} GFLOP = {count / rates[name]:.3f} s" for name, count in counted.items()
     )
-    least = sum(counted[name] / rates[name] for name in ("front end", "encoder", "nine demo heads"))
+    least = sum(count / rates[name] for name, count in counted.items() if "released" not in name)
     print(
-        f"limit at {flops / 1e12:.2f} TFLOP/s (float32 heads: {rates['nine demo heads'] / 1e12:.2f}): {parts}; "
+        f"limit at {flops / 1e12:.2f} TFLOP/s (float32 LSTMs: {float32_flops / 1e12:.2f}): {parts}; "
         f"with demo heads {least:.3f} s (RTF {least / seconds:.4f}); traffic of the front end "
         f"{traffic / 1e9:.1f} GB at {memory / 1e9:.1f} GB/s = {traffic / memory:.3f} s",
         flush=True,
@@ -182,12 +179,13 @@ def encoder_operations(config, frames):
 
 
 def head_operations(config, frames):
-    """Of the networks of all emotions: convolutions and LSTM. What comes after is run once per clip, and is little."""
+    """Of all emotions' convolutions, and of their LSTMs. What comes after is run once per clip, and is little."""
     widths = [config.feature_size, *config.conv_channels]
     convolutions = sum(config.conv_kernel_size * a * b for a, b in pairwise(widths))
     width = config.lstm_hidden_size
     lstm = 4 * width * (config.conv_channels[-1] + width + (config.lstm_num_layers - 1) * 2 * width)
-    return 2 * config.num_labels * (frames * convolutions + frames // config.pool_size * lstm)
+    steps = frames // config.pool_size
+    return 2 * config.num_labels * frames * convolutions, 2 * config.num_labels * steps * lstm
 
 
 @torch.inference_mode()
