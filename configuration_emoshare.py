@@ -65,7 +65,12 @@ class EmoShareConfig(PreTrainedConfig):
         backbone_name_or_path (`str`, *optional*):
             Hub id or folder that the backbone's weights came from.
         backbone_revision (`str`, *optional*):
-            Branch, tag or commit of `backbone_name_or_path` that was asked for.
+            Commit of `backbone_name_or_path`, where that is on the Hub.
+        backbone_hash (`str`, *optional*):
+            SHA-256 of the backbone's pretrained weights as they are stored there.
+        include_backbone (`bool`, *optional*, defaults to `True`):
+            Whether the checkpoint holds the backbone's weights, or those of the heads alone; what `save_pretrained` was
+            told last. Without them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
         backbone_layer (`int` or `"weighted"`, *optional*, defaults to -1):
             Which hidden states are the frame features: `-1` is the backbone's `last_hidden_state`, an integer k >= 0
             is Transformers' `hidden_states[k]`, and `"weighted"` is a learned softmax-weighted sum of all of them.
@@ -116,6 +121,8 @@ class EmoShareConfig(PreTrainedConfig):
         backbone_config=None,
         backbone_name_or_path=None,
         backbone_revision=None,
+        backbone_hash=None,
+        include_backbone=True,
         backbone_layer=-1,
         freeze_backbone=True,
         feature_size=None,
@@ -139,6 +146,8 @@ class EmoShareConfig(PreTrainedConfig):
         self.backbone_config = backbone_config
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
+        self.backbone_hash = backbone_hash
+        self.include_backbone = include_backbone
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
         self.architecture = architecture
@@ -227,7 +236,7 @@ class EmoShareConfig(PreTrainedConfig):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
-        for field in ("freeze_backbone", "separate_heads"):
+        for field in ("freeze_backbone", "include_backbone", "separate_heads"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected true or false")
         sizes = ("feature_size", "conv_kernel_size", "pool_size", "lstm_hidden_size", "lstm_num_layers", "max_frames")

@@ -1,5 +1,6 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention network (paper, section 2.4)."""
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,8 @@ logger = logging.get_logger(__name__)
 
 # Parameters that a backbone's checkpoint may lack: SpecAugment's mask is used in pretraining and fine-tuning alone.
 OPTIONAL_BACKBONE_KEYS = {"masked_spec_embed"}
+# Of `from_pretrained`'s arguments, those that say how to reach the Hub and not what to load.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
 @dataclass
@@ -177,6 +180,8 @@ class EmoShareModel(PreTrainedModel):
             _fall_back_to_eager(config.backbone_config)
             self.backbone = AutoModel.from_config(config.backbone_config)
             make_exact_in_batch(self.backbone)
+        if not config.include_backbone:
+            self._keys_to_ignore_on_load_missing = {r"^backbone\."}  # `from_pretrained` fetches it
         if config.separate_heads:
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
@@ -198,18 +203,15 @@ class EmoShareModel(PreTrainedModel):
             ValueError: if the backbone is of an unsupported kind, or its checkpoint lacks weights.
         """
         backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        revision = getattr(backbone_config, "_commit_hash", None) or revision
+        backbone = _load_backbone(name_or_path, revision, config=backbone_config)
         config = cls.config_class(
             backbone_config=backbone_config,
             backbone_name_or_path=str(name_or_path),
             backbone_revision=revision,
+            backbone_hash=_weights_hash(backbone),
             **config_fields,
         )
-        backbone, loading = AutoModel.from_pretrained(
-            name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, output_loading_info=True
-        )
-        missing = sorted(set(loading["missing_keys"]) - OPTIONAL_BACKBONE_KEYS)
-        if missing:
-            raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
         make_exact_in_batch(backbone)
         model = cls(config)
         model.backbone = backbone
@@ -218,11 +220,74 @@ class EmoShareModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in Transformers. The loader makes every parameter anew, so the backbone is frozen again afterwards."""
+        """
+        As in Transformers. Where the checkpoint holds the heads alone, their backbone is fetched from
+        `config.backbone_name_or_path` (give that as an argument if it has moved).
+
+        Raises:
+            ValueError: if its weights are not those that the heads were trained on.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._freeze_backbone()
+        if not model.config.include_backbone:
+            model._fetch_backbone({name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+        model._freeze_backbone()  # the loader makes every parameter anew
         return loaded
+
+    def _fetch_backbone(self, hub_arguments):
+        name, revision = self.config.backbone_name_or_path, self.config.backbone_revision
+        try:
+            backbone = _load_backbone(name, revision, **hub_arguments)
+        except OSError as error:
+            raise OSError(
+                f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "
+                f"loaded; if it has moved, give backbone_name_or_path to from_pretrained. {error}"
+            ) from error
+        found = _weights_hash(backbone)
+        if found != self.config.backbone_hash:
+            raise ValueError(
+                f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
+                f"on weights with the hash {self.config.backbone_hash}"
+            )
+        # Not strict: of OPTIONAL_BACKBONE_KEYS, one of the two may have more.
+        self.backbone.load_state_dict(backbone.state_dict(), strict=False)
+
+    def save_pretrained(self, save_directory, *args, include_backbone=True, **kwargs):
+        """
+        As in Transformers, and the modules that a model repository needs.
+
+        Args:
+            save_directory: folder.
+            include_backbone: `False` writes the weights of the heads alone, and `from_pretrained` fetches the backbone
+                from where it came from. A backbone that is trained (`freeze_backbone=False`) is always written.
+            args, kwargs: as in Transformers.
+
+        Raises:
+            ValueError: if the backbone is to be left out, but is not the one that would be fetched.
+        """
+        if self.backbone is not None and not self.config.freeze_backbone and not include_backbone:
+            logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), so it is saved too")
+        self.config.include_backbone = include_backbone or self.backbone is None or not self.config.freeze_backbone
+        if not self.config.include_backbone:
+            self._check_backbone_is_pretrained()
+            state_dict = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {
+                name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")
+            }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _check_backbone_is_pretrained(self):
+        if self.config.backbone_hash is None:
+            raise ValueError(
+                "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so nobody "
+                "could fetch it; save it with the heads"
+            )
+        if _weights_hash(self.backbone) != self.config.backbone_hash:
+            raise ValueError(
+                f"include_backbone=False: the backbone's weights are not those of {self.config.backbone_name_or_path} "
+                "any more: they have been changed, or the model was loaded in 16 bits; save them with the heads, or "
+                "load the model in float32"
+            )
 
     @classmethod
     def _can_set_attn_implementation(cls):
@@ -357,6 +422,27 @@ class EmoShareModel(PreTrainedModel):
                 f"expected at least {self.config.pool_size}"
             )
         return lengths
+
+
+def _load_backbone(name_or_path, revision, **kwargs):
+    """A pretrained backbone in float32, which holds whatever is stored."""
+    backbone, loading = AutoModel.from_pretrained(
+        name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
+    )
+    missing = sorted(set(loading["missing_keys"]) - OPTIONAL_BACKBONE_KEYS)
+    if missing:
+        raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+    return backbone
+
+
+def _weights_hash(backbone):
+    """SHA-256 of a backbone's weights as float32, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(backbone.state_dict().items()):
+        if name not in OPTIONAL_BACKBONE_KEYS:
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _fall_back_to_eager(backbone_config):

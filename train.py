@@ -64,7 +64,7 @@ def main(argv):
     results = scorer.scores(predictions["devel"], bootstrap=run.bootstrap, seed=run.seed)
 
     if accelerator.is_main_process:
-        model.save_pretrained(output_dir)
+        model.save_pretrained(output_dir, include_backbone=run.push_backbone)
         feature_extractor.save_pretrained(output_dir)
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)

@@ -90,6 +90,9 @@ class RunArguments:
     push_to_hub: bool = _flag(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
     hub_model_id: str | None = _flag(None, "name of its repository there: ORG/NAME")
     hub_private: bool = _flag(False, "whether that repository is private, if it is a new one")
+    push_backbone: bool = _flag(
+        True, "the saved model holds the backbone's weights too; false: the heads alone, loading fetches the backbone"
+    )
     resume_from_checkpoint: str | None = _flag(
         None,
         "go on from a checkpoint folder, or from the last one in OUTPUT_DIR if no folder follows",
@@ -152,6 +155,12 @@ def parse_arguments(argv):
 
 
 def _check_together(model, run):
+    if run.push_to_hub and not run.push_backbone and Path(model.backbone).exists():
+        raise ValueError(
+            f"--push_backbone false: the backbone is the local folder {model.backbone}, which nobody else could fetch"
+        )
+    if not run.push_backbone and model.backbone == ACOUSTIC:
+        raise ValueError("--push_backbone is for a backbone; got --backbone acoustic")
     for name in ("head_seeds", "restart_dead_heads"):
         if getattr(run, name) and not model.separate_heads:
             raise ValueError(f"--{name} is for a network per emotion; got --separate_heads false")
@@ -173,6 +182,7 @@ def fixed_settings(data, model, run):
         "push_to_hub",
         "hub_model_id",
         "hub_private",
+        "push_backbone",
         "resume_from_checkpoint",
     )
     return {name: value for name, value in settings.items() if name not in free}

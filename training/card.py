@@ -26,6 +26,7 @@ UNTOLD = {
     "push_to_hub",
     "hub_model_id",
     "hub_private",
+    "push_backbone",
 }
 ARCHITECTURES = {
     "cnn_lstm": "Architecture 1 of the paper: convolutions, an LSTM, the mean over time and a feed-forward network",
@@ -96,7 +97,7 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
         dataset=DATASETS[data.dataset],
         training_clips=f"{clips['train']:,}",
         settings=_settings(data, model_arguments, run),
-        backbone_licence=_backbone_licence(model_arguments.backbone, is_acoustic, is_on_hub),
+        backbone_licence=_backbone_licence(model_arguments.backbone, is_acoustic, is_on_hub, run.push_backbone),
         data_licence=DATA_LICENCES[data.dataset],
     )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
@@ -165,9 +166,10 @@ def _settings(data, model_arguments, run):
     return "\n".join(lines)
 
 
-def _backbone_licence(backbone, is_acoustic, is_on_hub):
+def _backbone_licence(backbone, is_acoustic, is_on_hub, is_included):
     if is_acoustic:
         return "There is no backbone."
+    place = "are among these" if is_included else "are not among these, and fetched when the model is loaded"
     if is_on_hub:
-        return f"The backbone, whose weights are among these: see [{backbone}](https://huggingface.co/{backbone})."
-    return "The backbone, whose weights are among these, came from a local folder: see where that is from."
+        return f"The backbone, whose weights {place}: see [{backbone}](https://huggingface.co/{backbone})."
+    return f"The backbone, whose weights {place}, came from a local folder: see where that is from."

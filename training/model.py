@@ -53,7 +53,7 @@ def build_model(arguments, labels, head_seeds=None):
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
             model.config.backbone_config,
-            revision=arguments.backbone_revision,
+            revision=model.config.backbone_revision,
             **windows,
         )
     if model.config.normalization == "sequence":

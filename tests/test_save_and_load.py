@@ -1,0 +1,187 @@
+"""Checkpoints with and without the backbone's weights, and fine-tuning by Transformers' own Trainer."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SMALL_HEAD, backbone_config, small_model, speech
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, Trainer, TrainingArguments, pipeline
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
+
+from emoshare import EmoShareFeatureExtractor, EmoShareModel
+
+
+@pytest.fixture
+def backbone(tmp_path, backbone_folder):
+    """A backbone's folder of the test's own."""
+    return shutil.copytree(backbone_folder, tmp_path / "backbone")
+
+
+@pytest.fixture
+def heads_alone(tmp_path, backbone):
+    """A model, and the folder of its heads."""
+    model = EmoShareModel.from_backbone_pretrained(backbone, **SMALL_HEAD).eval()
+    model.save_pretrained(tmp_path / "heads", include_backbone=False)
+    return model, tmp_path / "heads"
+
+
+def change_one_weight(backbone):
+    weights = load_file(backbone / "model.safetensors")
+    weights["feature_projection.projection.weight"][0, 0] += 1e-6
+    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
+
+
+def shares(model):
+    waveform = torch.from_numpy(speech(1.0))[None]
+    with torch.no_grad():
+        return model(input_values=waveform, attention_mask=torch.ones_like(waveform)).logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_alone_are_the_whole_model_bit_for_bit(dtype, heads_alone, tmp_path):
+    model, folder = heads_alone
+    model.save_pretrained(tmp_path / "whole")
+    assert all(name.startswith("heads.") for name in load_file(folder / "model.safetensors"))
+    alone = EmoShareModel.from_pretrained(folder, dtype=dtype)
+    whole = EmoShareModel.from_pretrained(tmp_path / "whole", dtype=dtype)
+    assert alone.backbone.dtype == dtype
+    assert not alone.training
+    assert not any(parameter.requires_grad for parameter in alone.backbone.parameters())
+    assert torch.equal(shares(alone), shares(whole))
+    if dtype == torch.float32:
+        assert torch.equal(shares(alone), shares(model))
+
+
+def test_a_backbone_stored_in_16_bits_is_known_again(tmp_path, backbone_folder):
+    AutoModel.from_pretrained(backbone_folder, dtype=torch.float16).save_pretrained(tmp_path / "half")
+    model = EmoShareModel.from_backbone_pretrained(tmp_path / "half", **SMALL_HEAD).eval()
+    model.save_pretrained(tmp_path / "heads", include_backbone=False)
+    assert torch.equal(shares(EmoShareModel.from_pretrained(tmp_path / "heads")), shares(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_backbone_is_an_error(dtype, heads_alone, backbone):
+    """The change is far below what bfloat16 can hold."""
+    change_one_weight(backbone)
+    with pytest.raises(ValueError, match="these heads were trained on weights with the hash"):
+        EmoShareModel.from_pretrained(heads_alone[1], dtype=dtype)
+
+
+def test_a_backbone_that_has_moved_is_named_and_can_be_given(heads_alone, backbone):
+    model, folder = heads_alone
+    moved = backbone.rename(backbone.with_name("moved"))
+    with pytest.raises(OSError, match="heads alone, and their backbone '.*backbone'.*give backbone_name_or_path"):
+        EmoShareModel.from_pretrained(folder)
+    assert torch.equal(shares(EmoShareModel.from_pretrained(folder, backbone_name_or_path=str(moved))), shares(model))
+
+
+def test_missing_keys_are_told_of_the_heads_and_not_of_the_backbone(heads_alone):
+    _, folder = heads_alone
+    log = logging.get_logger("transformers.modeling_utils")
+    with CaptureLogger(log) as captured:
+        EmoShareModel.from_pretrained(folder)
+    assert captured.out == ""
+    weights = load_file(folder / "model.safetensors")
+    del weights["heads.3.output.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with CaptureLogger(log) as captured:
+        _, loading = EmoShareModel.from_pretrained(folder, output_loading_info=True)
+    assert loading["missing_keys"] == {"heads.3.output.bias"}
+    assert "heads.3.output.bias" in captured.out
+    assert "backbone" not in captured.out
+
+
+def test_a_whole_checkpoint_that_lacks_backbone_weights_says_so(heads_alone, tmp_path):
+    model, _ = heads_alone
+    model.save_pretrained(tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    del weights["backbone.feature_projection.projection.bias"]
+    save_file(weights, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    with CaptureLogger(logging.get_logger("transformers.modeling_utils")) as captured:
+        EmoShareModel.from_pretrained(tmp_path / "whole")
+    assert "backbone.feature_projection.projection.bias" in captured.out
+
+
+def test_load_save_load_keeps_everything_with_and_without_the_backbone(heads_alone, backbone, tmp_path):
+    model, folder = heads_alone
+    loaded = EmoShareModel.from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "again", include_backbone=False)
+    loaded.save_pretrained(tmp_path / "whole")
+    again = EmoShareModel.from_pretrained(tmp_path / "again")
+    shutil.rmtree(backbone)
+    whole = EmoShareModel.from_pretrained(tmp_path / "whole")
+    assert torch.equal(shares(again), shares(model))
+    assert torch.equal(shares(whole), shares(model))
+
+
+def test_a_pipeline_saves_heads_alone(heads_alone, tmp_path):
+    model, folder = heads_alone
+    EmoShareFeatureExtractor(do_normalize=False).save_pretrained(folder)
+    emotion_share = pipeline("emotion-share", model=str(folder))
+    emotion_share.save_pretrained(tmp_path / "copy", include_backbone=False)
+    assert (tmp_path / "copy" / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
+    copy = pipeline("emotion-share", model=str(tmp_path / "copy"))
+    assert copy(speech(1.0)) == emotion_share(speech(1.0))
+    scores = {share["label"]: share["score"] for share in copy(speech(1.0))}
+    assert list(scores) and scores["Anger"] == pytest.approx(shares(model)[0, 0].item(), abs=1e-6)
+
+
+def test_a_backbone_that_could_not_be_fetched_again_is_not_left_out(heads_alone, tmp_path):
+    model, folder = heads_alone
+    half = EmoShareModel.from_pretrained(folder, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="loaded in 16 bits"):
+        half.save_pretrained(tmp_path / "half", include_backbone=False)
+    with torch.no_grad():
+        model.backbone.feature_projection.projection.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="have been changed"):
+        model.save_pretrained(tmp_path / "changed", include_backbone=False)
+    with pytest.raises(ValueError, match="not loaded by from_backbone_pretrained"):
+        small_model(backbone_config=backbone_config()).save_pretrained(tmp_path / "new", include_backbone=False)
+    assert not [path for name in ("half", "changed", "new") for path in tmp_path.glob(f"{name}/*")]
+
+
+@pytest.mark.parametrize("fields", [{}, {"freeze_backbone": False}])
+def test_there_may_be_nothing_to_leave_out(fields, tmp_path, backbone):
+    """A model without a backbone, and one that trains it."""
+    model = EmoShareModel.from_backbone_pretrained(backbone, **fields, **SMALL_HEAD) if fields else small_model()
+    model.save_pretrained(tmp_path / "model", include_backbone=False)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["include_backbone"] is True
+    assert set(load_file(tmp_path / "model" / "model.safetensors")) == set(model.state_dict())
+
+
+def test_the_stock_trainer_fine_tunes_backbone_and_heads(tmp_path, backbone):
+    model = EmoShareModel.from_backbone_pretrained(backbone, freeze_backbone=False, **SMALL_HEAD)
+    extractor = EmoShareFeatureExtractor(do_normalize=False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    clips = [{"waveform": speech(0.4 + 0.1 * seed, seed), "labels": torch.rand(9)} for seed in range(8)]
+
+    def collate(rows):
+        inputs = extractor([row["waveform"] for row in rows], sampling_rate=16000, return_tensors="pt")
+        return {**inputs, "labels": torch.stack([row["labels"] for row in rows])}
+
+    arguments = TrainingArguments(
+        tmp_path / "trainer",
+        num_train_epochs=10,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        remove_unused_columns=False,
+        report_to="none",
+        logging_steps=1,
+        save_strategy="epoch",
+        save_total_limit=1,
+        use_cpu=True,
+    )
+    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=clips, eval_dataset=clips)
+    untrained = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.9 * untrained
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert any(name.startswith("backbone.encoder") for name in changed)
+    assert any(name.startswith("heads.8") for name in changed)
+    trainer.save_model(tmp_path / "tuned")
+    tuned = EmoShareModel.from_pretrained(tmp_path / "tuned")
+    assert not tuned.config.freeze_backbone
+    assert torch.equal(shares(tuned.eval()), shares(model.eval()))
