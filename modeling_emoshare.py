@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file, extract_commit_hash, logging
 
 from .backbone_emoshare import frame_features, length_mask, make_exact_in_batch, num_frames
 from .configuration_emoshare import EmoShareConfig
@@ -202,8 +202,9 @@ class EmoShareModel(PreTrainedModel):
         Raises:
             ValueError: if the backbone is of an unsupported kind, or its checkpoint lacks weights.
         """
+        commit = extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
+        revision = commit or revision  # in a folder there is no commit
         backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        revision = getattr(backbone_config, "_commit_hash", None) or revision
         backbone = _load_backbone(name_or_path, revision, config=backbone_config)
         config = cls.config_class(
             backbone_config=backbone_config,
@@ -266,7 +267,9 @@ class EmoShareModel(PreTrainedModel):
             ValueError: if the backbone is to be left out, but is not the one that would be fetched.
         """
         if self.backbone is not None and not self.config.freeze_backbone and not include_backbone:
-            logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), so it is saved too")
+            logger.warning(
+                "include_backbone=False: the backbone is trained (freeze_backbone=False), so it is saved too"
+            )
         self.config.include_backbone = include_backbone or self.backbone is None or not self.config.freeze_backbone
         if not self.config.include_backbone:
             self._check_backbone_is_pretrained()

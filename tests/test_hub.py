@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_HEAD_FLAGS, run_python, write_corpus
 from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, Repository
+from safetensors.torch import load
 from test_remote_code import WITHOUT_THE_PACKAGE
 from transformers import pipeline
 
@@ -26,8 +27,8 @@ def train_and_push(tmp_path_factory, backbone_folder):
     folder = tmp_path_factory.mktemp("pushed")
     corpus = write_corpus(folder / "corpus", {"train": 8, "devel": 6}, labels=["joy", "awe"])
 
-    def train(hub, name, token="hf_loopback", check=True, flags=PUSH):
-        arguments = ["--dataset", "csv", "--data_dir", corpus, "--backbone", backbone_folder, *SMALL_HEAD_FLAGS]
+    def train(hub, name, token="hf_loopback", check=True, flags=PUSH, backbone=backbone_folder):
+        arguments = ["--dataset", "csv", "--data_dir", corpus, "--backbone", backbone, *SMALL_HEAD_FLAGS]
         arguments += ["--num_train_epochs", "1", "--bootstrap", "20", "--output_dir", folder / name, *flags]
         environment = hub.environment(folder / f"cache_{name}", token)
         return folder / name, run_python(ROOT / "train.py", *arguments, cwd=folder, check=check, **environment)
@@ -129,6 +130,78 @@ print(json.dumps(loaded(sys.argv[1])))
     shares = json.loads(result.stdout.splitlines()[-1])
     expected = pipeline("emotion-share", model=str(model_folder))(str(wav))
     assert shares == [{**share, "score": pytest.approx(share["score"], abs=1e-6)} for share in expected]
+
+
+# Heads alone
+
+
+def test_heads_alone_find_their_backbone_on_the_hub(train_and_push, backbone_folder, wav, tmp_path):
+    with LoopbackHub() as hub:
+        backbone = hub.repositories["org/hubert"] = Repository(private=False)
+        backbone.commit({path.name: (path.read_bytes(), False) for path in backbone_folder.iterdir()})
+        trained_on, _ = backbone.commits[-1]
+        heads_id = "org/heads"
+        flags = ["--push_to_hub", "--hub_model_id", heads_id, "--push_backbone", "false"]
+        output_dir, _ = train_and_push(hub, "heads", flags=flags, backbone="org/hubert")
+        files = hub.repositories[heads_id].commits[-1][1]
+        config = json.loads(files["config.json"][0])
+        assert config["backbone_name_or_path"] == "org/hubert"
+        assert config["backbone_revision"] == trained_on
+        names = load(files["model.safetensors"][0])
+        assert names
+        assert all(name.startswith("heads.") for name in names)
+        card = ModelCard.load(output_dir / "README.md")
+        assert card.data.base_model == "org/hubert"
+        assert "fetched when the model is loaded" in card.text
+
+        backbone.commit({})  # what is on main by now counts for nothing
+        script, output = tmp_path / "downstream.py", tmp_path / "scores.json"
+        script.write_text(WITHOUT_THE_PACKAGE.replace("top_k=9", "top_k=2"))
+        environment = hub.environment(tmp_path / "home")
+        result = run_python(script, heads_id, wav, tmp_path / "copies", output, cwd=tmp_path, **environment)
+        assert "MISSING" not in result.stderr
+        shares = json.loads(output.read_text())
+        asked = len(hub.requests)
+
+    # The Hub is gone, the cache is there.
+    environment["HF_HUB_OFFLINE"] = "1"
+    run_python(script, heads_id, wav, tmp_path / "offline", output, cwd=tmp_path, **environment)
+    assert json.loads(output.read_text()) == shares
+    assert len(hub.requests) == asked
+    # In this process, the same heads around the local folder: the same weights, found by another name.
+    local = pipeline(
+        "emotion-share", model=str(output_dir), model_kwargs={"backbone_name_or_path": str(backbone_folder)}
+    )
+    expected = {share["label"]: pytest.approx(share["score"], abs=1e-6) for share in local(str(wav))}
+    for each in shares:
+        assert {share["label"]: share["score"] for share in each} == expected
+
+
+def test_heads_alone_of_a_local_backbone_are_not_published(hub, train_and_push):
+    flags = [*PUSH, "--push_backbone", "false"]
+    output_dir, result = train_and_push(hub, "local", check=False, flags=flags)
+    assert result.returncode == 2
+    assert "which nobody else could fetch" in result.stderr
+    assert not output_dir.exists()
+
+
+def test_a_bare_model_publishes_a_repository_that_loads(hub, model_folder, wav, tmp_path):
+    script = """
+import sys
+from transformers import AutoModel
+AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).push_to_hub("org/bare")
+AutoModel.from_pretrained("org/bare", trust_remote_code=True)
+sys.modules["emoshare"] = None
+"""
+    run_python("-c", script, model_folder, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+    files = hub.repositories["org/bare"].commits[-1][1]
+    named = json.loads(files["config.json"][0])
+    modules = [*named["auto_map"].values(), named["custom_pipelines"]["emotion-share"]["impl"]]
+    assert {f"{name.split('.')[0]}.py" for name in modules} <= set(files)
+    script = "import sys; sys.modules['emoshare'] = None; from transformers import AutoModel; "
+    script += "print(type(AutoModel.from_pretrained('org/bare', trust_remote_code=True)).__module__)"
+    result = run_python("-c", script, cwd=tmp_path, **hub.environment(tmp_path / "other"))
+    assert result.stdout.startswith("transformers_modules.org")
 
 
 # The card
