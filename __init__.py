@@ -3,10 +3,11 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .audio_emoshare import load_audio
 from .configuration_emoshare import EMOTIONS, EmoShareConfig
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel, EmoShareOutput, EmotionHead
-from .pipeline_emoshare import EmotionSharePipeline, load_audio
+from .pipeline_emoshare import EmotionSharePipeline
 
 __all__ = [
     "EMOTIONS",

@@ -46,6 +46,7 @@ CUSTOM_PIPELINES = {
 }
 MODULES = (
     "configuration_emoshare.py",
+    "audio_emoshare.py",
     "backbone_emoshare.py",
     "modeling_emoshare.py",
     "feature_extraction_emoshare.py",

@@ -267,9 +267,7 @@ class EmoShareModel(PreTrainedModel):
             ValueError: if the backbone is to be left out, but is not the one that would be fetched.
         """
         if self.backbone is not None and not self.config.freeze_backbone and not include_backbone:
-            logger.warning(
-                "include_backbone=False: the backbone is trained (freeze_backbone=False), so it is saved too"
-            )
+            logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         self.config.include_backbone = include_backbone or self.backbone is None or not self.config.freeze_backbone
         if not self.config.include_backbone:
             self._check_backbone_is_pretrained()

@@ -1,23 +1,22 @@
-"""From audio in any form to the shares of the emotions: `load_audio` and the "emotion-share" pipeline."""
+"""From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
-import io
 import os
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 
 import numpy as np
-import soundfile
 import torch
-import torchaudio
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
-# Remote code is copied to where it runs by following relative imports: these two bring along what the repository needs.
+# Remote code is copied to where it runs by following relative imports: the last two bring along what it needs there.
+from .audio_emoshare import audio_blocks, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 
-SAMPLING_RATE = 16000
+__all__ = ["EmotionSharePipeline", "load_audio"]
+
 # Batches that are read ahead, so that windows of like length can be run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
 
@@ -33,10 +32,11 @@ class EmotionSharePipeline(ChunkPipeline):
     [{'label': 'Calmness', 'score': 0.41}, {'label': 'Interest', 'score': 0.22}, ...]
     ```
 
-    Takes what [`load_audio`] takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
+    Takes what `load_audio` takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
     each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of like length
-    go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that.
+    go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A file is
+    decoded in blocks, so that hours of it need no more memory than a minute.
 
     ```python
     >>> emotion_share("meeting.wav", stride_length_s=1.0, return_timeline=True)["timeline"]
@@ -58,7 +58,7 @@ class EmotionSharePipeline(ChunkPipeline):
     def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: audio, as [`load_audio`] takes it, or a list, generator or `KeyDataset` of it.
+            inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
             top_k (`int`, *optional*): return only so many emotions, the highest.
             batch_size (`int`, *optional*, defaults to 1): windows per pass through the model.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
@@ -117,22 +117,24 @@ class EmotionSharePipeline(ChunkPipeline):
         return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
 
     def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0):
+        extractor = self.feature_extractor
         chunk, stride = self._checked_lengths(chunk_length_s, stride_length_s)
-        sampling_rate = self.feature_extractor.sampling_rate
-        waveform = load_audio(audio, sampling_rate)
-        num_samples = len(waveform)
+        clip = ClipReader(audio_blocks(audio, extractor.sampling_rate))
         # A clip of one window is heard as a whole, and has no ends to leave out.
-        longest = chunk if num_samples <= chunk else chunk - 2 * stride
-        for start, end in self.feature_extractor.windows(num_samples, longest):
-            first, last = max(start - stride, 0), min(end + stride, num_samples)
+        longest = chunk if clip.read_to(chunk + 1) <= chunk else chunk - 2 * stride
+        start, is_last = 0, False
+        while not is_last:
+            # So much behind a window keeps its end where it is, whatever follows.
+            num_samples = clip.read_to(start + longest + max(extractor.min_samples, stride))
+            end = start + extractor.windows(num_samples - start, longest)[0][1]
+            first, last, is_last = max(start - stride, 0), min(end + stride, num_samples), end == num_samples
             try:
-                features = self.feature_extractor(
-                    waveform[first:last], sampling_rate=sampling_rate, return_tensors="pt"
-                )
+                features = extractor(clip.take(first, last), sampling_rate=extractor.sampling_rate, return_tensors="pt")
             except ValueError as error:
                 raise ValueError(f"{audio if isinstance(audio, str | os.PathLike) else 'audio'}: {error}") from error
-            window = {"is_last": end == num_samples, "num_samples": last - first, "first": first, "part": (start, end)}
+            window = {"is_last": is_last, "num_samples": last - first, "first": first, "part": (start, end)}
             yield {**window, **features}
+            start = end
 
     def _checked_lengths(self, chunk_length_s, stride_length_s):
         """Both in samples."""
@@ -199,6 +201,36 @@ class EmotionSharePipeline(ChunkPipeline):
         return {"time": np.concatenate(times).tolist(), **by_label}
 
 
+class ClipReader:
+    """
+    A clip that is read as far as it is needed, and forgotten as far as it is done with.
+
+    Args:
+        blocks: of `audio_blocks`.
+    """
+
+    def __init__(self, blocks):
+        self.blocks = iter(blocks)
+        self.samples = np.zeros(0, dtype=np.float32)
+        self.start = 0  # of `samples` in the clip
+
+    def read_to(self, end):
+        """Reads up to the sample `end`, or to the end of the clip; returns how many samples have been read so far."""
+        blocks, missing = [self.samples], end - self.start - len(self.samples)
+        while missing > 0 and (block := next(self.blocks, None)) is not None:
+            blocks.append(block)
+            missing -= len(block)
+        if len(blocks) > 1:
+            self.samples = np.concatenate(blocks)
+        return self.start + len(self.samples)
+
+    def take(self, first, last):
+        """Samples `first` to `last` of the clip; those before `first` are forgotten."""
+        self.samples = self.samples[first - self.start :]
+        self.start = first
+        return self.samples[: last - first]
+
+
 class BatchesByLength:
     """
     Runs windows in batches of like length, so that little is padded; their outputs come one by one, in the windows'
@@ -239,91 +271,3 @@ class BatchesByLength:
 def average_by_duration(shares, num_samples):
     """(windows, labels) shares of one clip's windows -> (labels,), each window weighted by its length in samples."""
     return np.average(shares, axis=0, weights=num_samples)
-
-
-def load_audio(audio, sampling_rate=SAMPLING_RATE):
-    """
-    Reads audio in any of the forms that users of Hugging Face libraries have it in.
-
-    Args:
-        audio: one of
-            - a path to an audio file, its content as `bytes`, or a binary file object: whatever libsndfile decodes
-              (WAV, FLAC, OGG, MP3, ...), any sampling rate, channels averaged;
-            - a 1D floating-point array, tensor or list of numbers at `sampling_rate`;
-            - `{"array" or "raw": waveform, "sampling_rate": int}`;
-            - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded;
-            - `{"audio": ...}`: a row of a dataset, with any of these in its column `audio`.
-        sampling_rate (`int`): wanted sampling rate in Hz.
-
-    Returns:
-        `np.ndarray`: (samples,) float32, mono, at `sampling_rate`.
-
-    Raises:
-        ValueError: if the audio is empty, broken or not finite, or an array is not 1D floating point; the message
-            names the file.
-        FileNotFoundError: if there is no such file.
-        TypeError: on anything else.
-    """
-    if isinstance(audio, dict):
-        return _load_dict(audio, sampling_rate)
-    if isinstance(audio, str | os.PathLike):
-        path = os.fspath(audio)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: no such audio file")
-        return _decode(path, path, sampling_rate)
-    if isinstance(audio, bytes | bytearray):
-        return _decode(io.BytesIO(audio), "audio bytes", sampling_rate)
-    if hasattr(audio, "read"):
-        return _decode(audio, getattr(audio, "name", "audio file object"), sampling_rate)
-    if isinstance(audio, np.ndarray | torch.Tensor | list | tuple):
-        return _checked(audio, "audio array")
-    raise TypeError(f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict")
-
-
-def _load_dict(audio, sampling_rate):
-    if "audio" in audio:
-        return load_audio(audio["audio"], sampling_rate)
-    waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
-    if waveform is not None and "sampling_rate" in audio:
-        return _resample(_checked(waveform, "audio array"), audio["sampling_rate"], sampling_rate)
-    if audio.get("bytes") is not None:
-        return _decode(io.BytesIO(audio["bytes"]), audio.get("path") or "audio bytes", sampling_rate)
-    if audio.get("path") is not None:
-        return load_audio(audio["path"], sampling_rate)
-    raise ValueError(
-        f"got audio as a dict with the keys {sorted(audio)}; expected 'array' (or 'raw') and 'sampling_rate', or "
-        "'bytes' or 'path'"
-    )
-
-
-def _decode(file, name, sampling_rate):
-    try:
-        samples, file_rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-        raise ValueError(f"{name}: not an audio file that can be decoded ({error})") from error
-    return _resample(_checked(samples.mean(axis=1), name), file_rate, sampling_rate)
-
-
-def _checked(waveform, name):
-    waveform = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-    if waveform.size == 0:
-        raise ValueError(f"{name}: holds no samples")
-    if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(
-            f"{name}: got shape {waveform.shape} of {waveform.dtype}; expected a mono waveform, 1D, floating point in "
-            "[-1, 1]"
-        )
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are not finite")
-    return waveform.astype(np.float32)
-
-
-def _resample(waveform, from_rate, to_rate):
-    if from_rate == to_rate:
-        return waveform
-    return _resampler(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
-
-
-@lru_cache(maxsize=16)
-def _resampler(from_rate, to_rate):
-    return torchaudio.transforms.Resample(from_rate, to_rate)

@@ -56,7 +56,7 @@ def test_a_run_is_published_in_one_commit(hub, pushed):
         "preprocessor_config.json",
         *(
             f"{name}_emoshare.py"
-            for name in ("backbone", "configuration", "feature_extraction", "modeling", "pipeline")
+            for name in ("audio", "backbone", "configuration", "feature_extraction", "modeling", "pipeline")
         ),
     }
     for name, (content, _) in files.items():

@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 import soundfile
@@ -14,12 +12,6 @@ from transformers.pipelines.pt_utils import KeyDataset
 from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, load_audio
 
 
-def as_file(waveform, sampling_rate=16000, format="WAV"):
-    file = io.BytesIO()
-    soundfile.write(file, waveform, sampling_rate, format=format)
-    return file
-
-
 @pytest.fixture(scope="module")
 def emotion_share(model_folder):
     return pipeline("emotion-share", model=str(model_folder))
@@ -31,102 +23,6 @@ def scores(shares):
 
 def assert_same(shares, expected, tolerance=1e-5):
     assert scores(shares) == pytest.approx(scores(expected), abs=tolerance)
-
-
-# load_audio
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        str,
-        lambda path: path,
-        lambda path: path.read_bytes(),
-        lambda path: path.open("rb"),
-        lambda path: soundfile.read(path, dtype="float32")[0],
-        lambda path: torch.from_numpy(soundfile.read(path, dtype="float32")[0]),
-        lambda path: soundfile.read(path)[0].tolist(),
-        lambda path: {"array": soundfile.read(path)[0], "sampling_rate": 16000},
-        lambda path: {"raw": soundfile.read(path)[0], "sampling_rate": 16000, "path": None},
-        lambda path: {"bytes": path.read_bytes(), "path": None},
-        lambda path: {"bytes": None, "path": str(path)},
-        lambda path: {"array": None, "path": str(path)},
-        lambda path: {"filename": "clip.wav", "audio": {"bytes": None, "path": str(path)}, "Anger": 0.5},
-    ],
-)
-def test_every_form_of_audio_gives_the_same_waveform(form, wav):
-    expected = soundfile.read(wav, dtype="float32")[0]
-    waveform = load_audio(form(wav))
-    assert waveform.dtype == np.float32
-    np.testing.assert_allclose(waveform, expected, atol=1e-7)
-
-
-@pytest.mark.parametrize("sampling_rate", [8000, 22050, 44100, 48000])
-def test_audio_is_resampled_to_16_khz(sampling_rate):
-    seconds = np.arange(sampling_rate) / sampling_rate
-    waveform = load_audio(as_file(0.5 * np.sin(2 * np.pi * 440 * seconds), sampling_rate).getvalue())
-    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert len(waveform) == 16000
-    np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=2e-3)
-
-
-def test_channels_are_averaged():
-    left, right = speech(0.3), speech(0.3, seed=1)
-    waveform = load_audio(as_file(np.stack([left, right], axis=1)).getvalue())
-    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-4)
-
-
-@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
-def test_compressed_formats_are_decoded(format):
-    waveform = speech(0.5)
-    decoded = load_audio(as_file(waveform, format=format).getvalue())
-    assert np.corrcoef(decoded[: len(waveform)], waveform[: len(decoded)])[0, 1] > 0.9
-
-
-def test_a_broken_file_is_named(tmp_path):
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF, but not really")
-    with pytest.raises(ValueError, match=r"broken\.wav: not an audio file"):
-        load_audio(broken)
-    with pytest.raises(ValueError, match=r"broken\.wav"):
-        load_audio({"bytes": broken.read_bytes(), "path": "broken.wav"})
-
-
-def test_empty_files_are_named(tmp_path):
-    nothing, silence = tmp_path / "nothing.wav", tmp_path / "no_samples.wav"
-    nothing.touch()
-    soundfile.write(silence, np.zeros(0), 16000)
-    for path in (nothing, silence):
-        with pytest.raises(ValueError, match=path.name):
-            load_audio(path)
-
-
-def test_samples_without_a_header_are_named(tmp_path):
-    raw = tmp_path / "samples.raw"
-    raw.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"samples\.raw"):
-        load_audio(raw)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
-        load_audio(tmp_path / "missing.wav")
-
-
-@pytest.mark.parametrize(
-    ("audio", "error", "message"),
-    [
-        (np.zeros((2, 16000)), ValueError, "shape \\(2, 16000\\)"),
-        (np.zeros(16000, np.int16), ValueError, "int16"),
-        (np.full(16000, np.nan), ValueError, "not finite"),
-        ([], ValueError, "no samples"),
-        ({"array": np.zeros(16000)}, ValueError, "sampling_rate"),
-        (16000, TypeError, "int"),
-    ],
-)
-def test_other_audio_is_refused(audio, error, message):
-    with pytest.raises(error, match=message):
-        load_audio(audio)
 
 
 # the pipeline

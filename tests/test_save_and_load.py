@@ -73,7 +73,7 @@ def test_another_backbone_is_an_error(dtype, heads_alone, backbone):
 def test_a_backbone_that_has_moved_is_named_and_can_be_given(heads_alone, backbone):
     model, folder = heads_alone
     moved = backbone.rename(backbone.with_name("moved"))
-    with pytest.raises(OSError, match="heads alone, and their backbone '.*backbone'.*give backbone_name_or_path"):
+    with pytest.raises(OSError, match=r"heads alone, and their backbone '.*backbone'.*give backbone_name_or_path"):
         EmoShareModel.from_pretrained(folder)
     assert torch.equal(shares(EmoShareModel.from_pretrained(folder, backbone_name_or_path=str(moved))), shares(model))
 

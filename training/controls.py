@@ -5,9 +5,9 @@ import copy
 import numpy as np
 from accelerate.utils import tqdm
 
+from ..audio_emoshare import load_audio
 from ..dataset_script.synthetic import SyntheticCorpus
 from ..feature_extraction_emoshare import EmoShareFeatureExtractor
-from ..pipeline_emoshare import load_audio
 from .batches import FeatureLoader
 from .evaluation import predict_shares
 from .heads import networks_of, train_epoch

@@ -11,8 +11,8 @@ import transformers
 from accelerate.utils import broadcast_object_list, tqdm
 from filelock import FileLock
 
+from ..audio_emoshare import load_audio
 from ..dataset_script.labels import FILENAME
-from ..pipeline_emoshare import load_audio
 from .batches import batches_by_length
 from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, write_shard
 
