@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, load_audio
+from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, audio_emoshare, load_audio
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +210,23 @@ def test_windows_of_any_length_cover_the_clip(seconds, chunk, stride, emotion_sh
         start, end = window["part"]
         assert window["first"] <= start < end <= window["first"] + window["num_samples"]
         assert window["num_samples"] == window["input_values"].shape[1] <= round(chunk * 16000)
+
+
+@pytest.mark.parametrize("stride", [0.0, 0.2])
+@pytest.mark.parametrize("num_samples", [16000, 16001, 32000, 32100, 40000, 48000])
+def test_a_file_in_blocks_gives_the_windows_of_the_whole_waveform(
+    num_samples, stride, emotion_share, monkeypatch, tmp_path
+):
+    waveform = speech(3.0)[:num_samples]
+    soundfile.write(tmp_path / "clip.wav", waveform, 16000, "FLOAT")
+    expected = list(emotion_share.preprocess(waveform, 1.0, stride))
+    monkeypatch.setattr(audio_emoshare, "BLOCK_S", 1)
+    windows = list(emotion_share.preprocess(tmp_path / "clip.wav", 1.0, stride))
+    assert len(windows) == len(expected)
+    for window, other in zip(windows, expected, strict=True):
+        assert torch.equal(window.pop("input_values"), other.pop("input_values"))
+        assert torch.equal(window.pop("attention_mask"), other.pop("attention_mask"))
+        assert window == other
 
 
 @pytest.mark.parametrize(
