@@ -36,6 +36,7 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
     (wheel,) = tmp_path.glob("emoshare-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
         archive.extractall(tmp_path / "installed")
     assert {
         "emoshare/modeling_emoshare.py",
@@ -49,6 +50,8 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
         "emoshare/accelerate_config.yaml",
     } <= names
     assert not [name for name in names if "tests" in name or name.startswith("train")]
-    code = "import emoshare, sys; from emoshare.training.evaluation import Scorer; print(emoshare.__file__)"
+    assert "emoshare = emoshare.cli:main" in entry_points
+    code = "import emoshare; print(emoshare.__file__); from emoshare.cli import main; main(['train', '--help'])"
     result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
     assert str(tmp_path / "installed") in result.stdout
+    assert "usage: train.py" in result.stdout

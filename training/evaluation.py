@@ -80,6 +80,24 @@ def is_constant(shares):
     return (np.ptp(shares, axis=0) < CONSTANT_SPREAD) & (len(shares) > 1)
 
 
+def score_table(results, labels, notes=None):
+    """
+    Args:
+        results: of `Scorer.scores`.
+        labels: label names.
+        notes: text that follows a label's score, by label.
+
+    Returns:
+        `str`: a line for the mean and one for each label, with confidence intervals where there are any.
+    """
+    lines = []
+    for name, key in [("mean", "spearman"), *((label, f"spearman_{label}") for label in labels)]:
+        low, high = results.get(f"{key}_ci95", (math.nan, math.nan))
+        interval = "" if math.isnan(low) else f"   95 % CI {low:.3f} to {high:.3f}"
+        lines.append(f"  {name:<15} {results[key]:.3f}{interval}{(notes or {}).get(name, '')}")
+    return "\n".join(lines)
+
+
 def report(results, shares, labels, best_epochs, accelerator):
     """
     Prints the devel scores with their confidence intervals, the epoch that each emotion's weights are of, and which
@@ -98,10 +116,7 @@ def report(results, shares, labels, best_epochs, accelerator):
         label: (f"   epoch {epoch}" if epoch else "   last epoch: none to select") + ("   dead" if is_dead else "")
         for label, epoch, is_dead in zip(labels, epochs, is_constant(shares), strict=True)
     }
-    for name, key in [("mean", "spearman"), *((label, f"spearman_{label}") for label in labels)]:
-        low, high = results.get(f"{key}_ci95", (math.nan, math.nan))
-        interval = "" if math.isnan(low) else f"   95 % CI {low:.3f} to {high:.3f}"
-        accelerator.print(f"  {name:<15} {results[key]:.3f}{interval}{of_label.get(name, '')}")
+    accelerator.print(score_table(results, labels, of_label))
     dead = [label for label, is_dead in zip(labels, is_constant(shares), strict=True) if is_dead]
     if dead:
         accelerator.print(
@@ -111,13 +126,49 @@ def report(results, shares, labels, best_epochs, accelerator):
         )
 
 
+class PredictionsCsv:
+    """
+    Predicted shares as the challenge wants them: `filename`, a column per label, a row per clip.
+
+    Args:
+        file: text file, opened with `newline=""`; the header is written at once.
+        labels: label names.
+    """
+
+    def __init__(self, file, labels):
+        self.writer = csv.writer(file, lineterminator="\n")
+        self.writer.writerow([FILENAME, *labels])
+
+    def write(self, filename, shares):
+        """Adds a clip's row; `shares` in the order of the labels."""
+        self.writer.writerow([filename, *(f"{share:.9g}" for share in shares)])
+
+
+class PredictionsJsonLines:
+    """
+    Predicted shares as JSON lines: `{"filename": ..., "shares": {label: share}}` for each clip.
+
+    Args:
+        file: text file.
+        labels: label names.
+    """
+
+    def __init__(self, file, labels):
+        self.file = file
+        self.labels = labels
+
+    def write(self, filename, shares):
+        """Adds a clip's line; `shares` in the order of the labels."""
+        row = {FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def write_predictions(path, filenames, shares, labels):
-    """Writes predicted shares as the challenge wants them: `filename`, a column per label, rows in the given order."""
+    """Writes predicted shares (clips, labels) as `PredictionsCsv`, rows in the given order."""
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([FILENAME, *labels])
+        predictions = PredictionsCsv(file, labels)
         for filename, row in zip(filenames, shares, strict=True):
-            writer.writerow([filename, *(f"{share:.9g}" for share in row)])
+            predictions.write(filename, row)
 
 
 def write_results(path, results):

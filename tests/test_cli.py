@@ -1,0 +1,366 @@
+"""The command `emoshare`: in this process where that is enough, in one of its own for exit codes and signals."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SMALL_HEAD_FLAGS, read_csv, run_python, speech, write_corpus, write_csv
+from scipy.stats import spearmanr
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import pipeline
+
+from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline
+from emoshare.cli import find_clips, main, predict_each
+
+COMMAND = [sys.executable, "-m", "emoshare.cli"]
+
+
+@pytest.fixture(scope="module")
+def emotion_share(model_folder):
+    return pipeline("emotion-share", model=str(model_folder))
+
+
+def write_clip(path, seconds, seed=0, sampling_rate=16000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, speech(seconds, seed, sampling_rate), sampling_rate)
+    return str(path)
+
+
+def write_broken(folder):
+    """A file of each kind that cannot be predicted; each is found out at another point."""
+    paths = {kind: folder / f"{kind}.wav" for kind in ("text", "nothing", "short", "not_finite")}
+    paths["text"].write_text("not audio")
+    paths["nothing"].touch()
+    soundfile.write(paths["short"], speech(0.5)[:500], 16000)
+    soundfile.write(paths["not_finite"], np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def expected_row(emotion_share, path):
+    scores = {share["label"]: share["score"] for share in emotion_share(path)}
+    return [scores[emotion] for emotion in EMOTIONS]
+
+
+# predict
+
+
+@pytest.mark.parametrize("batch_size", ["1", "3"])
+def test_rows_are_the_pipelines(batch_size, emotion_share, model_folder, tmp_path):
+    named = str(shutil.move(write_clip(tmp_path / "named.wav", 0.7), tmp_path / "named.audio"))
+    in_folder = [
+        write_clip(tmp_path / "clips" / "a" / "second.flac", 9.0, seed=1, sampling_rate=22050),
+        write_clip(tmp_path / "clips" / "first.WAV", 0.4, seed=2),
+    ]
+    output = tmp_path / "shares.csv"
+    arguments = ["--model", str(model_folder), "--output", str(output), "--batch_size", batch_size]
+    assert main(["predict", named, str(tmp_path / "clips"), *arguments]) == 0
+    header, *rows = read_csv(output)
+    assert header == ["filename", *EMOTIONS]
+    assert [row[0] for row in rows] == [named, *in_folder]
+    for path, *shares in rows:
+        assert [float(share) for share in shares] == pytest.approx(expected_row(emotion_share, path), abs=1e-6)
+
+
+def test_windows_go_through_the_model_in_batches(model_folder, tmp_path):
+    clips = [write_clip(tmp_path / f"{number}.wav", 0.3) for number in range(5)]
+    sizes = []
+
+    def note_size(module, _, output):
+        if isinstance(module, EmoShareModel):
+            sizes.append(len(output.logits))
+
+    hook = register_module_forward_hook(note_size)
+    arguments = ["--model", str(model_folder), "--output", str(tmp_path / "shares.csv")]
+    main(["predict", *clips, *arguments, "--batch_size", "3"])
+    main(["predict", *clips, *arguments])
+    hook.remove()
+    assert sizes == [3, 2] + 5 * [1]
+
+
+def test_json_lines(emotion_share, model_folder, tmp_path):
+    clip = write_clip(tmp_path / "Müller.wav", 0.5)
+    output = tmp_path / "shares.jsonl"
+    assert main(["predict", clip, "--model", str(model_folder), "--output", str(output)]) == 0
+    (line,) = output.read_text(encoding="utf-8").splitlines()
+    row = json.loads(line)
+    assert row["filename"] == clip
+    assert list(row["shares"]) == list(EMOTIONS)
+    assert list(row["shares"].values()) == pytest.approx(expected_row(emotion_share, clip), abs=1e-6)
+
+
+def test_no_code_of_the_models_folder_is_run(model_folder, wav, tmp_path, capfd):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    for module in folder.glob("*.py"):
+        module.write_text("raise AssertionError('remote code')")
+    assert main(["predict", str(wav), "--model", str(folder)]) == 0
+    assert capfd.readouterr().out.startswith(f"filename,{','.join(EMOTIONS)}\n{wav},0.")
+
+
+def test_rows_go_to_standard_output_and_broken_files_to_the_end_of_the_other(emotion_share, model_folder, tmp_path):
+    broken = write_broken(tmp_path)
+    clips = [write_clip(tmp_path / f"{number}.wav", 0.4, seed=number) for number in range(3)]
+    inputs = [broken["text"], clips[0], broken["nothing"], broken["short"], *clips[1:], broken["not_finite"]]
+    command = [*COMMAND, "predict", *inputs, "--model", model_folder, "--batch_size", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    rows = list(csv.reader(io.StringIO(result.stdout)))
+    assert [row[0] for row in rows] == ["filename", *clips]
+    for path, *shares in rows[1:]:
+        assert [float(share) for share in shares] == pytest.approx(expected_row(emotion_share, path), abs=1e-5)
+    assert "7/7" in result.stderr  # the progress bar
+    summary, *lines = result.stderr[result.stderr.index("4 of 7") :].splitlines()
+    assert summary == "4 of 7 files could not be predicted:"
+    reasons = {
+        "text": "not an audio file",
+        "nothing": "not an audio file",
+        "short": "got 500 samples",
+        "not_finite": "16000 of 16000 samples are not finite",
+    }
+    for line, (kind, reason) in zip(lines, reasons.items(), strict=True):
+        assert line.startswith(f"  {broken[kind]}: ")
+        assert line.count(broken[kind]) == 1 or kind in ("text", "nothing")  # libsndfile names it once more
+        assert reason in line
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_broken_files_anywhere_leave_every_other_clip_as_it_is(batch_size, model_folder, tmp_path):
+    """A clip of many windows is begun in one batch and ended in another, with a broken file read ahead behind it."""
+    emotion_share = pipeline("emotion-share", model=str(model_folder), batch_size=batch_size)
+    long = write_clip(tmp_path / "long.wav", 12.0)
+    emotion_share.feature_extractor.chunk_length_s = 0.5
+    good = [write_clip(tmp_path / f"{number}.wav", 0.3 + 0.1 * number, seed=number) for number in range(4)]
+    broken = list(write_broken(tmp_path).values())
+    clips = [broken[0], long, broken[1], broken[2], good[0], good[1], good[2], broken[3], good[3]]
+    expected = {clip: emotion_share(clip) for clip in [long, *good]}
+    results = list(predict_each(emotion_share, clips))
+    assert sorted(clip for clip, _ in results) == sorted(clips)
+    predicted = {clip: result for clip, result in results if clip not in broken}
+    assert list(predicted) == list(expected)  # in their order
+    for clip, shares in expected.items():
+        assert [share["label"] for share in predicted[clip]] == [share["label"] for share in shares]
+        assert [share["score"] for share in predicted[clip]] == pytest.approx(
+            [share["score"] for share in shares], abs=1e-5
+        )
+    for clip, error in results:
+        if clip in broken:
+            assert str(error).startswith(clip)
+
+
+def test_many_broken_files_cost_no_clip_more_than_a_second_reading(model_folder, tmp_path, monkeypatch):
+    emotion_share = pipeline("emotion-share", model=str(model_folder), batch_size=4)
+    clips = []
+    for number in range(10):
+        clips.append(write_clip(tmp_path / f"{number}.wav", 0.2, seed=number))
+        clips.append(str(shutil.copy(write_broken(tmp_path)["text"], tmp_path / f"broken_{number}.wav")))
+    read = []
+    preprocess = emotion_share.preprocess
+    monkeypatch.setattr(emotion_share, "preprocess", lambda clip, **lengths: read.append(clip) or preprocess(clip))
+    assert len(list(predict_each(emotion_share, clips))) == 20
+    assert max(read.count(clip) for clip in clips) <= 2
+
+
+def test_an_interrupted_run_keeps_its_rows(model_folder, tmp_path):
+    clip = write_clip(tmp_path / "clip.wav", 1.0)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "0.wav").write_text("not audio")
+    for number in range(1, 3000):
+        os.symlink(clip, tmp_path / "clips" / f"{number}.wav")
+    output = tmp_path / "shares.csv"
+    command = [*COMMAND, "predict", tmp_path / "clips", "--model", model_folder, "--output", output]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (output.is_file() and output.read_text().count("\n") > 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no rows"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "0.wav: not an audio file" in errors
+    header, *rows = read_csv(output)
+    assert 3 <= len(rows) < 2999
+    assert {len(row) for row in rows} == {len(header)}
+
+
+def test_a_killed_run_keeps_its_rows(model_folder, tmp_path, monkeypatch):
+    """Rows are in the file before the next clip is read, not when the file is closed."""
+    clips = [write_clip(tmp_path / f"{number}.wav", 0.3) for number in range(3)]
+    output = tmp_path / "shares.csv"
+    lines = []
+    preprocess = EmotionSharePipeline.preprocess
+
+    def count_rows(*arguments, **lengths):
+        lines.append(len(output.read_text().splitlines()))
+        return preprocess(*arguments, **lengths)
+
+    monkeypatch.setattr(EmotionSharePipeline, "preprocess", count_rows)
+    main(["predict", *clips, "--model", str(model_folder), "--output", str(output)])
+    assert lines == [1, 2, 3]
+
+
+def test_folders_are_searched_for_audio_files(tmp_path):
+    names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "notes.txt", "raw.raw", ".hidden.wav"]
+    for name in [*names, ".cache/f.wav"]:
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folder = str(tmp_path / "folder")
+    found = ["a.FLAC", "b.wav", "deep/d.mp3", "deep/er/c.ogg", "e.opus"]
+    assert find_clips([folder]) == [os.path.join(folder, name) for name in found]
+
+
+def test_a_named_file_is_taken_whatever_its_suffix(tmp_path):
+    (tmp_path / "clip.bin").touch()
+    assert find_clips([str(tmp_path / "clip.bin")]) == [str(tmp_path / "clip.bin")]
+
+
+def test_a_file_is_found_once_under_the_name_that_was_given_first(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.wav").touch()
+    os.symlink("a.wav", tmp_path / "folder" / "b.wav")  # another clip of the same content, as in the Hub's cache
+    os.symlink("folder", tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    assert find_clips(["./folder/a.wav", "folder", "link", "folder/../folder/a.wav"]) == [
+        "./folder/a.wav",
+        "folder/b.wav",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.wav"], "missing.wav: no such file or folder"),
+        (["empty"], "empty: no audio files in this folder"),
+        (["clip.wav", "--model", "missing"], "cannot load missing: "),
+        (["clip.wav", "--model", "empty"], "cannot load empty: "),
+        (["clip.wav", "--device", "abacus"], "device string: abacus"),
+        (["clip.wav", "--output", "missing/shares.csv"], "missing/shares.csv"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments, message, model_folder, wav, tmp_path, monkeypatch, capfd):
+    (tmp_path / "empty").mkdir()
+    shutil.copy(wav, tmp_path / "clip.wav")
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--model", str(model_folder), *arguments]) == 2
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert "emoshare predict: error: " in errors
+    assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "shares.txt"], "--output: got 'shares.txt'; expected a name that ends in .csv or .jsonl"),
+        (["--batch_size", "0"], "--batch_size: got '0'; expected a number, 1 or more"),
+        (["--out", "shares.csv"], "unrecognized arguments: --out"),
+    ],
+)
+def test_wrong_arguments_end_the_command_before_anything_is_read(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["predict", "missing.wav", "--model", "missing", *arguments])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# train and evaluate
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Labels of one's own; the shares of test are not known."""
+    folder = write_corpus(
+        tmp_path_factory.mktemp("corpus") / "own", {"train": 8, "devel": 12, "test": 2}, labels=["joy", "awe"]
+    )
+    rows = read_csv(folder / "lab" / "test.csv")
+    write_csv(folder / "lab" / "test.csv", rows[0], [[row[0], "?", "?"] for row in rows[1:]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """What `emoshare train` makes of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = ["--dataset", "csv", "--data_dir", corpus, *SMALL_HEAD_FLAGS, "--num_train_epochs", "2"]
+    flags += ["--feature_dtype", "float32", "--bootstrap", "50", "--seed", "3", "--output_dir", folder / "output"]
+    run_python("-m", "emoshare.cli", "train", *flags, cwd=folder)
+    return folder / "output"
+
+
+def test_train_takes_what_train_py_takes(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--help"])
+    assert exit.value.code == 0
+    help = capsys.readouterr().out
+    assert "usage: train.py [CONFIG.yaml]" in help
+    assert "--early_stopping_patience" in help
+
+
+def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path, capsys):
+    arguments = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(corpus), "--bootstrap", "50"]
+    assert main(["evaluate", *arguments, "--seed", "3", "--output_dir", str(tmp_path / "scores")]) == 0
+    results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
+    of_training = json.loads((trained / "eval_results.json").read_text())
+    assert results.keys() == of_training.keys()
+    for name, value in of_training.items():
+        assert results[name] == pytest.approx(value, abs=1e-6)
+    predicted = read_csv(tmp_path / "scores" / "predictions_devel.csv")
+    for row, expected in zip(predicted, read_csv(trained / "predictions_devel.csv"), strict=True):
+        assert row[0] == expected[0]
+        if row[0] == "filename":
+            assert row == expected
+        else:
+            assert [float(share) for share in row[1:]] == pytest.approx([float(share) for share in expected[1:]])
+    low, high = results["eval_spearman_awe_ci95"]
+    printed = capsys.readouterr().out
+    assert f"awe             {results['eval_spearman_awe']:.3f}   95 % CI {low:.3f} to {high:.3f}" in printed
+    assert "on devel, 12 clips" in printed
+
+
+def test_evaluate_in_batches_of_labels_in_another_order(trained, corpus, tmp_path, capsys):
+    turned = shutil.copytree(corpus, tmp_path / "turned")
+    for split in ("train", "devel", "test"):
+        rows = read_csv(corpus / "lab" / f"{split}.csv")
+        write_csv(turned / "lab" / f"{split}.csv", ["filename", "awe", "joy"], [[f, a, j] for f, j, a in rows[1:]])
+    arguments = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(turned), "--bootstrap", "0"]
+    assert main(["evaluate", *arguments, "--split", "train", "--batch_size", "3"]) == 0
+    emotion_share = pipeline("emotion-share", model=str(trained))
+    rows = read_csv(turned / "lab" / "train.csv")[1:]
+    outputs = [emotion_share(str(turned / "wav" / row[0])) for row in rows]
+    joy = [next(share["score"] for share in output if share["label"] == "joy") for output in outputs]
+    rho = spearmanr(joy, [float(row[2]) for row in rows]).statistic
+    printed = capsys.readouterr().out
+    assert f"  joy             {rho:.3f}\n" in printed
+    assert "CI" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "test"], "--split: 'test' has no known shares"),
+        (["--split", "dev"], "--split: got 'dev'; the corpus has train, devel, test"),
+        (["--dataset", "unknown"], "'unknown'"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(arguments, message, trained, corpus, capsys):
+    known = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(corpus)]
+    assert main(["evaluate", *known, *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert "emoshare evaluate: error: " in errors
+    assert message in errors
+
+
+def test_labels_of_another_corpus_are_named(model_folder, corpus, capsys):
+    assert main(["evaluate", "--model", str(model_folder), "--dataset", "csv", "--data_dir", str(corpus)]) == 2
+    assert f"has the labels {list(EMOTIONS)}; the corpus has ['joy', 'awe']" in capsys.readouterr().err
