@@ -228,6 +228,7 @@ class EmoShareModel(PreTrainedModel):
         Raises:
             ValueError: if its weights are not those that the heads were trained on.
         """
+        kwargs.setdefault("use_safetensors", True)  # these models never come as anything else; nothing is unpickled
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not model.config.include_backbone:

@@ -25,6 +25,7 @@ from emoshare.training.controls import report_controls
 from emoshare.training.corpus import load_splits
 from emoshare.training.evaluation import Scorer, predict_shares, report, write_predictions, write_results
 from emoshare.training.features import extract_frame_features
+from emoshare.training.figures import plot_shares
 from emoshare.training.heads import train_heads
 from emoshare.training.hub import create_repository, publish
 from emoshare.training.launch import start
@@ -69,6 +70,8 @@ def main(argv):
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
+        title = f"Predicted and true shares on devel ({data.dataset})"
+        plot_shares(output_dir / "shares_devel.png", scorer.references, predictions["devel"], labels, results, title)
         clips = {split: len(store.clips) for split, store in stores.items()}
         card = model_card(data, model_arguments, run, model, feature_extractor, results, clips)
         card.save(output_dir / "README.md")

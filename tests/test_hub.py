@@ -54,6 +54,7 @@ def test_a_run_is_published_in_one_commit(hub, pushed):
         "eval_results.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "shares_devel.png",
         *(
             f"{name}_emoshare.py"
             for name in ("audio", "backbone", "configuration", "feature_extraction", "modeling", "pipeline")

@@ -1,13 +1,18 @@
 """A model folder as others use it: with `trust_remote_code=True`, and without this package."""
 
+import ast
 import json
+import re
 import shutil
 from sys import stdlib_module_names
 
 import pytest
+import torch
 from conftest import ROOT, run_python, speech
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 from transformers.dynamic_module_utils import get_imports
+
+from emoshare.configuration_emoshare import MODULES
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
@@ -114,3 +119,62 @@ def test_the_installed_package_needs_no_trust(model_folder):
 )
 def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
     assert set(get_imports(ROOT / module)) - set(stdlib_module_names) == allowed
+
+
+def test_the_model_card_names_what_they_import():
+    card = (ROOT / "training" / "model_card.md").read_text()
+    named = re.search(r"The code of this repository imports(.*?)\.\n", card, re.DOTALL)[1]
+    imported = {name for module in MODULES for name in get_imports(ROOT / module)} - set(stdlib_module_names)
+    assert set(re.findall(r"`(\w+)`", named)) == imported
+
+
+WATCH_THE_IMPORT = """
+import importlib, sys
+
+allowed, seen = (".py", ".pyc", ".so"), []
+
+def watch(event, arguments):
+    if event == "open" and not str(arguments[0]).endswith(allowed):
+        seen.append((event, arguments[0]))
+    elif event.split(".")[0] in ("socket", "subprocess", "urllib", "pickle", "shutil", "tempfile", "marshal", "ctypes"):
+        if event != "marshal.loads":  # of the modules' own byte code
+            seen.append((event, arguments))
+    elif event in ("os.system", "os.remove", "os.rename", "os.mkdir", "os.putenv"):
+        seen.append((event, arguments))
+
+# What they import may do as it likes.
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedModel, SequenceFeatureExtractor
+import transformers.modeling_layers, transformers.pipelines.base, transformers.pipelines.pt_utils, urllib.request
+sys.addaudithook(watch)
+importlib.import_module(f"repository.{sys.argv[1]}")
+assert not seen, seen
+"""
+
+
+def test_to_import_them_touches_no_file_and_no_network(tmp_path):
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "__init__.py").touch()
+    for name in MODULES:
+        shutil.copy(ROOT / name, tmp_path / "repository")
+    third_party = {name for module in MODULES for name in get_imports(ROOT / module)} - set(stdlib_module_names)
+    # The pipeline imports all others but the configuration, which they import.
+    run_python("-c", WATCH_THE_IMPORT, "pipeline_emoshare", *third_party, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_they_run_no_code_from_data_and_unpickle_nothing(module):
+    tree = ast.parse((ROOT / module).read_text())
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    forbidden = r"eval|exec|compile|__import__|importlib\.import_module|(torch|np|joblib|pickle)\.loads?"
+    assert not {call for call in calls if re.fullmatch(forbidden, call)}
+    assert not {"pickle", "marshal", "shelve", "dill", "subprocess", "ctypes"} & set(get_imports(ROOT / module))
+
+
+def test_weights_that_would_have_to_be_unpickled_are_refused(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "pickled")
+    torch.save(AutoModel.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModel.from_pretrained(folder)

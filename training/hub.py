@@ -3,7 +3,7 @@
 from huggingface_hub import HfApi
 
 # What a model repository is made of. Predictions stay where they are: they name the clips of the corpus.
-PUBLISHED = ("README.md", "*.json", "*.py", "model*.safetensors")
+PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
 
 
 def create_repository(run):

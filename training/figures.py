@@ -1,0 +1,46 @@
+"""Figures of a run."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLUMNS = 3
+PANEL_INCHES = 2.6
+
+
+def plot_shares(path, references, predictions, labels, results, title):
+    """
+    A panel per label: predicted against true share, where a darker cell holds more clips, with the line on which they
+    are the same (the paper's Figure 2).
+
+    Args:
+        path: of the figure; its suffix says the format.
+        references: (clips, labels) true shares, NaN where one is not known.
+        predictions: (clips, labels) predicted shares.
+        labels: label names.
+        results: of `Scorer.scores`.
+        title: above all panels.
+    """
+    rows = math.ceil(len(labels) / COLUMNS)
+    columns = min(len(labels), COLUMNS)
+    figure = Figure((columns * PANEL_INCHES, rows * PANEL_INCHES + 0.6), layout="constrained")
+    figure.suptitle(title)
+    figure.supxlabel("share of listeners")
+    figure.supylabel("predicted share")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[len(labels) :]:
+        panel.set_axis_off()
+    for index, (panel, label) in enumerate(zip(panels, labels, strict=False)):
+        known = ~np.isnan(references[:, index])
+        true, predicted = references[known, index], predictions[known, index]
+        limit = max(true.max(initial=0.1), predicted.max(initial=0.1)) * 1.03
+        panel.plot([0, limit], [0, limit], color="black", linewidth=0.8, linestyle="--")
+        panel.hexbin(true, predicted, gridsize=28, extent=(0, limit, 0, limit), bins="log", mincnt=1, cmap="viridis_r")
+        panel.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+        rho = results[f"spearman_{label}"]
+        panel.set_title(f"{label}: no ρ" if math.isnan(rho) else f"{label}: ρ = {rho:.2f}", fontsize="medium")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+    figure.savefig(path, dpi=150)
