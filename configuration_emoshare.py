@@ -23,12 +23,18 @@ EMOTIONS = (
 )
 
 SUPPORTED_BACKBONES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
-ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention")
+ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention", "transformer")
+TRANSFORMER_HEADS = 8  # attention heads of "transformer", which divide its width
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
 
-# Hidden sizes of the feed-forward network in the authors' released code, per architecture.
-RELEASED_FFN_SIZES = {"cnn_lstm": (256, 64, 8), "cnn_lstm_attention": (256, 128, 64)}
+# Hidden sizes of the feed-forward network in the authors' released code, per architecture. The transformer was not
+# released, and has those of Architecture 2.
+RELEASED_FFN_SIZES = {
+    "cnn_lstm": (256, 64, 8),
+    "cnn_lstm_attention": (256, 128, 64),
+    "transformer": (256, 128, 64),
+}
 DEFAULT_ACOUSTIC_FEATURES = 40
 
 # What a Hub repository of this model names in its config.json, and the modules that these names live in.
@@ -80,7 +86,10 @@ class EmoShareConfig(PreTrainedConfig):
         feature_size (`int`, *optional*):
             Width of the frame features. Follows from the backbone; without one it is 40 if not given.
         architecture (`str`, *optional*, defaults to `"cnn_lstm_attention"`):
-            `"cnn_lstm"` (the paper's Architecture 1) or `"cnn_lstm_attention"` (Architecture 2).
+            `"cnn_lstm"` (the paper's Architecture 1), `"cnn_lstm_attention"` (Architecture 2) or `"transformer"` (the
+            multi-headed transformer that the paper tried and dropped, section 3.2; it gives no sizes, so they are
+            ours): two encoder layers in the place of the LSTM, as wide as the last convolution, with 8 heads and a
+            feed-forward network four times as wide.
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):
@@ -96,7 +105,8 @@ class EmoShareConfig(PreTrainedConfig):
             Architecture 1 and (256, 128, 64) for Architecture 2.
         normalization (`str`, *optional*, defaults to `"frame"`):
             `"frame"`: padding is masked after every layer; LayerNorm over the channels of each step before the LSTM
-            and after each hidden layer of the feed-forward network. `"none"`: the same masks, no LayerNorm.
+            and after each hidden layer of the feed-forward network. `"none"`: the same masks, no LayerNorm but those
+            that a transformer layer is made with.
             `"sequence"`: the authors' released network: inputs padded to `max_frames`, nothing masked in the
             convolutions, and LayerNorms over the padded sequence where the released architecture has them.
         max_frames (`int`, *optional*, defaults to 398):
@@ -251,6 +261,14 @@ class EmoShareConfig(PreTrainedConfig):
             raise ValueError("conv_channels: got none; expected at least one convolution")
         if self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size: got {self.conv_kernel_size}; only odd kernels keep frames centred")
+        if self.architecture == "transformer":
+            if self.conv_channels[-1] % TRANSFORMER_HEADS:
+                raise ValueError(
+                    f"conv_channels: got {self.conv_channels}; with architecture='transformer' the last must be a "
+                    f"multiple of {TRANSFORMER_HEADS}, its attention heads"
+                )
+            if self.normalization == "sequence":
+                raise ValueError("normalization: got 'sequence', a released network; no transformer was released")
         if self.normalization == "sequence" and self.max_frames < self.pool_size:
             raise ValueError(
                 f"max_frames: got {self.max_frames}, less than one step of pool_size {self.pool_size} frames"

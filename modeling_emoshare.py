@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import CONFIG_NAME, ModelOutput, cached_file, extract_commit_hash, logging
 
 from .backbone_emoshare import frame_features, length_mask, make_exact_in_batch, num_frames
-from .configuration_emoshare import EmoShareConfig
+from .configuration_emoshare import TRANSFORMER_HEADS, EmoShareConfig
 
 logger = logging.get_logger(__name__)
 
 # Parameters that a backbone's checkpoint may lack: SpecAugment's mask is used in pretraining and fine-tuning alone.
 OPTIONAL_BACKBONE_KEYS = {"masked_spec_embed"}
+TRANSFORMER_LAYERS = 2
 # Of `from_pretrained`'s arguments, those that say how to reach the Hub and not what to load.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
@@ -30,7 +31,7 @@ class EmoShareOutput(ModelOutput):
         hidden_states: the backbone's hidden states, each (batch, frames, width), where they were asked for and
             waveforms came in.
         attentions: (batch, labels, steps), the weight of each step (`pool_size` frames) in the prediction, where they
-            were asked for; `None` for `architecture="cnn_lstm"`, which weighs all steps alike. Zero on padding; with
+            were asked for; `None` without such an attention: the mean weighs all steps alike. Zero on padding; with
             `normalization="sequence"` the released network's LayerNorm follows the softmax, so that they do not sum
             to 1.
     """
@@ -46,7 +47,8 @@ class EmotionHead(nn.Module):
     Emotion regression network: frame features to shares (paper, section 2.4, Architectures 1 and 2).
 
     CNN -> max-pooling -> LSTM -> mean over time (Eq. 1) or attention (Eq. 2a, 2b) -> feed-forward network. The scores
-    of the attention are scaled by the square root of the LSTM's width, as in the authors' code.
+    of the attention are scaled by the square root of the LSTM's width, as in the authors' code. With `"transformer"`,
+    encoder layers stand for the LSTM, and the mean follows; the order of frames is seen by the convolutions alone.
 
     Args:
         config: the model's `EmoShareConfig`.
@@ -68,16 +70,22 @@ class EmotionHead(nn.Module):
         )
         self.pool_size = config.pool_size
         self.lstm_norm = _lstm_norm(config)
-        # One module per layer, because the attention's query takes every layer's state at a clip's own last step.
-        lstm_widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
-        self.lstm = nn.ModuleList(
-            nn.LSTM(width_in, width_out, batch_first=True) for width_in, width_out in pairwise(lstm_widths)
-        )
-        self.attention = None
+        self.lstm, self.transformer, self.attention = nn.ModuleList(), nn.ModuleList(), None
+        channels, width = config.conv_channels[-1], config.lstm_hidden_size
+        if config.architecture == "transformer":
+            width = channels
+            self.transformer.extend(
+                nn.TransformerEncoderLayer(width, TRANSFORMER_HEADS, 4 * width, dropout=0.0, batch_first=True)
+                for _ in range(TRANSFORMER_LAYERS)
+            )
+        else:
+            # One module per layer, because the attention's query takes every layer's state at a clip's own last step.
+            widths = [channels] + [width] * config.lstm_num_layers
+            self.lstm.extend(nn.LSTM(*layer, batch_first=True) for layer in pairwise(widths))
         if config.architecture == "cnn_lstm_attention":
             self.attention = Attention(config)
-        self.ffn = _feed_forward(config)
-        self.output = nn.Linear([config.lstm_hidden_size, *config.ffn_sizes][-1], num_outputs)
+        self.ffn = _feed_forward(width, config)
+        self.output = nn.Linear([width, *config.ffn_sizes][-1], num_outputs)
         self.output_activation = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[config.output_activation]()
 
     def forward(self, features, lengths):
@@ -112,6 +120,8 @@ class EmotionHead(nn.Module):
             last_states.append(_last_step(states, step_lengths))
 
         step_mask = length_mask(step_lengths, states.shape[1])
+        for layer in self.transformer:
+            states = layer(states, src_key_padding_mask=~step_mask)
         if self.attention is None:
             pooled, weights = _masked_mean(states, step_mask), None
         else:
@@ -310,6 +320,8 @@ class EmoShareModel(PreTrainedModel):
         # PyTorch's own initialisation, which the authors' code uses; the backbone has an initialisation of its own.
         if isinstance(module, nn.Conv1d | nn.Linear | nn.LSTM | nn.LayerNorm):
             module.reset_parameters()
+        elif isinstance(module, nn.MultiheadAttention):
+            module._reset_parameters()
         elif isinstance(module, EmotionHead) and module.layer_weights is not None:
             nn.init.zeros_(module.layer_weights)
 
@@ -476,12 +488,12 @@ def _lstm_norm(config):
     return nn.Identity()
 
 
-def _feed_forward(config):
-    """Linear, ReLU and, except in the architectures without it, LayerNorm for each hidden size."""
+def _feed_forward(width, config):
+    """From `width`: Linear, ReLU and, except in the architectures without it, LayerNorm for each hidden size."""
     has_norm = config.normalization == "frame" or (
         config.normalization == "sequence" and config.architecture == "cnn_lstm_attention"
     )
-    widths = [config.lstm_hidden_size, *config.ffn_sizes]
+    widths = [width, *config.ffn_sizes]
     layers = []
     for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]

@@ -23,7 +23,7 @@ from emoshare.training.batches import FeatureLoader
 from emoshare.training.card import model_card
 from emoshare.training.controls import report_controls
 from emoshare.training.corpus import load_splits
-from emoshare.training.evaluation import Scorer, predict_shares, report, write_predictions, write_results
+from emoshare.training.evaluation import Scorer, predict_shares, report, write_history, write_predictions, write_results
 from emoshare.training.features import extract_frame_features
 from emoshare.training.figures import plot_shares
 from emoshare.training.heads import train_heads
@@ -36,6 +36,12 @@ def main(argv):
     data, model_arguments, run = parse_arguments(argv)
     settings = fixed_settings(data, model_arguments, run)
     accelerator = start(run, settings)
+    train(data, model_arguments, run, settings, accelerator)
+    accelerator.end_training()
+
+
+def train(data, model_arguments, run, settings, accelerator):
+    """One run, with what `parse_arguments` returns; several may follow each other."""
     output_dir = Path(run.output_dir)
     if run.push_to_hub and accelerator.is_main_process:
         create_repository(run)
@@ -69,19 +75,20 @@ def main(argv):
         feature_extractor.save_pretrained(output_dir)
         for split, shares in predictions.items():
             write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
-        write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
+        write_history(output_dir / "training_history.csv", progress.history, labels)
         title = f"Predicted and true shares on devel ({data.dataset})"
         plot_shares(output_dir / "shares_devel.png", scorer.references, predictions["devel"], labels, results, title)
         clips = {split: len(store.clips) for split, store in stores.items()}
         card = model_card(data, model_arguments, run, model, feature_extractor, results, clips)
         card.save(output_dir / "README.md")
+        # Last, for who finds results finds a whole run.
+        write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})
     report(results, predictions["devel"], labels, [network.best.epoch for network in progress.networks], accelerator)
     if run.controls:
         report_controls(model, stores, scorer, data, run, accelerator)
     accelerator.print(f"Model, predictions and results: {output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         print(f"Published: {publish(run)}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def test_feature_size_follows_the_backbone():
         ({"problem_type": "single_label_classification"}, "problem_type"),
         ({"backbone_layer": 1}, "backbone_layer"),
         ({"normalization": "sequence", "max_frames": 1}, "max_frames"),
+        ({"architecture": "transformer", "conv_channels": (64, 30)}, "conv_channels"),
+        ({"architecture": "transformer", "normalization": "sequence"}, "normalization"),
         ({"id2label": {0: "a", 2: "b"}}, "id2label"),
         ({"id2label": {0: "a", 1: "a"}}, "id2label"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id"),

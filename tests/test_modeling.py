@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForAudioClassification
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
 
-ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention")
+ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention", "transformer")
 MASKED_NORMALIZATIONS = ("frame", "none")
 
 
@@ -33,6 +33,10 @@ def released_shares(head, frames, config):
     pooled = torch.stack([maps[0, :, 2 * t : 2 * t + 2].max(dim=1).values for t in range(steps)])
     if config.normalization == "frame":
         pooled = nn.functional.layer_norm(pooled, pooled.shape[1:], head.lstm_norm.weight, head.lstm_norm.bias)
+    if config.architecture == "transformer":
+        for layer in head.transformer:
+            pooled = transformer_layer(layer, pooled, heads=8)
+        return output_of(head, pooled.sum(dim=0) / steps)
     stacked = nn.LSTM(pooled.shape[1], config.lstm_hidden_size, num_layers=2, batch_first=True)
     stacked.load_state_dict(
         {f"{name}_l{k}": getattr(head.lstm[k], f"{name}_l0") for k in (0, 1) for name in LSTM_WEIGHTS}
@@ -47,6 +51,23 @@ def released_shares(head, frames, config):
         scores = torch.stack([query @ state for state in states[0]]) / config.lstm_hidden_size**0.5
         weights = scores.exp() / scores.exp().sum()
         summary = sum(weight * state for weight, state in zip(weights, states[0], strict=True))
+    return output_of(head, summary)
+
+
+def transformer_layer(layer, states, heads):
+    """A post-norm encoder layer (Vaswani et al., 2017): (steps, width) -> (steps, width)."""
+    steps, width = states.shape
+    attention, per_head = layer.self_attn, width // heads
+    projected = nn.functional.linear(states, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = (part.view(steps, heads, per_head) for part in projected.chunk(3, dim=1))
+    weights = torch.einsum("qhw,khw->hqk", query, key).div(per_head**0.5).exp()
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    attended = torch.einsum("hqk,khw->qhw", weights, value).reshape(steps, width)
+    states = layer.norm1(states + attention.out_proj(attended))
+    return layer.norm2(states + layer.linear2(layer.linear1(states).relu()))
+
+
+def output_of(head, summary):
     for layer in head.ffn:
         summary = layer(summary)
     return torch.sigmoid(head.output(summary))
@@ -91,6 +112,16 @@ def test_the_released_architecture_2_has_as_many_parameters_as_the_authors_netwo
     unused_in_the_release = 2 * 199 * 512  # "ln2"
     count = sum(parameter.numel() for parameter in EmotionHead(config).parameters())
     assert count + unused_in_the_release == 7_992_527
+
+
+def test_the_transformer_has_the_sizes_that_its_documentation_says():
+    head = EmotionHead(EmoShareConfig(feature_size=1024, architecture="transformer"))
+    layers = list(head.transformer)
+    assert [layer.self_attn.embed_dim for layer in layers] == [192, 192]
+    assert {(layer.self_attn.num_heads, layer.linear1.out_features, layer.dropout.p) for layer in layers} == {
+        (8, 768, 0)
+    }
+    assert head.ffn[0].in_features == 192
 
 
 def test_sequence_normalization_sees_the_padding_up_to_max_frames():
@@ -265,7 +296,9 @@ def test_in_bfloat16_the_heads_stay_in_float32(model_folder):
     assert model.bfloat16()(input_values=torch.randn(1, 8000)).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("fields", [{}, {"architecture": "cnn_lstm"}, {"backbone_layer": "weighted"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"architecture": "cnn_lstm"}, {"architecture": "transformer"}, {"backbone_layer": "weighted"}]
+)
 def test_bfloat16_features_rank_clips_as_float32_does(fields):
     model = small_model(backbone_config=backbone_config(), **fields)
     clips, frames, width = 60, 40, 32

@@ -101,6 +101,16 @@ def test_the_results_score_the_written_predictions(trained, corpus_folder):
         assert results[f"eval_spearman_{emotion}"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_the_history_tells_loss_and_rho_of_each_epoch_and_emotion(trained):
+    output_dir, result = trained
+    header, *rows = read_csv(output_dir / "training_history.csv")
+    assert header == ["epoch", "label", "train_loss", "devel_spearman"]
+    assert [row[:2] for row in rows] == [[epoch, emotion] for epoch in "12" for emotion in EMOTIONS]
+    last = rows[9:]
+    assert f"loss {np.mean([float(row[2]) for row in last]):.5f}" in result.stdout
+    assert all(f"{row[1]} {float(row[3]):.2f}" in result.stdout for row in last)
+
+
 def test_a_run_says_what_it_does(trained):
     _, result = trained
     for epoch in (1, 2):
@@ -152,8 +162,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     assert whole.keys() == parts.keys()
     assert all((whole[name] == parts[name]).all() for name in whole)
     assert len(list((tmp_path / "parts").glob("checkpoint-epoch-*"))) == 1
-    predictions = [(tmp_path / name / "predictions_devel.csv").read_text() for name in ("whole", "parts")]
-    assert predictions[0] == predictions[1]
+    for name in ("predictions_devel.csv", "training_history.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
 
     # On other labels the same flags are another run.
     rows = read_csv(own_corpus / "lab" / "train.csv")

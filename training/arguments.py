@@ -42,7 +42,9 @@ class ModelArguments:
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
     acoustic_features: Literal["mel", "mfcc"] = _flag("mel", "frame features of --backbone acoustic")
-    architecture: Literal["cnn_lstm", "cnn_lstm_attention"] = _flag("cnn_lstm_attention", "the paper's 1 or 2")
+    architecture: Literal["cnn_lstm", "cnn_lstm_attention", "transformer"] = _flag(
+        "cnn_lstm_attention", "the paper's 1 or 2, or the transformer that it tried and dropped"
+    )
     conv_channels: list[int] | None = _flag(None, "output channels of the convolutions; the released ones if not given")
     pool_size: int = _flag(2, "frames per step after max-pooling")
     lstm_hidden_size: int = _flag(512, "width of the LSTM")

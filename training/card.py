@@ -32,6 +32,8 @@ ARCHITECTURES = {
     "cnn_lstm": "Architecture 1 of the paper: convolutions, an LSTM, the mean over time and a feed-forward network",
     "cnn_lstm_attention": "Architecture 2 of the paper: convolutions, an LSTM, attention over time and a feed-forward "
     "network",
+    "transformer": "The multi-headed transformer that the paper mentions (section 3.2), in sizes of our own: "
+    "convolutions, two encoder layers, the mean over time and a feed-forward network",
 }
 DATASETS = {
     "synthetic": "The **synthetic corpus** that comes with the code: voices made of pulses and filters, and simulated "

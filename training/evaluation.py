@@ -171,6 +171,15 @@ def write_predictions(path, filenames, shares, labels):
             predictions.write(filename, row)
 
 
+def write_history(path, history, labels):
+    """Writes `Progress.history`: the training loss and the devel ρ of each label in each epoch; no ρ is left empty."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "label", "train_loss", "devel_spearman"])
+        for epoch, label, loss, rho in history:
+            writer.writerow([epoch, labels[label], f"{loss:.6g}", "" if math.isnan(rho) else f"{rho:.6f}"])
+
+
 def write_results(path, results):
     """Writes results as JSON; a score that does not exist (NaN) becomes null."""
     Path(path).write_text(json.dumps(_without_nan(results), indent=2) + "\n", encoding="utf-8")

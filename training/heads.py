@@ -110,6 +110,7 @@ class Progress:
         self.networks = networks_of(model, run, accelerator)
         self.epochs_done = 0
         self.dead = []  # indices of the labels that were dead after the last epoch
+        self.history = []  # (epoch, index of the label, training loss of its network, ρ on devel)
 
     @property
     def training(self):
@@ -119,11 +120,12 @@ class Progress:
         waited = [self.epochs_done - max(best.epoch, best.restarted) for best in bests]
         return [network for network, epochs in zip(self.networks, waited, strict=True) if epochs < patience]
 
-    def update(self, rhos, is_dead):
+    def update(self, losses, rhos, is_dead):
         """
         Takes what an epoch gave the networks that are training.
 
         Args:
+            losses: (these networks,) training loss.
             rhos: (labels of these networks,) their ρ on devel.
             is_dead: (labels of these networks,) bool. Where a network is dead, its ρ does not count.
         """
@@ -134,6 +136,8 @@ class Progress:
         scores = np.where(is_dead, math.nan, rhos) if self.model.config.separate_heads else [mean_rho(rhos)]
         for network, score in zip(networks, scores, strict=True):
             network.update(self.epochs_done, score)
+        of_label = [loss for network, loss in zip(networks, losses, strict=True) for _ in network.labels]
+        self.history += zip([self.epochs_done] * len(labels), labels, of_label, map(float, rhos), strict=True)
 
     def restart_dead_networks(self, labels, accelerator):
         """
@@ -164,11 +168,12 @@ class Progress:
 
     def state_dict(self):
         best = [asdict(network.best) for network in self.networks]
-        return {"epochs_done": self.epochs_done, "best": best, "dead": self.dead}
+        return {"epochs_done": self.epochs_done, "best": best, "dead": self.dead, "history": self.history}
 
     def load_state_dict(self, state):
         self.epochs_done = state["epochs_done"]
         self.dead = state["dead"]
+        self.history = state["history"]
         for network, best in zip(self.networks, state["best"], strict=True):
             network.best = BestEpoch(**best)
 
@@ -216,7 +221,7 @@ def train_heads(model, train, devel, score, run, accelerator, settings):
         epoch = train_epoch(networks, loader, accelerator, dtype, description)
         shares = predict_shares([network.head for network in networks], devel_loader, accelerator)
         rhos = score(shares, labels_of(networks))
-        progress.update(rhos, is_constant(shares))
+        progress.update(epoch.losses, rhos, is_constant(shares))
         _report(progress, epoch, networks, rhos, train.labels, accelerator)
         is_over = progress.epochs_done == run.num_train_epochs or not progress.training
         if is_over or clock.is_due():
@@ -238,12 +243,12 @@ def labels_of(networks):
 class Epoch:
     """
     Attributes:
-        loss: mean squared error per known share, over all networks.
+        losses: mean squared error per known share, of each network.
         seconds: how long it took.
         waiting: share of that spent on waiting for data.
     """
 
-    loss: float
+    losses: list[float]
     seconds: float
     waiting: float
 
@@ -256,10 +261,11 @@ def train_epoch(networks, loader, accelerator, dtype, description):
     losses = []
     for batch in tqdm(loader, desc=description, unit=" batches", leave=False):
         features = batch["features"].to(dtype)
-        losses += [network.step(features, batch["lengths"], batch["shares"], accelerator) for network in networks]
-    loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+        steps = [network.step(features, batch["lengths"], batch["shares"], accelerator) for network in networks]
+        losses.append(torch.stack(steps))
+    losses = accelerator.reduce(torch.stack(losses).mean(dim=0), reduction="mean").tolist()
     seconds = time.perf_counter() - started
-    return Epoch(loss, seconds, (loader.waited - waited) / seconds)
+    return Epoch(losses, seconds, (loader.waited - waited) / seconds)
 
 
 def mean_rho(rhos):
@@ -277,12 +283,12 @@ def _report(progress, epoch, networks, rhos, labels, accelerator):
     for index, rho in enumerate(rhos):
         state = "dead" if index in progress.dead else f"{rho:.2f}"
         scores.append(f"{labels[index]} {state}" + ("" if index in trained else " done"))
-    number = progress.epochs_done
+    number, loss = progress.epochs_done, np.mean(epoch.losses)
     accelerator.print(
-        f"epoch {number}: loss {epoch.loss:.5f}, devel rho {mean_rho(rhos):.3f} ({', '.join(scores)}); "
+        f"epoch {number}: loss {loss:.5f}, devel rho {mean_rho(rhos):.3f} ({', '.join(scores)}); "
         f"{epoch.seconds:.1f} s, {epoch.waiting:.1%} of it waiting for data"
     )
     values = {f"devel_spearman_{label}": float(rho) for label, rho in zip(labels, rhos, strict=True)}
     accelerator.log(
-        {"train_loss": epoch.loss, "devel_spearman": mean_rho(rhos), "waiting": epoch.waiting, **values}, step=number
+        {"train_loss": loss, "devel_spearman": mean_rho(rhos), "waiting": epoch.waiting, **values}, step=number
     )
