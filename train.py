@@ -11,6 +11,8 @@ The paper's best system on ComParE 2023, on one GPU, on four, and on two machine
 The same, published on the Hub:
     accelerate launch train.py configs/compare2023_hubert_large.yaml --data_dir DIR \
         --push_to_hub --hub_model_id ORG/NAME
+On a copy of the corpus that is on the Hub:
+    accelerate launch train.py configs/compare2023_hubert_large.yaml --dataset ORG/CORPUS
 A corpus of one's own, on two CPU processes:
     torchrun --nproc_per_node 2 train.py --dataset csv --data_dir DIR --backbone facebook/hubert-base-ls960
 """
@@ -79,7 +81,8 @@ def train(data, model_arguments, run, settings, accelerator):
         title = f"Predicted and true shares on devel ({data.dataset})"
         plot_shares(output_dir / "shares_devel.png", scorer.references, predictions["devel"], labels, results, title)
         clips = {split: len(store.clips) for split, store in stores.items()}
-        card = model_card(data, model_arguments, run, model, feature_extractor, results, clips)
+        corpus = splits["train"].info.config_name
+        card = model_card(data, model_arguments, run, model, feature_extractor, results, clips, corpus)
         card.save(output_dir / "README.md")
         # Last, for who finds results finds a whole run.
         write_results(output_dir / "eval_results.json", {f"eval_{name}": value for name, value in results.items()})

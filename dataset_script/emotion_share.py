@@ -12,7 +12,7 @@ from .labels import FILENAME, read_labels
 from .synthetic import SyntheticCorpus
 
 COMPARE2023_SPLIT_SIZES = {"train": 31745, "devel": 9925, "test": 10143}
-ROWS_PER_TABLE = 10_000
+ROWS_PER_TABLE = 100  # in Parquet the clips of a row group, which are in memory at once
 
 CITATION = """\
 @inproceedings{schuller2023compare,
@@ -64,7 +64,7 @@ class EmotionShare(datasets.ArrowBasedBuilder):
             test_is_optional=config_name == "csv",
         )
         if config_name == "compare2023":
-            _warn_of_other_sizes(self._tables)
+            warn_of_other_sizes({split: len(table.filenames) for split, table in self._tables.items()})
         super().__init__(
             config_name=config_name,
             data_dir=str(self._data_dir),
@@ -128,8 +128,8 @@ def load_emotion_share(name="synthetic", data_dir=None, cache_dir=None, syntheti
     return builder.as_dataset()
 
 
-def _warn_of_other_sizes(tables):
-    sizes = {split: len(table.filenames) for split, table in tables.items()}
+def warn_of_other_sizes(sizes):
+    """Warns where the clips per split are not as many as those of the ComParE 2023 challenge."""
     if sizes != COMPARE2023_SPLIT_SIZES:
         warnings.warn(
             f"the splits have {sizes} clips; the challenge's have {COMPARE2023_SPLIT_SIZES}: results are not "

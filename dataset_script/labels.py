@@ -28,15 +28,15 @@ class LabelTable:
     shares: list[list[float | None]] = field(default_factory=list)
 
 
-class _Problems:
+class Problems:
     """Collects everything wrong with a corpus, so that one error can tell all of it."""
 
-    def __init__(self, data_dir):
-        self.data_dir = data_dir
+    def __init__(self, corpus):
+        self.corpus = corpus
         self.found = []
 
-    def add(self, path, row, message):
-        self.found.append(f"{path.relative_to(self.data_dir)}, row {row}: {message}")
+    def add(self, table, row, message):
+        self.found.append(f"{table}, row {row}: {message}")
 
     def raise_if_any(self):
         if not self.found:
@@ -44,7 +44,7 @@ class _Problems:
         shown = "".join(f"\n  {problem}" for problem in self.found[:SHOWN_PROBLEMS])
         rest = len(self.found) - SHOWN_PROBLEMS
         more = f"\n  ... and {rest} more" if rest > 0 else ""
-        raise ValueError(f"{self.data_dir}: {len(self.found)} problem(s) in the labels{shown}{more}")
+        raise ValueError(f"{self.corpus}: {len(self.found)} problem(s) in the labels{shown}{more}")
 
 
 def read_labels(data_dir, expected_labels=None, test_is_optional=False):
@@ -64,7 +64,7 @@ def read_labels(data_dir, expected_labels=None, test_is_optional=False):
     for folder in (data_dir, data_dir / "wav", data_dir / "lab"):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected DIR/wav/*.wav, DIR/lab/*.csv")
-    problems = _Problems(data_dir)
+    problems = Problems(data_dir)
     labels, tables = expected_labels, {}
     for split in SPLITS:
         path = data_dir / "lab" / f"{split}.csv"
@@ -92,18 +92,18 @@ def _read_table(path, labels, problems, may_be_unknown):
         if not row:
             continue
         if len(row) != len(header):
-            problems.add(path, number, f"has {len(row)} fields; expected {len(header)}, as in the header")
+            problems.add(f"lab/{path.name}", number, f"has {len(row)} fields; expected {len(header)}, as in the header")
             continue
         filename = row[columns[FILENAME]].strip()
         if not filename or Path(filename).is_absolute() or ".." in Path(filename).parts:
-            problems.add(path, number, f"filename is {filename!r}; expected a file in the folder wav")
+            problems.add(f"lab/{path.name}", number, f"filename is {filename!r}; expected a file in the folder wav")
             continue
         table.filenames.append(filename)
         table.rows.append(number)
         cells = [(label, row[columns[label]].strip() if label in columns else "") for label in labels]
         table.shares.append([_share(path, number, cell, problems, may_be_unknown) for cell in cells])
     if not table.filenames:
-        problems.add(path, 1, "is followed by no clip; a split must not be empty")
+        problems.add(f"lab/{path.name}", 1, "is followed by no clip; a split must not be empty")
     return labels, table
 
 
@@ -138,10 +138,10 @@ def _share(path, number, cell, problems, may_be_unknown):
     try:
         share = float(text.replace("_", "?"))  # Python takes 0_5 for 5
     except ValueError:
-        problems.add(path, number, f"{label} is {text!r}; expected a number in [0, 1]")
+        problems.add(f"lab/{path.name}", number, f"{label} is {text!r}; expected a number in [0, 1]")
         return None
     if not (math.isfinite(share) and 0 <= share <= 1):
-        problems.add(path, number, f"{label} is {text}; expected a number in [0, 1]")
+        problems.add(f"lab/{path.name}", number, f"{label} is {text}; expected a number in [0, 1]")
     return share
 
 
@@ -152,8 +152,8 @@ def _check_clips(data_dir, tables, problems):
         for row, filename in zip(table.rows, table.filenames, strict=True):
             clip = Path(filename)  # ./a.wav is a.wav
             if clip in first_seen:
-                problems.add(path, row, f"{filename} is listed again; first in {first_seen[clip]}")
+                problems.add(f"lab/{path.name}", row, f"{filename} is listed again; first in {first_seen[clip]}")
                 continue
             first_seen[clip] = f"{split}.csv, row {row}"
             if not (data_dir / "wav" / filename).is_file():
-                problems.add(path, row, f"wav/{filename}: no such file")
+                problems.add(f"lab/{path.name}", row, f"wav/{filename}: no such file")

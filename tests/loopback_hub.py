@@ -1,6 +1,6 @@
 """
 A small Hugging Face Hub on loopback: enough of its HTTP API for the unmodified clients to create repositories, upload
-(as regular files and through LFS) and download. State is in memory.
+(as regular files and through LFS), list, download and stream. State is in memory.
 """
 
 import base64
@@ -9,7 +9,8 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin")
@@ -39,7 +40,7 @@ class LoopbackHub:
 
     Attributes:
         url: for HF_ENDPOINT.
-        repositories: {"ORG/NAME": Repository}; datasets as "datasets/ORG/NAME".
+        repositories: {"ORG/NAME": Repository}; datasets as "datasets/ORG/NAME", Spaces as "spaces/ORG/NAME".
         requests: (method, path) of all requests so far.
         cut_uploads: so many LFS uploads are yet to be cut off in the middle.
     """
@@ -96,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, kind, name):
         """The repository, or `None` where it is private and the caller not known, who then hears of none."""
-        repository = self.hub.repositories.get(f"datasets/{name}" if kind == "datasets" else name)
+        repository = self.hub.repositories.get(name if kind == "models" else f"{kind}/{name}")
         if repository is None or (repository.private and not self.is_known()):
             self.refuse(404 if self.is_known() else 401, "RepoNotFound", f"Repository {name} not found")
             return None
@@ -125,7 +126,9 @@ class Handler(BaseHTTPRequestHandler):
         if not self.is_known():
             return self.answer(401, {"error": "Invalid username or password."})
         name = f"{request.get('organization') or 'org'}/{request['name']}"
-        key = f"datasets/{name}" if request.get("type") == "dataset" else name
+        if request.get("type") == "space" and "sdk" not in request:
+            return self.answer(400, {"error": "Please choose a Space SDK"})
+        key = {"dataset": f"datasets/{name}", "space": f"spaces/{name}"}.get(request.get("type"), name)
         if key in self.hub.repositories:
             return self.answer(409, {"error": "You already created this repo", "url": f"{self.hub.url}/{key}"})
         is_private = request.get("visibility") == "private" or bool(request.get("private"))
@@ -198,17 +201,37 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in sorted(files)]
         self.answer(200, {"id": name, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
 
-    def tree(self, kind, name, revision, folder=""):
+    def tree(self, kind, name, revision, folder):
         repository = self.repository(kind, name)
         if repository is None:
             return
-        _, files = repository.at(revision)
-        entries = [
-            {"type": "file", "path": path, "size": len(content), "oid": git_oid(content), **lfs_entry(content, is_lfs)}
-            for path, (content, is_lfs) in sorted(files.items())
-            if path.startswith(folder.strip("/"))
-        ]
-        self.answer(200, entries)
+        if repository.at(revision) is None:
+            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
+            return
+        entries = entries_of(repository.at(revision)[1])
+        folder = folder.strip("/")
+        if folder and entries.get(folder, {}).get("type") != "directory":
+            self.refuse(404, "EntryNotFound", f"no folder {folder}")
+            return
+        is_recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
+        below = [path for path in entries if path.startswith(f"{folder}/" if folder else "")]
+        depth = folder.count("/") + 1 if folder else 0
+        self.answer(200, [entries[path] for path in below if is_recursive or path.count("/") == depth])
+
+    def paths_info(self, kind, name, revision):
+        request = self.body()
+        if self.headers.get_content_type() == "application/json":
+            paths = json.loads(request)["paths"]
+        else:
+            paths = parse_qs(request.decode())["paths"]
+        repository = self.repository(kind, name)
+        if repository is None:
+            return
+        if repository.at(revision) is None:
+            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
+            return
+        entries = entries_of(repository.at(revision)[1])
+        self.answer(200, [entries[path] for path in paths if path in entries])
 
     def resolve(self, name, revision, file, kind="models"):
         repository = self.repository(kind, name)
@@ -233,7 +256,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def cdn(self, oid):
         content = self.hub.blobs[oid]
-        self.answer(200, content, ETag=f'"{oid}"')
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            self.answer(200, content, ETag=f'"{oid}"')
+            return
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        content_range = f"bytes {first}-{last}/{len(content)}"
+        self.answer(206, content[first : last + 1], ETag=f'"{oid}"', Content_Range=content_range)
+
+
+def entries_of(files):
+    """What the Hub tells of the files and folders of a commit: {path: entry}, sorted by path."""
+    entries = {}
+    for path, (content, is_lfs) in files.items():
+        size = len(content)
+        entries[path] = {
+            "type": "file",
+            "path": path,
+            "size": size,
+            "oid": git_oid(content),
+            **lfs_entry(content, is_lfs),
+        }
+        for folder in list(PurePosixPath(path).parents)[:-1]:
+            entries[str(folder)] = {"type": "directory", "path": str(folder), "size": 0, "oid": git_oid(b"")}
+    return dict(sorted(entries.items()))
 
 
 def git_oid(content):
@@ -246,20 +292,21 @@ def lfs_entry(content, is_lfs):
 
 
 NAME = r"(?P<name>[^/]+/[^/]+)"
-REPOSITORY = rf"(?P<kind>models|datasets)/{NAME}"
+REPOSITORY = rf"(?P<kind>models|datasets|spaces)/{NAME}"
 FILE = r"(?P<revision>[^/]+)/(?P<file>.+)"
 ROUTES = [
     (("GET",), r"/api/whoami-v2", Handler.who_am_i),
     (("POST",), r"/api/repos/create", Handler.create),
     (("POST",), r"/api/validate-yaml", Handler.validate_yaml),
     (("POST",), rf"/api/{REPOSITORY}/preupload/(?P<revision>.+)", Handler.preupload),
-    (("POST",), rf"/(?:datasets/)?{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    (("POST",), rf"/(?:datasets/|spaces/)?{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     (("PUT",), r"/lfs/(?P<oid>\w+)", Handler.lfs_upload),
     (("POST",), rf"/api/{REPOSITORY}/commit/(?P<revision>.+)", Handler.commit),
     (("GET",), rf"/api/{REPOSITORY}", Handler.info),
     (("GET",), rf"/api/{REPOSITORY}/revision/(?P<revision>[^/]+)", Handler.info),
-    (("GET",), rf"/api/{REPOSITORY}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", Handler.tree),
-    (("GET", "HEAD"), rf"/(?P<kind>datasets)/{NAME}/resolve/{FILE}", Handler.resolve),
+    (("GET",), rf"/api/{REPOSITORY}/tree/(?P<revision>[^/]+)(?P<folder>(?:/.*)?)", Handler.tree),
+    (("POST",), rf"/api/{REPOSITORY}/paths-info/(?P<revision>[^/]+)", Handler.paths_info),
+    (("GET", "HEAD"), rf"/(?P<kind>datasets|spaces)/{NAME}/resolve/{FILE}", Handler.resolve),
     (("GET", "HEAD"), rf"/{NAME}/resolve/{FILE}", Handler.resolve),
     (("GET", "HEAD"), r"/cdn/(?P<oid>\w+)", Handler.cdn),
 ]

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,25 +12,42 @@ from transformers import HfArgumentParser
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
+LOCAL_CORPORA = ("synthetic", "compare2023", "csv")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def _flag(default, help, **options):
     return field(default=default, metadata={"help": help, **options})
 
 
+def is_published(dataset):
+    """Whether `--dataset` is on the Hub or in a folder of Parquet files, rather than clips and CSVs."""
+    return dataset not in LOCAL_CORPORA
+
+
 @dataclass
 class DataArguments:
     """What to train on."""
 
-    dataset: Literal["synthetic", "compare2023", "csv"] = _flag(
-        "synthetic", "the embedded corpus, ComParE 2023, or a folder in its layout with labels of your own"
+    dataset: str = _flag(
+        "synthetic",
+        "'synthetic' for the embedded corpus, 'compare2023', 'csv' for a folder in its layout with labels of your own, "
+        "or a dataset that `python -m emoshare.dataset_script` published: its Hub id ORG/NAME or folder",
     )
-    data_dir: str | None = _flag(None, "folder with wav/*.wav and lab/{train,devel,test}.csv")
+    data_dir: str | None = _flag(None, "folder with wav/*.wav and lab/{train,devel,test}.csv: of compare2023 and csv")
     max_train_samples: int | None = _flag(None, "train on the first so many clips only")
     feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "how frame features are kept")
 
     def __post_init__(self):
+        if is_published(self.dataset):
+            if not Path(self.dataset).is_dir() and not HUB_ID.fullmatch(self.dataset):
+                raise ValueError(
+                    f"--dataset: got {self.dataset!r}; expected {', '.join(LOCAL_CORPORA)}, a Hub id ORG/NAME or a "
+                    "folder"
+                )
+            if self.data_dir is not None:
+                raise ValueError(f"--data_dir is for compare2023 and csv; got --dataset {self.dataset}")
         if self.max_train_samples is not None:
             _require_positive(self, "max_train_samples")
 

@@ -8,7 +8,7 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .arguments import ACOUSTIC
+from .arguments import ACOUSTIC, is_published
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PAPER = json.loads((Path(__file__).parent / "paper_results.json").read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ DATA_LICENCES = {
 }
 
 
-def model_card(data, model_arguments, run, model, feature_extractor, results, clips):
+def model_card(data, model_arguments, run, model, feature_extractor, results, clips, corpus):
     """
     Args:
         data, model_arguments, run: the run's arguments.
@@ -61,11 +61,14 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
         feature_extractor: its `EmoShareFeatureExtractor`.
         results: of `Scorer.scores` on devel.
         clips: number of clips per split.
+        corpus: which corpus the data are, whether in a local folder or published: the name of their configuration.
 
     Returns:
-        `huggingface_hub.ModelCard`, its metadata as the Hub reads it: task, base model, metrics, and a result for each
-        label that has one.
+        `huggingface_hub.ModelCard`, its metadata as the Hub reads it: task, base model, dataset, metrics, and a result
+        for each label that has one.
     """
+    corpus = corpus if corpus in DATASETS else "csv"
+    dataset_id = data.dataset if is_published(data.dataset) and not Path(data.dataset).exists() else None
     labels = list(model.config.id2label.values())
     is_acoustic = model_arguments.backbone == ACOUSTIC
     is_on_hub = not is_acoustic and not Path(model_arguments.backbone).exists()
@@ -79,12 +82,13 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
         library_name="transformers",
         pipeline_tag="audio-classification",
         base_model=model_arguments.backbone if is_on_hub else None,
+        datasets=[dataset_id] if dataset_id else None,
         license="other",  # those of code, backbone and data differ: the card has a section on them
         license_name="see-licences-in-the-card",
         metrics=["spearmanr"],
         tags=["emotion-share", "speech", "emotion", "regression"],
         model_name=name,
-        eval_results=_eval_results(data.dataset, labels, results) or None,
+        eval_results=_eval_results(corpus, dataset_id, labels, results) or None,
     )
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         features=features,
@@ -94,18 +98,18 @@ def model_card(data, model_arguments, run, model, feature_extractor, results, cl
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
         architecture=_architecture(model, features, is_acoustic),
         num_devel=clips["devel"],
-        caution=CAUTION.get(data.dataset, ""),
-        results=_results_table(labels, results, _paper_row(data.dataset, model_arguments)),
-        dataset=DATASETS[data.dataset],
+        caution=CAUTION.get(corpus, ""),
+        results=_results_table(labels, results, _paper_row(corpus, model_arguments)),
+        dataset=_dataset(corpus, dataset_id),
         training_clips=f"{clips['train']:,}",
         settings=_settings(data, model_arguments, run),
         backbone_licence=_backbone_licence(model_arguments.backbone, is_acoustic, is_on_hub, run.push_backbone),
-        data_licence=DATA_LICENCES[data.dataset],
+        data_licence=_data_licence(corpus, dataset_id),
     )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
 
 
-def _eval_results(dataset, labels, results):
+def _eval_results(corpus, dataset_id, labels, results):
     """A result for the mean and each label; one that does not exist (NaN) is left out."""
     scores = [("Spearman's ρ, mean", results["spearman"])]
     scores += [(f"Spearman's ρ, {label}", results[f"spearman_{label}"]) for label in labels]
@@ -113,8 +117,8 @@ def _eval_results(dataset, labels, results):
         EvalResult(
             task_type="audio-classification",
             task_name="Emotion share",
-            dataset_type=f"emotion-share-{dataset}",
-            dataset_name=f"Emotion Share ({dataset})",
+            dataset_type=dataset_id or f"emotion-share-{corpus}",
+            dataset_name=f"Emotion Share ({dataset_id or corpus})",
             dataset_split="devel",
             metric_type="spearmanr",
             metric_name=name,
@@ -134,11 +138,11 @@ def _architecture(model, features, is_acoustic):
     return f"{ARCHITECTURES[config.architecture]}, on {source}; {networks}, {parameters}."
 
 
-def _paper_row(dataset, model_arguments):
+def _paper_row(corpus, model_arguments):
     """The paper's ρ of each emotion, with the same features and architecture; empty if it has none."""
     backbone = model_arguments.backbone
     row = PAPER["rows"].get(model_arguments.acoustic_features if backbone == ACOUSTIC else backbone)
-    if dataset != "compare2023" or row is None:
+    if corpus != "compare2023" or row is None:
         return {}
     return dict(zip(PAPER["emotions"], PAPER["table_1"][row][model_arguments.architecture], strict=True))
 
@@ -164,8 +168,22 @@ def _settings(data, model_arguments, run):
     for name, value in settings.items():
         if value is not None and name not in untold:
             # A folder is told by its name alone: where it lies on someone's disk is nobody's business.
-            lines.append(f"| {name} | {Path(value).name if name == 'backbone' and Path(value).exists() else value} |")
+            is_folder = name in ("backbone", "dataset") and Path(value).exists()
+            lines.append(f"| {name} | {Path(value).name if is_folder else value} |")
     return "\n".join(lines)
+
+
+def _dataset(corpus, dataset_id):
+    if dataset_id is None:
+        return DATASETS[corpus]
+    link = f"The dataset [{dataset_id}](https://huggingface.co/datasets/{dataset_id})."
+    return link if corpus == "csv" else f"{link} {DATASETS[corpus]}"
+
+
+def _data_licence(corpus, dataset_id):
+    if corpus == "csv" and dataset_id is not None:
+        return f"The data: see [{dataset_id}](https://huggingface.co/datasets/{dataset_id})."
+    return DATA_LICENCES[corpus]
 
 
 def _backbone_licence(backbone, is_acoustic, is_on_hub, is_included):

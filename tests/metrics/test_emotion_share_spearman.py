@@ -1,11 +1,15 @@
+import json
+import sys
 import warnings
+from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, run_command, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback_hub import LoopbackHub
 from scipy.stats import spearmanr
 
 METRIC = str(ROOT / "metrics" / "emotion_share_spearman")
@@ -161,3 +165,28 @@ def test_two_processes_score_together_on_the_main_one(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(run_python, script, rank, tmp_path / "cache", cwd=tmp_path) for rank in (0, 1)]:
             done.result()
+
+
+BY_ID = """
+import json, sys
+sys.modules["emoshare"] = None
+import evaluate
+metric = evaluate.load("org/emotion_share_spearman")
+print(json.dumps(metric.compute(**json.loads(sys.argv[1]), bootstrap=20)))
+"""
+
+
+def test_it_is_published_as_a_space_and_loads_by_id(metric, tmp_path):
+    """With the command that its README gives."""
+    rng = np.random.default_rng(8)
+    data = {"predictions": rng.random((9, 2)).tolist(), "references": shares(rng, 9, 2).tolist()}
+    with LoopbackHub() as hub:
+        upload = ["upload", "org/emotion_share_spearman", METRIC, ".", "--repo-type", "space"]
+        environment = hub.environment(tmp_path / "publisher")
+        run_command(Path(sys.executable).parent / "hf", *upload, cwd=tmp_path, **environment)
+        _, files = hub.repositories["spaces/org/emotion_share_spearman"].commits[-1]
+        # `evaluate` would count the download on a server elsewhere.
+        environment = {**hub.environment(tmp_path / "home"), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+        result = run_python("-c", BY_ID, json.dumps(data), cwd=tmp_path, **environment)
+    assert {"README.md", "emotion_share_spearman.py", "index.html", "requirements.txt"} <= set(files)
+    assert json.loads(result.stdout.splitlines()[-1]) == metric.compute(**data, bootstrap=20)

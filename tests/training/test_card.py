@@ -9,8 +9,8 @@ from emoshare.training.arguments import DataArguments, ModelArguments, RunArgume
 from emoshare.training.card import model_card
 
 
-def card_of(dataset, backbone, rho=0.5, **fields):
-    data = DataArguments(dataset=dataset, data_dir="/somewhere/else")
+def card_of(dataset, backbone, rho=0.5, corpus=None, **fields):
+    data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     arguments = ModelArguments(backbone=backbone, **fields)
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
     results = {"spearman": rho, "spearman_ci95": [0.4, 0.6]}
@@ -18,7 +18,7 @@ def card_of(dataset, backbone, rho=0.5, **fields):
         results |= {f"spearman_{emotion}": rho, f"spearman_{emotion}_ci95": [0.4, 0.6]}
     clips = {"train": 31745, "devel": 9925, "test": 10143}
     run = RunArguments(output_dir="outputs/here")
-    return model_card(data, arguments, run, model, EmoShareFeatureExtractor(), results, clips)
+    return model_card(data, arguments, run, model, EmoShareFeatureExtractor(), results, clips, corpus or dataset)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,33 @@ def test_the_papers_row_stands_beside_the_same_backbone(architecture, anger, mea
 )
 def test_other_data_and_backbones_have_no_row_of_the_paper(dataset, backbone):
     assert "| | ρ | 95 % interval |\n" in card_of(dataset, backbone).text
+
+
+@pytest.mark.parametrize(
+    ("corpus", "texts"),
+    [
+        ("compare2023", ["ComParE 2023 challenge", "does not let it be passed on", "0.400 to 0.600 | 0.467 |"]),
+        ("synthetic", ["synthetic corpus", "nothing about people"]),
+        ("csv", ["The data: see [org/corpus]", "| | ρ | 95 % interval |\n"]),
+        ("default", ["The data: see [org/corpus]", "| | ρ | 95 % interval |\n"]),
+    ],
+)
+def test_a_dataset_on_the_hub_is_named_and_is_the_corpus_that_it_says(corpus, texts):
+    card = card_of("org/corpus", "facebook/hubert-large-ll60k", corpus=corpus)
+    assert card.data.datasets == ["org/corpus"]
+    assert {result.dataset_type for result in card.data.eval_results} == {"org/corpus"}
+    for text in ["[org/corpus](https://huggingface.co/datasets/org/corpus)", *texts]:
+        assert text in card.text
+    assert "local folder" not in card.text
+
+
+def test_a_dataset_in_a_folder_is_told_by_its_name_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    card = card_of(str(tmp_path / "mine"), "facebook/hubert-large-ll60k", corpus="compare2023")
+    assert card.data.datasets is None
+    assert "| dataset | mine |" in card.text
+    assert "0.400 to 0.600 | 0.467 |" in card.text
+    assert str(tmp_path) not in card.content
 
 
 def test_the_synthetic_corpus_is_called_synthetic():

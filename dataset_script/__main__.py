@@ -1,0 +1,58 @@
+"""
+Publishes an emotion share corpus, as Parquet shards with the audio inside and a dataset card.
+
+On the Hugging Face Hub, in a private repository:
+    python -m emoshare.dataset_script --config compare2023 --data_dir DIR --push_to_hub ORG/NAME
+In a folder:
+    python -m emoshare.dataset_script --config csv --data_dir DIR --output_dir FOLDER
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from .emotion_share import EmotionShare
+from .publishing import create_repository, push_dataset, write_dataset
+
+
+def main(argv):
+    arguments = _parse(argv)
+    if arguments.public and arguments.config == "compare2023":
+        warnings.warn(
+            "--public: the data of ComParE 2023 may not be redistributed; publish only what its owners let you publish",
+            stacklevel=2,
+        )
+    if arguments.push_to_hub:
+        name = create_repository(arguments.push_to_hub, arguments.public)
+        builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+        print(f"Published: {push_dataset(builder, name)}")
+    else:
+        builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+        folder = Path(arguments.output_dir).expanduser().resolve()
+        write_dataset(builder, folder, folder.name)
+        print(f"Written: {folder}")
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m emoshare.dataset_script",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    corpora = [config.name for config in EmotionShare.BUILDER_CONFIGS]
+    parser.add_argument("--config", required=True, choices=corpora, help="the corpus")
+    parser.add_argument("--data_dir", help="its folder with wav/*.wav and lab/*.csv; not for synthetic")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish it in this dataset repository on the Hub")
+    target.add_argument("--output_dir", help="write it to this folder, which must be new or empty")
+    parser.add_argument("--public", action="store_true", help="make the repository public; private if not given")
+    arguments = parser.parse_args(argv)
+    if arguments.public and not arguments.push_to_hub:
+        parser.error("--public is for --push_to_hub, which was not given")
+    return arguments
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,144 @@
+"""Publishes an emotion share corpus: Parquet shards with the audio inside, and a dataset card."""
+
+import os
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+
+import datasets
+from datasets.info import DatasetInfosDict
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
+
+from .emotion_share import CITATION
+
+TEMPLATE = Path(__file__).parent / "dataset_card.md"
+TITLES = {"compare2023": "ComParE 2023", "csv": "a corpus of its own", "synthetic": "the synthetic corpus"}
+LICENSES = {"compare2023": "other", "csv": "unknown", "synthetic": "apache-2.0"}  # as the Hub calls them
+SOURCES = {
+    "compare2023": "The data of the ComParE 2023 Emotion Share sub-challenge (Schuller et al., arXiv:2304.14882; "
+    "collected by Hume AI). Its organisers give it to researchers under an end-user licence. **It may not be "
+    "redistributed**: keep this repository private, and within what that licence allows.",
+    "csv": "Whoever published this corpus knows where its clips and shares come from, and what may be done with them. "
+    "This is the place to say so.",
+    "synthetic": "Voices made of pulses and filters, and simulated listeners who vote; made by "
+    "`emoshare.dataset_script`. **They show that software works, and say nothing about people, voices or emotions**; "
+    "a score on them says nothing about a score on real speech.",
+}
+SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+
+
+def create_repository(name, public):
+    """
+    Makes the dataset's repository on the Hub, if there is none: before any work, so that a missing token or a wrong
+    name costs no time. `huggingface_hub` says what is wrong.
+
+    Args:
+        name: `ORG/NAME`.
+        public: whether it shall be public; private otherwise.
+
+    Returns:
+        Its full name.
+
+    Raises:
+        ValueError: if there is such a repository already, and it is public where it should be private or the other way.
+    """
+    api = HfApi()
+    name = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True).repo_id
+    is_private = api.dataset_info(name).private
+    if is_private == public:
+        raise ValueError(
+            f"{name}: the repository is {'private' if is_private else 'public'}; expected a "
+            f"{'public' if public else 'private'} one, as {'' if public else 'no '}--public was given. "
+            "The repository's settings on the Hub can change that"
+        )
+    return name
+
+
+def push_dataset(builder, name):
+    """
+    Uploads a corpus in one commit, all or nothing, in place of what the repository's `data` held before.
+
+    Args:
+        builder: `EmotionShare`.
+        name: the repository, `ORG/NAME`.
+
+    Returns:
+        The address of the commit.
+    """
+    api = HfApi()
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    # The shards are as large as the corpus: the cache has the room, where the system's temporary folder may not.
+    with TemporaryDirectory(dir=cache, prefix="publishing-") as temporary:
+        folder = Path(temporary) / "dataset"
+        write_dataset(builder, folder, name)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        there = api.list_repo_files(name, repo_type="dataset")
+        operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
+        operations += [CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files]
+        # Not `upload_folder`, which may make several commits: between them, half a corpus could be loaded.
+        commit = api.create_commit(name, operations, repo_type="dataset", commit_message="Emotion share corpus")
+    return commit.commit_url
+
+
+def write_dataset(builder, folder, name):
+    """
+    Writes a corpus as a folder that `datasets.load_dataset` reads: `README.md`, the card, and `data/SPLIT*.parquet`. It
+    is there whole or not at all.
+
+    Args:
+        builder: `EmotionShare`.
+        folder (`Path`): must not exist, or be empty.
+        name: what the card tells people to load.
+
+    Raises:
+        FileExistsError: if the folder has something in it.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: is not empty; expected a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.unfinished-") as unfinished:
+        parquet, dataset = Path(unfinished) / "parquet", Path(unfinished) / "dataset"
+        builder.download_and_prepare(str(parquet), file_format="parquet")
+        (dataset / "data").mkdir(parents=True)
+        for shard in parquet.glob("*.parquet"):
+            shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
+        builder.info.download_size = sum(shard.stat().st_size for shard in (dataset / "data").iterdir())
+        dataset_card(builder.info, name).save(dataset / "README.md")
+        os.replace(dataset, folder)
+
+
+def dataset_card(info, name):
+    """
+    Args:
+        info: `datasets.DatasetInfo` of a corpus that was written.
+        name: what people should load.
+
+    Returns:
+        `huggingface_hub.DatasetCard`. Its metadata tell the Hub and `datasets` which file is of which split. The
+        configuration has the corpus's name, so that whoever loads it knows which corpus it is.
+    """
+    corpus = info.config_name
+    clips = sum(split.num_examples for split in info.splits.values())
+    data_files = [{"split": split, "path": f"data/{split}*.parquet"} for split in info.splits]
+    metadata = DatasetCardData(
+        pretty_name=f"Emotion Share: {TITLES[corpus]}",
+        license=LICENSES[corpus],
+        license_name="compare-2023-end-user-licence" if corpus == "compare2023" else None,
+        task_categories=["audio-classification"],
+        tags=["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if corpus == "synthetic" else [])],
+        size_categories=[next((text for limit, text in SIZE_CATEGORIES.items() if clips < limit), "n>1M")],
+        configs=[{"config_name": corpus, "data_files": data_files}],
+    )
+    DatasetInfosDict({corpus: info}).to_dataset_card_data(metadata)
+    labels = [column for column, feature in info.features.items() if feature == datasets.Value("float64")]
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=TITLES[corpus],
+        name=name,
+        labels=", ".join(labels),
+        label_columns=", ".join(f"`{label}`" for label in labels),
+        splits="\n".join(f"| {split} | {part.num_examples:,} |" for split, part in info.splits.items()),
+        source=SOURCES[corpus],
+        citation=f"\n## Citation\n\n```bibtex\n{CITATION}```\n" if corpus == "compare2023" else "",
+    )
+    return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
