@@ -3,13 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test lint format clean
+DEMO_MODEL := outputs/demo/model.safetensors
+
+.PHONY: train demo test test-browser screenshot lint format clean
 
 train: $(INSTALLED)
 	$(VENV)/bin/accelerate launch --config_file accelerate_config.yaml train.py
 
+demo: $(INSTALLED) $(DEMO_MODEL) examples
+	$(VENV)/bin/python app.py
+
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+test-browser: $(INSTALLED)
+	$(VENV)/bin/python -m pytest tests/test_app.py
+
+screenshot: $(INSTALLED) $(DEMO_MODEL) examples
+	EMOSHARE_SCREENSHOT=docs/demo.png $(VENV)/bin/python -m pytest tests/test_app.py -k screenshot
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -18,6 +29,12 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+$(DEMO_MODEL): | $(INSTALLED)
+	$(MAKE) train
+
+examples: | $(INSTALLED)
+	$(VENV)/bin/python -m emoshare.dataset_script.examples $@
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

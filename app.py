@@ -1,0 +1,261 @@
+"""
+The demo: a page that shows which share of listeners would perceive each emotion in a clip, and where it is heard.
+
+    python app.py                              the model that `make train` leaves in outputs/demo
+    python app.py MODEL                        another one, a folder or a Hub id
+    EMOSHARE_MODEL=MODEL python app.py         the same, as a Hugging Face Space has it: see docs/demo.md
+
+The page is served to this machine alone unless GRADIO_SERVER_NAME says otherwise, and loads nothing from elsewhere.
+A model brings its code along, so this file needs gradio, altair and what the pipeline needs, but nothing of this
+project. Clips in a folder `examples` beside it are offered as examples.
+"""
+
+import math
+import os
+import sys
+from html import escape
+from pathlib import Path
+
+import altair
+import gradio
+import numpy as np
+import soundfile
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import pipeline
+
+HERE = Path(__file__).resolve().parent
+TRAINED_HERE = HERE / "outputs" / "demo"
+CLEANING_SECONDS = 1800  # between deletions of clips that are older than this
+TIME_STEPS = 250  # at most so many are drawn, however long the clip
+MAX_WRITTEN_WINDOWS = 6  # a timeline of more windows has no room for numbers
+
+FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
+BLUE, ORANGE = "#2166ac", "#e08214"
+# What was heard stands beside the limits on a wide screen, and above them on a narrow one.
+CSS = """
+#parts {display: grid; grid-template: "clip results" auto "limits results" 1fr / minmax(0, 2fr) minmax(0, 3fr)}
+#clip {grid-area: clip} #results {grid-area: results} #limits {grid-area: limits}
+@media (max-width: 900px) {#parts {grid-template: "clip" "results" "limits" / minmax(0, 1fr)}}
+#results [role=alert] {border-left: 4px solid #b2182b; padding: 0.5em 1em}
+.vega-embed {width: 100%}
+.vega-embed .mark-rect path {shape-rendering: crispEdges}
+.vega-embed :is(.role-axis, .role-legend) text, #shares text {fill: var(--body-text-color)}
+"""
+
+INTRODUCTION = """
+# Which emotions would listeners perceive?
+
+For a clip of speech, a model estimates **the share of listeners who would perceive each emotion** in the voice. A clip
+has many shares at once, and they need not add up to 100%. None of them says what the speaker feels.
+"""
+SYNTHETIC = """
+⚠️ **This model was trained on synthetic voices and simulated listeners.** It shows that the software works; its
+shares for a real voice mean nothing.
+"""
+NO_CARD = """
+⚠️ **This model has no card**: what it was trained on, how good it is and what its limits are is unknown.
+"""
+ATTENTION = """
+## Where each emotion's network listened
+The clip's waveform, and the attention of each emotion's network: the darker, the more that moment counts for the share.
+"""
+TIMELINE = """
+## Shares over time
+The clip is longer than what the model hears at once. These are the shares of its parts; those above are their average.
+"""
+
+
+def main(arguments):
+    name = arguments[0] if arguments else os.environ.get("EMOSHARE_MODEL", str(TRAINED_HERE))
+    if name == str(TRAINED_HERE) and not TRAINED_HERE.is_dir():
+        sys.exit(
+            f"no model in {TRAINED_HERE}: run `make train` first, or name another one (python app.py MODEL, or "
+            "EMOSHARE_MODEL=MODEL in the environment)"
+        )
+    try:
+        emotion_share = pipeline("emotion-share", model=name, trust_remote_code=True)
+    except OSError as error:
+        sys.exit(f"no model {name}: {error}")
+    theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=["monospace"])
+    page(emotion_share, load_card(name)).launch(share=False, run_history=False, footer_links=[], theme=theme, css=CSS)
+
+
+def load_card(name):
+    """The card of a model folder or repository; None where there is none."""
+    try:
+        return ModelCard.load(Path(name) / "README.md" if Path(name).is_dir() else name)
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+
+
+def page(emotion_share, card):
+    """
+    Args:
+        emotion_share: the "emotion-share" pipeline.
+        card: the `ModelCard` of its model, or None.
+
+    Returns:
+        `gradio.Blocks`.
+    """
+    examples = sorted((HERE / "examples").glob("*.*"))
+    cleaning = (CLEANING_SECONDS, CLEANING_SECONDS)
+    with gradio.Blocks(title="EmoShare", analytics_enabled=False, delete_cache=cleaning) as blocks:
+        gradio.Markdown(INTRODUCTION + warning(card))
+        with gradio.Row(elem_id="parts"):
+            with gradio.Column(elem_id="clip"):
+                clip = gradio.Audio(type="filepath", label="A clip of speech", buttons=[])
+                gradio.Markdown("Clips are deleted within an hour.")
+                if examples:
+                    labels = [example.stem for example in examples]
+                    gradio.Examples([[str(example)] for example in examples], clip, example_labels=labels)
+            with gradio.Column(elem_id="results"):
+
+                @gradio.render(inputs=clip, concurrency_limit=1)
+                def results(path):
+                    show_results(emotion_share, path)
+
+            with gradio.Column(elem_id="limits"):
+                gradio.Markdown(limits(card))
+    return blocks
+
+
+def warning(card):
+    if card is None:
+        return NO_CARD
+    datasets = {result.dataset_type for result in card.data.eval_results or []}
+    return SYNTHETIC if "emotion-share-synthetic" in datasets else ""
+
+
+def limits(card):
+    """The card's section of that name."""
+    sections = card.text.split("\n## ") if card else []
+    return "".join(f"## {section}" for section in sections if section.startswith("Limits\n"))
+
+
+def show_results(emotion_share, path):
+    """Puts what was heard in a clip on the page, or why it cannot be heard."""
+    if path is None:
+        gradio.Markdown("Upload or record a clip, or choose an example: its shares appear here.")
+        return
+    has_attention = emotion_share.model.config.architecture == "cnn_lstm_attention"
+    try:
+        result = emotion_share(path, return_timeline=True, return_attention=has_attention)
+    except ValueError as error:
+        reason = str(error).replace(path, Path(path).name)  # where clips are kept here is nobody's business
+        gradio.HTML(f'<p role="alert"><strong>This clip cannot be used.</strong> {escape(reason)}</p>')
+        return
+
+    seconds = result["timeline"][-1]["end"]
+    ranking = [share["label"] for share in result["shares"]]
+    gradio.Markdown("## Share of listeners who would perceive it")
+    show(shares_chart(result["shares"]), "shares")
+    if has_attention:
+        gradio.Markdown(ATTENTION)
+    show(waveform_chart(path, seconds), "waveform")
+    if has_attention:
+        show(attention_chart(result["attention"], ranking, seconds), "attention")
+    if len(result["timeline"]) > 1:
+        gradio.Markdown(TIMELINE)
+        show(timeline_chart(result["timeline"], ranking), "timeline")
+
+
+def show(chart, name):
+    chart = (
+        chart.properties(width="container", autosize=altair.AutoSizeParams(type="fit", contains="padding"))
+        # Text of an SVG can be read aloud, and takes the page's colours.
+        .properties(usermeta={"embedOptions": {"renderer": "svg", "actions": False}})
+        .configure(font=", ".join(FONTS), background="transparent")
+        .configure_axis(labelFontSize=12, titleFontSize=12)
+        .configure_axisY(minExtent=95, maxExtent=95)  # so that equal times stand under each other
+        .configure_legend(labelFontSize=12, titleFontSize=12)
+        .configure_text(fontSize=12)
+        .configure_view(stroke=None)
+    )
+    gradio.Plot(chart, elem_id=name, show_label=False, container=False)
+
+
+def shares_chart(shares):
+    base = altair.Chart(altair.Data(values=shares), height=240).encode(
+        altair.X("score:Q", title="share of listeners", axis=altair.Axis(format="%", grid=False)).scale(domain=(0, 1)),
+        altair.Y("label:N", title="emotion", axis=altair.Axis(title=None), sort=None),
+    )
+    values = base.mark_text(align="left", dx=4).encode(altair.Text("score:Q", format=".1%"))
+    room = {"left": 5, "top": 5, "right": 45, "bottom": 5}  # for the value of a bar that reaches the end
+    return (base.mark_bar(color=BLUE) + values).properties(padding=room)
+
+
+def waveform_chart(path, seconds):
+    with soundfile.SoundFile(path) as file:
+        blocks = file.blocks(math.ceil(file.frames / TIME_STEPS), dtype="float32", always_2d=True)
+        ranges = [(float(block.min()), float(block.max())) for block in (block.mean(axis=1) for block in blocks)]
+    times = np.linspace(0, seconds, len(ranges)).tolist()
+    values = [
+        {"time": time, "lowest": lowest, "highest": highest}
+        for time, (lowest, highest) in zip(times, ranges, strict=True)
+    ]
+    axis = altair.Axis(values=[0], labelExpr="'Waveform'", grid=False)
+    return (
+        altair.Chart(altair.Data(values=values), height=80)
+        .mark_area(color="gray")
+        .encode(time_axis("time:Q", seconds), altair.Y("lowest:Q", title=None, axis=axis), altair.Y2("highest:Q"))
+    )
+
+
+def attention_chart(attention, ranking, seconds):
+    times = np.array(attention["time"])
+    steps = np.array_split(np.arange(len(times)), min(TIME_STEPS, len(times)))
+    centres = np.array([times[step].mean() for step in steps])
+    edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [seconds]])
+    values = []
+    for label in ranking:
+        weights = np.array(attention[label]) * len(times)
+        values += [
+            {"emotion": label, "start": start, "end": end, "value": weights[step].mean()}
+            for step, start, end in zip(steps, edges[:-1], edges[1:], strict=True)
+        ]
+    return heat_map(values, ranking, seconds, "attention (average of the clip: 1)", BLUE, ".1f")
+
+
+def timeline_chart(timeline, ranking):
+    values = [
+        {"emotion": label, "start": window["start"], "end": window["end"], "value": window["shares"][label]}
+        for window in timeline
+        for label in ranking
+    ]
+    cells = heat_map(values, ranking, timeline[-1]["end"], "share of listeners", ORANGE, ".0%")
+    if len(timeline) > MAX_WRITTEN_WINDOWS:
+        return cells
+    shares = altair.Chart(cells.data).transform_calculate(middle="(datum.start + datum.end) / 2").mark_text()
+    return cells + shares.encode(
+        altair.X("middle:Q"),
+        altair.Y("emotion:N", sort=ranking),
+        altair.Text("value:Q", format=".0%"),
+        color=altair.value("black"),
+    )
+
+
+def heat_map(values, ranking, seconds, title, color, number_format):
+    """Emotions down, time across; `values` have `emotion`, `start`, `end` and `value`."""
+    scale = altair.Scale(range=["white", color], interpolate="rgb", domainMin=0)
+    legend = altair.Legend(orient="bottom", title=title, titleLimit=0, format=number_format)
+    return (
+        altair.Chart(altair.Data(values=values), height=300)
+        .mark_rect(aria=False)  # thousands of cells are nothing to read aloud
+        .encode(
+            time_axis("start:Q", seconds),
+            altair.X2("end:Q"),
+            altair.Y("emotion:N", title=None, sort=ranking),
+            altair.Color("value:Q", scale=scale, legend=legend),
+            [altair.Tooltip("emotion:N"), altair.Tooltip("value:Q", title=title, format=number_format)],
+        )
+    )
+
+
+def time_axis(field, seconds):
+    axis = altair.Axis(title="time in seconds", grid=False)
+    return altair.X(field, axis=axis, scale=altair.Scale(domain=[0, seconds], nice=False))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

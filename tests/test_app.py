@@ -1,0 +1,270 @@
+"""The demo in a real browser: app.py alone in a folder, as a Space has it, where this package cannot be imported."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import gradio
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, small_model, speech
+from huggingface_hub import ModelCard
+from playwright.sync_api import expect, sync_playwright
+from transformers import pipeline
+
+from emoshare import EmoShareFeatureExtractor, app
+
+# As on a Space: the package cannot be imported. And whatever host the server wants to reach is written down.
+START = """
+import runpy, sys
+sys.modules["emoshare"] = None
+sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("looked up:", args[0], flush=True))
+runpy.run_path("app.py", run_name="__main__")
+"""
+CARD = """---
+model-index:
+- name: small
+  results:
+  - task: {type: audio-classification}
+    dataset: {type: emotion-share-synthetic, name: Emotion Share}
+    metrics: [{type: spearmanr, value: 0.5}]
+---
+# A model
+
+## Limits
+
+- It hears little.
+
+## Licences
+
+- Nobody's.
+"""
+
+
+@contextmanager
+def serving(folder, model):
+    """Starts `folder`/app.py in a process of its own; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"EMOSHARE_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "clips")}
+    with (folder / "app.log").open("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", START],
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(f"http://127.0.0.1:{port}"):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    pytest.fail(f"the demo did not start: {log.read()}")
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=60).status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def emotion_share(model_folder):
+    return pipeline("emotion-share", model=str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory, model_folder):
+    """Folder and address of a running demo, with an example clip beside it."""
+    folder = tmp_path_factory.mktemp("space")
+    shutil.copy(ROOT / "app.py", folder)
+    (folder / "examples").mkdir()
+    soundfile.write(folder / "examples" / "A voice.wav", speech(0.9, seed=3), 16000)
+    model = shutil.copytree(model_folder, folder / "model")
+    (model / "README.md").write_text(CARD)
+    with serving(folder, model) as url:
+        yield folder, url
+
+
+@pytest.fixture(scope="module")
+def browser(wav):
+    """Debian's Chromium, without a window. What its microphone hears is `wav`, again and again."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=[*microphone, f"--use-file-for-fake-audio-capture={wav}"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, space):
+    """The demo, opened; whatever it wants from other hosts is refused, and is an error in the end."""
+    _, url = space
+    page = opened(browser, url)
+    elsewhere = []
+    page.on("request", lambda request: elsewhere.append(request.url))
+    yield page
+    page.close()
+    assert not [address for address in elsewhere if not address.startswith((url, "blob:", "data:"))]
+
+
+def opened(browser, url):
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, permissions=["microphone"])
+    page.set_default_timeout(60_000)
+    page.goto(url)
+    page.get_by_text("its shares appear here").wait_for()
+    return page
+
+
+def upload(page, path):
+    page.locator("#clip input[type=file]").set_input_files(path)
+
+
+def shares_on(page):
+    """What the bars tell a screen reader, once they are there: `{emotion: share}`."""
+    bars = page.locator("#shares [aria-roledescription=bar]")
+    expect(bars).to_have_count(9, timeout=60_000)
+    told = bars.evaluate_all("bars => bars.map(bar => bar.getAttribute('aria-label'))")
+    rows = [dict(field.split(": ") for field in label.split("; ")) for label in told]
+    return {row["emotion"]: float(row["share of listeners"].rstrip("%")) / 100 for row in rows}
+
+
+def shares_of(result):
+    return {share["label"]: share["score"] for share in result}
+
+
+def test_the_nine_shares_of_a_clip_are_the_pipelines(page, wav, emotion_share):
+    upload(page, wav)
+    expected = emotion_share(str(wav))
+    assert shares_on(page) == pytest.approx(shares_of(expected), abs=1e-5)
+    written = page.locator("#shares .mark-text.role-mark text").all_text_contents()
+    assert written == [f"{share['score']:.1%}" for share in expected]
+    assert page.locator("#waveform .mark-area path").count() == 1
+    cells = page.locator("#attention .mark-rect.role-mark path").count()
+    assert cells == 9 * len(emotion_share(str(wav), return_attention=True)["attention"]["time"])
+    assert page.locator("#timeline").count() == 0
+
+
+def test_a_long_clip_has_a_timeline(page, tmp_path, emotion_share):
+    path = tmp_path / "long.flac"
+    soundfile.write(path, speech(17.0, sampling_rate=22050), 22050)
+    upload(page, path)
+    expected = emotion_share(str(path), return_timeline=True)
+    assert shares_on(page) == pytest.approx(shares_of(expected["shares"]), abs=1e-5)
+    page.locator("#timeline .mark-text.role-mark text").first.wait_for()
+    assert page.locator("#timeline .mark-text.role-mark text").all_text_contents() == [
+        f"{window['shares'][share['label']]:.0%}" for window in expected["timeline"] for share in expected["shares"]
+    ]
+
+
+def test_a_broken_file_takes_the_place_of_shares_with_a_readable_message(page, wav, tmp_path):
+    upload(page, wav)
+    shares_on(page)
+    (tmp_path / "broken.wav").write_bytes(b"no audio at all" * 100)
+    page.get_by_role("button", name="Clear").click()
+    upload(page, tmp_path / "broken.wav")
+    message = page.locator("#results p[role=alert]")
+    expect(message).to_contain_text("broken.wav: not an audio file that can be decoded")
+    assert "/" not in message.inner_text()  # nothing of the server's folders
+    assert page.locator("#shares").count() == 0
+
+
+def test_a_chosen_example_is_heard(page, space, emotion_share):
+    page.get_by_role("button", name="A voice").click()
+    expected = emotion_share(str(space[0] / "examples" / "A voice.wav"))
+    assert shares_on(page) == pytest.approx(shares_of(expected), abs=1e-5)
+
+
+def test_a_recording_is_heard(page, space, emotion_share):
+    page.get_by_role("button", name="Record audio").click()
+    page.locator("#clip .record-button").click()
+    page.wait_for_timeout(2000)
+    page.locator("#clip .stop-button").click()
+    shares = shares_on(page)
+    recording = max((space[0] / "clips").rglob("*.wav"), key=lambda path: path.stat().st_mtime)
+    assert soundfile.info(recording).duration > 1
+    assert shares == pytest.approx(shares_of(emotion_share(str(recording))), abs=1e-5)
+
+
+def test_the_cards_limits_and_a_synthetic_corpus_are_in_view(page):
+    assert page.get_by_text("trained on synthetic voices").is_visible()
+    assert page.get_by_text("It hears little.").is_visible()
+    assert not page.get_by_text("Nobody's").is_visible()
+
+
+def test_the_server_reaches_for_no_other_host(space):
+    lines = (space[0] / "app.log").read_text().splitlines()
+    assert {line for line in lines if line.startswith("looked up:")} == {"looked up: 127.0.0.1"}
+
+
+def test_a_model_of_real_voices_is_not_called_synthetic():
+    card = ModelCard(CARD.replace("emotion-share-synthetic", "emotion-share-compare2023"))
+    assert app.warning(card) == ""
+    assert "has no card" in app.warning(None)
+
+
+def test_a_model_without_attention_shows_none(tmp_path, wav):
+    small_model(architecture="cnn_lstm").save_pretrained(tmp_path)
+    EmoShareFeatureExtractor(feature_type="mel").save_pretrained(tmp_path)
+    with gradio.Blocks() as blocks:
+        app.show_results(pipeline("emotion-share", model=str(tmp_path)), str(wav))
+    assert [block.elem_id for block in blocks.blocks.values() if block.elem_id] == ["shares", "waveform"]
+
+
+def test_pictures_of_a_long_clip_keep_what_is_short_in_it_where_it_was(tmp_path):
+    waveform = np.zeros(100 * 16000, dtype=np.float32)
+    waveform[50 * 16000] = 0.5
+    soundfile.write(tmp_path / "click.wav", waveform, 16000)
+    drawn = app.waveform_chart(tmp_path / "click.wav", 100.0).to_dict()["data"]["values"]
+    assert len(drawn) == app.TIME_STEPS
+    assert [moment["time"] for moment in drawn if moment["highest"] > 0.4] == [pytest.approx(50.0, abs=0.5)]
+
+    times = np.arange(5000) * 0.02 + 0.01
+    weights = np.where(np.abs(times - 25.0) < 0.2, 5.0, 1.0)
+    attention = {"time": times.tolist(), "Anger": (weights / weights.sum()).tolist()}
+    cells = app.attention_chart(attention, ["Anger"], 100.0).to_dict()["data"]["values"]
+    assert [cell["start"] for cell in cells] == [0.0, *(cell["end"] for cell in cells[:-1])]
+    assert cells[-1]["end"] == 100.0
+    highest = max(cells, key=lambda cell: cell["value"])
+    assert highest["start"] <= 25.0 <= highest["end"]
+    assert np.mean([cell["value"] for cell in cells]) == pytest.approx(1.0)
+
+
+def test_a_missing_model_is_one_clear_message(tmp_path, monkeypatch):
+    monkeypatch.delenv("EMOSHARE_MODEL", raising=False)
+    monkeypatch.setattr(app, "TRAINED_HERE", tmp_path / "none")
+    with pytest.raises(SystemExit, match="none: run `make train` first"):
+        app.main([])
+    with pytest.raises(SystemExit, match=r"no model .+/missing: "):
+        app.main([str(tmp_path / "missing")])
+
+
+@pytest.mark.skipif("EMOSHARE_SCREENSHOT" not in os.environ, reason="made on request: make screenshot")
+def test_the_screenshot_shows_the_trained_model(browser, tmp_path):
+    shutil.copy(ROOT / "app.py", tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    with serving(tmp_path, ROOT / "outputs" / "demo") as url:
+        page = opened(browser, url)
+        page.get_by_role("button", name="Synthetic voices").click()
+        page.locator("#timeline .mark-text.role-mark text").first.wait_for()
+        page.screenshot(path=ROOT / os.environ["EMOSHARE_SCREENSHOT"], full_page=True)
+        page.close()
