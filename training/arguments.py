@@ -146,6 +146,27 @@ def _require_positive(arguments, *names):
             raise ValueError(f"--{name}: got {value}; expected a positive number")
 
 
+class _Parser(HfArgumentParser):
+    """Says what is wrong by a ValueError."""
+
+    def __init__(self):
+        super().__init__((DataArguments, ModelArguments, RunArguments), prog="train.py", allow_abbrev=False)
+        self.usage = "train.py [CONFIG.yaml] [--FLAG VALUE ...]"
+
+    def error(self, message):
+        raise ValueError(message)
+
+    def parse(self, flags):
+        # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags by itself, and reads no other file.
+        values = vars(self.parse_args(flags))
+        data, model, run = (
+            arguments(**{name: values[name] for name in arguments.__dataclass_fields__})
+            for arguments in self.dataclass_types
+        )
+        _check_together(model, run)
+        return data, model, run
+
+
 def parse_arguments(argv):
     """
     Args:
@@ -155,23 +176,32 @@ def parse_arguments(argv):
         `DataArguments`, `ModelArguments`, `RunArguments`. Anything unknown, abbreviated or of a wrong type ends the
         program with a message that names it.
     """
-    parser = HfArgumentParser((DataArguments, ModelArguments, RunArguments), prog="train.py", allow_abbrev=False)
-    parser.usage = "train.py [CONFIG.yaml] [--FLAG VALUE ...]"
+    parser = _Parser()
     if not argv:
         argv = [str(DEFAULT_CONFIG)]
-    if argv[0].endswith((".yaml", ".yml")):
-        argv = _yaml_flags(Path(argv[0]), parser) + argv[1:]
-    # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags by itself, and reads no other file.
-    values = vars(parser.parse_args(argv))
     try:
-        data, model, run = (
-            arguments(**{name: values[name] for name in arguments.__dataclass_fields__})
-            for arguments in parser.dataclass_types
-        )
-        _check_together(model, run)
+        if argv[0].endswith((".yaml", ".yml")):
+            path = Path(argv[0])
+            argv = _flags(read_yaml(path), path, parser) + argv[1:]
+        return parser.parse(argv)
     except ValueError as error:
-        parser.error(str(error))
-    return data, model, run
+        return HfArgumentParser.error(parser, str(error))
+
+
+def arguments_of(entries, source):
+    """
+    Args:
+        entries: dict of flags and values, as a YAML file of `parse_arguments` has them.
+        source: where they are from, for messages.
+
+    Returns:
+        What `parse_arguments` returns.
+
+    Raises:
+        ValueError: on anything unknown or of a wrong type; names it.
+    """
+    parser = _Parser()
+    return parser.parse(_flags(entries, source, parser))
 
 
 def _check_together(model, run):
@@ -219,17 +249,27 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml_flags(path, parser):
-    """The entries of a YAML file as command line flags, so that both are checked in the same way."""
+def read_yaml(path):
+    """
+    A YAML file of keys and values as a dict.
+
+    Raises:
+        ValueError: if there is none, or it holds anything else, or a key twice.
+    """
     if not path.is_file():
-        parser.error(f"{path}: no such config file")
+        raise ValueError(f"{path}: no such config file")
     with path.open(encoding="utf-8") as file:
         try:
             entries = yaml.load(file, Loader=_UniqueKeyLoader)
         except yaml.YAMLError as error:
-            parser.error(f"{path}: not valid YAML: {error}")
+            raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(entries, dict):
-        parser.error(f"{path}: expected lines of the form 'flag: value'")
+        raise ValueError(f"{path}: expected lines of the form 'key: value'")
+    return entries
+
+
+def _flags(entries, source, parser):
+    """The entries of a YAML file as command line flags, so that both are checked in the same way."""
     known = {
         name: field.type
         for arguments in parser.dataclass_types
@@ -239,14 +279,14 @@ def _yaml_flags(path, parser):
     for name, value in entries.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            parser.error(f"{path}: unknown key {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+            raise ValueError(f"{source}: unknown key {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
         if value is None:
             continue  # as if the key were not there
         is_list = getattr(known[name], "__origin__", None) is list
         if isinstance(value, dict) or (isinstance(value, list) and not is_list):
-            parser.error(f"{path}: {name} is {value!r}; expected a single value")
+            raise ValueError(f"{source}: {name} is {value!r}; expected a single value")
         if known[name] is str and isinstance(value, bool | float):
-            parser.error(f"{path}: {name} is {value!r}; expected text")
+            raise ValueError(f"{source}: {name} is {value!r}; expected text")
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(str(entry) for entry in values)]
     return flags

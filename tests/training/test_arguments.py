@@ -64,7 +64,7 @@ def test_the_papers_recipe():
         ("output_dir: true", "output_dir is True; expected text"),
         ("learning_rate: .inf", "--learning_rate: got inf"),
         ("seed: {a: 1}", "seed is {'a': 1}"),
-        ("architecture: transformer", "invalid choice: 'transformer'"),
+        ("architecture: gru", "invalid choice: 'gru'"),
         ("separate_heads: maybe", "separate_heads"),
         ("- seed", "expected lines of the form"),
         ("seed: [", "not valid YAML"),
