@@ -21,6 +21,11 @@ HEAD_FIELDS = (
 )
 
 
+def head_fields(arguments):
+    """The fields of `EmoShareConfig` that say what a head is, of `ModelArguments`."""
+    return {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
+
+
 def build_model(arguments, labels, head_seeds=None):
     """
     Args:
@@ -36,8 +41,7 @@ def build_model(arguments, labels, head_seeds=None):
     """
     if head_seeds is not None and len(head_seeds) != len(labels):
         raise ValueError(f"--head_seeds: got {len(head_seeds)}; expected one for each of the {len(labels)} labels")
-    fields = {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
-    fields["id2label"] = dict(enumerate(labels))
+    fields = {**head_fields(arguments), "id2label": dict(enumerate(labels))}
     windows = {"chunk_length_s": arguments.chunk_length_s, "min_frames": max(MIN_FRAMES, arguments.pool_size)}
     if arguments.backbone == ACOUSTIC:
         model = EmoShareModel(EmoShareConfig(**fields))

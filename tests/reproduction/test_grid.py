@@ -1,0 +1,118 @@
+import json
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from emoshare.reproduction.grid import claim_folder, make_random_backbones, read_grid
+
+HUBERT = {
+    "model_type": "hubert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+}
+
+
+def write_grid(tmp_path, **changes):
+    grid = {
+        "title": "A grid",
+        "output_dir": str(tmp_path / "grid"),
+        "train": {"dataset": "synthetic", "conv_channels": [16, 8], "ffn_sizes": [8], "lstm_hidden_size": 8},
+        "features": {"HuBERT (Small)": {"random_backbone": HUBERT}, "MFCC": {"acoustic_features": "mfcc"}},
+        "architectures": {"cnn_lstm": {}, "transformer": {"learning_rate": 1e-3}},
+        "seeds": [0, 3],
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**grid, **changes}, sort_keys=False))
+    return path
+
+
+def test_a_cell_for_each_row_architecture_and_seed(tmp_path):
+    grid = read_grid(write_grid(tmp_path))
+    assert [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in grid.cells] == [
+        (row, architecture, seed, "-1")
+        for row in ("HuBERT (Small)", "MFCC")
+        for architecture in ("cnn_lstm", "transformer")
+        for seed in (0, 3)
+    ]
+    assert len({cell.folder for cell in grid.cells}) == 8
+    assert len({cell.flags["feature_cache_dir"] for cell in grid.cells}) == 1
+    last = grid.cells[-1].flags
+    assert (last["acoustic_features"], last["learning_rate"], last["seed"]) == ("mfcc", 1e-3, 3)
+    assert "learning_rate" not in grid.cells[0].flags
+
+
+def test_a_sweep_adds_each_layer_of_each_backbone(tmp_path):
+    cells = read_grid(write_grid(tmp_path), sweep_layers=True).cells
+    swept = [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != "-1"]
+    assert swept == [("HuBERT (Small)", "cnn_lstm", 0, layer) for layer in "012"]
+    assert len(cells) == 8 + 3
+
+
+def test_random_backbones_are_made_once_and_the_same_everywhere(tmp_path):
+    grid = read_grid(write_grid(tmp_path))
+    make_random_backbones(grid)
+    (folder,) = grid.random_backbones
+    weights = (folder / "model.safetensors").read_bytes()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    make_random_backbones(grid)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    elsewhere = read_grid(write_grid(tmp_path), output_dir=tmp_path / "elsewhere")
+    make_random_backbones(elsewhere)
+    (other,) = elsewhere.random_backbones
+    assert other != folder
+    assert (other / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("title: A grid", "titel: A grid", 1, "unknown key 'titel'"),
+        ("  dataset: synthetic", "  datset: synthetic", 4, "unknown key 'datset'; did you mean 'dataset'"),
+        ("lstm_hidden_size: 8", "lstm_hidden_size: wide", 10, "lstm_hidden_size.*invalid int value: 'wide'"),
+        ("  transformer:", "  gru:", 23, "unknown architecture 'gru'; expected cnn_lstm, "),
+        ("    learning_rate: 0.001", "    seed: 5", 24, "seed is set by the grid"),
+        ("  - 8\n  ffn", "  - 9\n  ffn", 5, "the last must be a multiple of 8"),
+        ("acoustic_features: mfcc", "acoustic_features: plp", 20, "acoustic_features.*invalid choice: 'plp'"),
+        ("acoustic_features: mfcc", "backbone: nobody/nothing", 19, "the backbone nobody/nothing cannot be fetched"),
+        ("model_type: hubert", "model_type: hubbert", 13, "random_backbone: .*hubbert"),
+        ("- 0\n- 3", "- zero", 25, "seeds is .'zero'.; expected a list of numbers"),
+    ],
+)
+def test_a_wrong_grid_is_told_with_its_line(old, new, line, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = write_grid(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"grid\.yaml, line {line}: (?s:.*){message}"):
+        read_grid(path)
+
+
+def test_a_part_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match="seeds missing or empty"):
+        read_grid(write_grid(tmp_path, seeds=[]))
+
+
+def test_a_folder_belongs_to_one_cell(tmp_path):
+    cell = read_grid(write_grid(tmp_path)).cells[0]
+    claim_folder(cell)
+    claim_folder(cell)
+    assert json.loads((cell.folder / "cell.json").read_text())["conv_channels"] == [16, 8]
+    (changed, *_) = read_grid(write_grid(tmp_path, train={"dataset": "synthetic", "conv_channels": [8]})).cells
+    with pytest.raises(ValueError, match=r"conv_channels was \[16, 8\], now \[8\]"):
+        claim_folder(changed)
+
+
+def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
+    """Its backbones are on the Hub: here, a folder stands for each."""
+    grid = yaml.safe_load((ROOT / "configs" / "paper_grid.yaml").read_text())
+    for flags in grid["features"].values():
+        if flags["backbone"] != "acoustic":
+            flags["backbone"] = str(backbone_folder)
+    path = write_grid(tmp_path, **grid)
+    cells = read_grid(path, data_dir="DIR").cells
+    assert len(cells) == 6 * 3 * 3
+    assert {cell.flags["data_dir"] for cell in cells} == {"DIR"}
