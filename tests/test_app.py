@@ -117,18 +117,19 @@ def browser(wav):
 
 @pytest.fixture
 def page(browser, space):
-    """The demo, opened; whatever it wants from other hosts is refused, and is an error in the end."""
+    """The demo, opened; that it asks for nothing from elsewhere is checked in the end."""
     _, url = space
-    page = opened(browser, url)
-    elsewhere = []
-    page.on("request", lambda request: elsewhere.append(request.url))
+    requested = []
+    page = opened(browser, url, requested)
     yield page
     page.close()
-    assert not [address for address in elsewhere if not address.startswith((url, "blob:", "data:"))]
+    assert not [address for address in requested if not address.startswith((url, "blob:", "data:"))]
 
 
-def opened(browser, url):
+def opened(browser, url, requested):
+    """The page, ready for a clip; the addresses of all that it asks for go into the list `requested`."""
     page = browser.new_page(viewport={"width": 1280, "height": 800}, permissions=["microphone"])
+    page.on("request", lambda request: requested.append(request.url))
     page.set_default_timeout(60_000)
     page.goto(url)
     page.get_by_text("its shares appear here").wait_for()
@@ -263,7 +264,7 @@ def test_the_screenshot_shows_the_trained_model(browser, tmp_path):
     shutil.copy(ROOT / "app.py", tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     with serving(tmp_path, ROOT / "outputs" / "demo") as url:
-        page = opened(browser, url)
+        page = opened(browser, url, [])
         page.get_by_role("button", name="Synthetic voices").click()
         page.locator("#timeline .mark-text.role-mark text").first.wait_for()
         page.screenshot(path=ROOT / os.environ["EMOSHARE_SCREENSHOT"], full_page=True)
