@@ -123,8 +123,7 @@ def page(emotion_share, card):
 def warning(card):
     if card is None:
         return NO_CARD
-    datasets = {result.dataset_type for result in card.data.eval_results or []}
-    return SYNTHETIC if "emotion-share-synthetic" in datasets else ""
+    return SYNTHETIC if "the corpus is synthetic" in card.text else ""
 
 
 def limits(card):
