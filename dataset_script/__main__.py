@@ -23,12 +23,11 @@ def main(argv):
             "--public: the data of ComParE 2023 may not be redistributed; publish only what its owners let you publish",
             stacklevel=2,
         )
-    if arguments.push_to_hub:
-        name = create_repository(arguments.push_to_hub, arguments.public)
-        builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+    name = create_repository(arguments.push_to_hub, arguments.public) if arguments.push_to_hub else None
+    builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+    if name is not None:
         print(f"Published: {push_dataset(builder, name)}")
     else:
-        builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
         folder = Path(arguments.output_dir).expanduser().resolve()
         write_dataset(builder, folder, folder.name)
         print(f"Written: {folder}")

@@ -46,6 +46,10 @@ class DataArguments:
                     f"--dataset: got {self.dataset!r}; expected {', '.join(LOCAL_CORPORA)}, a Hub id ORG/NAME or a "
                     "folder"
                 )
+            if Path(self.dataset, "lab").is_dir():
+                raise ValueError(
+                    f"--dataset: {self.dataset} holds clips and CSVs; expected --dataset csv --data_dir {self.dataset}"
+                )
             if self.data_dir is not None:
                 raise ValueError(f"--data_dir is for compare2023 and csv; got --dataset {self.dataset}")
         if self.max_train_samples is not None:

@@ -1,6 +1,8 @@
 """Publishing a trained model on the Hugging Face Hub."""
 
-from huggingface_hub import HfApi
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
 
 # What a model repository is made of. Predictions stay where they are: they name the clips of the corpus.
 PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
@@ -16,11 +18,11 @@ def create_repository(run):
 
 def publish(run):
     """Uploads the run's model in one commit, all or nothing; returns its address."""
-    commit = HfApi().upload_folder(
-        repo_id=run.hub_model_id,
-        folder_path=run.output_dir,
-        allow_patterns=PUBLISHED,
-        ignore_patterns=["*/*"],
+    files = sorted({path for pattern in PUBLISHED for path in Path(run.output_dir).glob(pattern)})
+    # Not `upload_folder`, which may make several commits: between them, half a model could be loaded.
+    commit = HfApi().create_commit(
+        run.hub_model_id,
+        [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files],
         commit_message="EmoShare model",
     )
     return commit.commit_url

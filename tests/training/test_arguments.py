@@ -105,6 +105,11 @@ def test_wrong_flags_are_named(argv, message, capsys):
     assert message in refused(argv, capsys)
 
 
+def test_a_folder_of_clips_is_no_published_dataset(corpus_folder, tmp_path, capsys):
+    assert f"expected --dataset csv --data_dir {corpus_folder}" in refused(["--dataset", str(corpus_folder)], capsys)
+    assert parse_arguments(["--dataset", str(tmp_path)])[0].dataset == str(tmp_path)
+
+
 def test_an_empty_value_in_yaml_is_the_default(tmp_path):
     data, _, _ = parse_arguments([config(tmp_path, "data_dir:\nseed: 1\n")])
     assert data.data_dir is None
