@@ -193,14 +193,14 @@ def _load_split(arguments):
     from accelerate import PartialState
 
     from .training.arguments import DataArguments
-    from .training.corpus import load_splits
+    from .training.corpus import known_shares, load_splits
 
     data = DataArguments(dataset=arguments.dataset, data_dir=arguments.data_dir)
     splits, labels = load_splits(data, PartialState())
     if arguments.split not in splits:
         raise ValueError(f"--split: got {arguments.split!r}; the corpus has {', '.join(splits)}")
     clips = splits[arguments.split]
-    shares = np.array([clips[label] for label in labels], dtype=np.float64).T
+    shares = known_shares(clips, labels)
     if np.isnan(shares).all():
         raise ValueError(f"--split: {arguments.split!r} has no known shares; there is nothing to score against")
     return clips, labels, shares

@@ -1,6 +1,5 @@
 """The model card of a run: what the Hub shows of it, and reads from it."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +7,14 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+<<<<<<< HEAD
 from .arguments import ACOUSTIC, is_published
+=======
+from .arguments import ACOUSTIC
+from .paper import PAPER, row_of
+>>>>>>> report
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-PAPER = json.loads((Path(__file__).parent / "paper_results.json").read_text(encoding="utf-8"))
 
 # Arguments that change nothing in the model.
 UNTOLD = {
@@ -138,13 +141,20 @@ def _architecture(model, features, is_acoustic):
     return f"{ARCHITECTURES[config.architecture]}, on {source}; {networks}, {parameters}."
 
 
+<<<<<<< HEAD
 def _paper_row(corpus, model_arguments):
     """The paper's ρ of each emotion, with the same features and architecture; empty if it has none."""
     backbone = model_arguments.backbone
     row = PAPER["rows"].get(model_arguments.acoustic_features if backbone == ACOUSTIC else backbone)
     if corpus != "compare2023" or row is None:
+=======
+def _paper_row(dataset, arguments):
+    """The paper's ρ of each emotion, with the same features and architecture; empty if it has none."""
+    row = row_of(arguments.backbone, arguments.acoustic_features, arguments.backbone_layer)
+    if dataset != "compare2023" or row is None or arguments.architecture not in PAPER["table_1"][row]:
+>>>>>>> report
         return {}
-    return dict(zip(PAPER["emotions"], PAPER["table_1"][row][model_arguments.architecture], strict=True))
+    return dict(zip(PAPER["emotions"], PAPER["table_1"][row][arguments.architecture], strict=True))
 
 
 def _results_table(labels, results, paper):

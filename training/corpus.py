@@ -1,5 +1,7 @@
 """The corpus of a run, loaded once and checked before anything is trained."""
 
+import numpy as np
+
 from ..dataset_script import load_emotion_share, load_published
 from ..dataset_script.labels import FILENAME
 from .arguments import is_published
@@ -24,3 +26,8 @@ def load_splits(data, accelerator):
         splits["train"] = splits["train"].take(min(data.max_train_samples, len(splits["train"])))
     accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in splits.items()))
     return splits, [column for column in splits["train"].column_names if column not in (FILENAME, "audio")]
+
+
+def known_shares(clips, labels):
+    """The true shares (clips, labels) of a split of `load_splits`, float64; NaN where one is not known."""
+    return np.array([clips[label] for label in labels], dtype=np.float64).T

@@ -1,7 +1,9 @@
 """Figures of a run."""
 
 import math
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -43,4 +45,11 @@ def plot_shares(path, references, predictions, labels, results, title):
         panel.set_title(f"{label}: no ρ" if math.isnan(rho) else f"{label}: ρ = {rho:.2f}", fontsize="medium")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_locator(MaxNLocator(4))
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    """Writes a matplotlib figure; the suffix says the format. The same figure gives the same bytes."""
+    metadata = {"Date": None} if Path(path).suffix == ".svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "emoshare"}):
+        figure.savefig(path, dpi=150, metadata=metadata)

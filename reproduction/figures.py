@@ -1,0 +1,259 @@
+"""Figures of a grid, each as PNG and SVG. Colours are Okabe and Ito's, and no figure needs them to be told apart."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..training.figures import plot_shares, save_figure
+from .results import ARCHITECTURES, architecture_name
+
+SUFFIXES = (".png", ".svg")
+COLUMNS = 3
+PANEL_INCHES = 2.6
+BINS = np.linspace(0, 1, 21)
+LAYER_NAMES = {"-1": "last", "weighted": "all"}
+
+
+@dataclass(frozen=True)
+class Style:
+    color: str
+    marker: str
+    linestyle: str
+
+
+STYLES = dict(
+    zip(
+        ARCHITECTURES,
+        [Style("#E69F00", "o", "--"), Style("#0072B2", "s", "-"), Style("#009E73", "^", ":")],
+        strict=True,
+    )
+)
+
+
+def plot_best_shares(stem, run, references, predictions, labels):
+    """
+    The paper's Figure 2, of one run: see `plot_shares`.
+
+    Args:
+        stem: path of the figure without its suffix.
+        run: `Run`.
+        references, predictions: (clips, labels) shares on devel.
+        labels: label names.
+    """
+    results = {f"spearman_{label}": run.scores[label].rho for label in labels}
+    title = f"True and predicted share on devel\n{run.cell.features}, {architecture_name(run.cell.architecture)}"
+    for suffix in SUFFIXES:
+        plot_shares(stem.with_suffix(suffix), references, predictions, labels, results, title)
+
+
+def plot_architectures(stem, systems, title, published=None, baseline=None):
+    """
+    The paper's Figure 3: mean ρ of each architecture, by features, with the standard deviation over seeds.
+
+    Args:
+        stem: path of the figure without its suffix.
+        systems: `System`s.
+        title: above all.
+        published: the paper's mean ρ, by row and architecture.
+        baseline: mean ρ of the challenge's baseline.
+    """
+    rows = list(dict.fromkeys(system.row for system in systems))
+    architectures = list(dict.fromkeys(system.architecture for system in systems))
+    figure = Figure((7.5, 1.6 + 0.26 * len(rows) * (len(architectures) + 0.6)), layout="constrained")
+    panel = figure.subplots()
+    panel.set_title(title, fontsize="medium")
+    seeds = max(len(system.runs) for system in systems)
+    for index, architecture in enumerate(architectures):
+        style = STYLES[architecture]
+        members = [system for system in systems if system.architecture == architecture]
+        shift = (index - (len(architectures) - 1) / 2) * 0.6 / len(architectures)
+        heights = [rows.index(system.row) + shift for system in members]
+        spreads = np.nan_to_num([system.spread() for system in members])
+        panel.errorbar(
+            [system.rho() for system in members],
+            heights,
+            xerr=spreads if seeds > 1 else None,
+            fmt=style.marker,
+            color=style.color,
+            capsize=3,
+            label=architecture_name(architecture),
+        )
+        known = [
+            (published[system.row, architecture], height)
+            for system, height in zip(members, heights, strict=True)
+            if (system.row, architecture) in (published or {})
+        ]
+        if known:
+            panel.plot(
+                *zip(*known, strict=True),
+                style.marker,
+                color=style.color,
+                fillstyle="none",
+                markersize=9,
+                label=f"{architecture_name(architecture)}, the paper",
+            )
+    if baseline is not None:
+        panel.axvline(baseline, color="black", linestyle="--", linewidth=1, label="challenge baseline")
+    panel.axvline(0, color="0.6", linewidth=0.8)
+    panel.set_yticks(range(len(rows)), rows)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    for boundary in range(1, len(rows)):
+        panel.axhline(boundary - 0.5, color="0.9", linewidth=0.8)
+    bars = f"; bars: ± one standard deviation over {seeds} seeds" if seeds > 1 else "; one seed each"
+    panel.set_xlabel(f"mean Spearman's ρ on devel{bars}")
+    panel.grid(axis="x", color="0.9")
+    panel.set_axisbelow(True)
+    _legend_below(figure)
+    _save(figure, stem)
+
+
+def plot_layers(stem, systems, title):
+    """
+    Mean ρ by the layer of the backbone that the heads see: a panel for each backbone.
+
+    Args:
+        stem: path of the figure without its suffix.
+        systems: `System`s of backbones that were run with several layers.
+        title: above all panels.
+    """
+    backbones = list(dict.fromkeys(system.features for system in systems))
+    figure, panels = _panels(
+        len(backbones), title, "layer: hidden_states[k]", "mean Spearman's ρ on devel", sharey=True
+    )
+    for panel, backbone in zip(panels, backbones, strict=True):
+        members = [system for system in systems if system.features == backbone]
+        layers = {system.layer for system in members}
+        numbered = sorted((layer for layer in layers if layer.isdigit()), key=int)
+        named = [layer for layer in LAYER_NAMES if layer in layers]
+        first_place = int(numbered[-1]) + 2 if numbered else 0
+        places = {layer: int(layer) for layer in numbered}
+        places |= {layer: first_place + 2 * index for index, layer in enumerate(named)}
+        for architecture in dict.fromkeys(system.architecture for system in members):
+            of_layer = {system.layer: system for system in members if system.architecture == architecture}
+            _plot_curve(panel, [layer for layer in numbered if layer in of_layer], of_layer, places, is_line=True)
+            _plot_curve(panel, [layer for layer in named if layer in of_layer], of_layer, places, is_line=False)
+        shown = numbered[:: max(1, math.ceil(len(numbered) / 7))] + named
+        panel.set_xticks([places[layer] for layer in shown], [LAYER_NAMES.get(layer, layer) for layer in shown])
+        panel.set_title(backbone, fontsize="medium")
+        panel.grid(color="0.9")
+    _legend_below(figure)
+    _save(figure, stem)
+
+
+def _plot_curve(panel, layers, of_layer, places, is_line):
+    if not layers:
+        return
+    systems = [of_layer[layer] for layer in layers]
+    style = STYLES[systems[0].architecture]
+    panel.errorbar(
+        [places[layer] for layer in layers],
+        [system.rho() for system in systems],
+        yerr=np.nan_to_num([system.spread() for system in systems]),
+        color=style.color,
+        marker=style.marker,
+        markersize=4,
+        linestyle=style.linestyle if is_line else "none",
+        label=architecture_name(systems[0].architecture),
+    )
+
+
+def plot_training_loss(stem, runs, histories, title):
+    """
+    Training loss over epochs: a panel for each network, a line for each run.
+
+    Args:
+        stem: path of the figure without its suffix.
+        runs: `Run`s.
+        histories: of each, as `read_history` gives it.
+        title: above all panels.
+    """
+    networks = list(dict.fromkeys(label for history in histories for label in history))
+    figure, panels = _panels(len(networks), title, "epoch", "training loss")
+    for panel, network in zip(panels, networks, strict=True):
+        for run, history in zip(runs, histories, strict=True):
+            style = STYLES[run.cell.architecture]
+            epochs, losses = history.get(network, ([], []))
+            panel.plot(
+                epochs,
+                losses,
+                color=style.color,
+                linestyle=style.linestyle,
+                marker=style.marker,
+                markersize=3.5,
+                markevery=max(1, len(epochs) // 8),
+                linewidth=1.2,
+                label=architecture_name(run.cell.architecture),
+            )
+        panel.set_title(network, fontsize="medium")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.yaxis.set_major_locator(MaxNLocator(4))
+        panel.grid(color="0.9")
+    _legend_below(figure)
+    _save(figure, stem)
+
+
+def plot_label_distribution(stem, shares, labels, title):
+    """
+    How the true shares are distributed, in steps of 0.05: a panel for each label.
+
+    Args:
+        stem: path of the figure without its suffix.
+        shares: true shares (clips, labels) by split, NaN where one is not known: of `train` and `devel`.
+        labels: label names.
+        title: above all panels.
+    """
+    figure, panels = _panels(len(labels), title, "share of listeners", "clips", sharex=True, sharey=True)
+    for index, (panel, label) in enumerate(zip(panels, labels, strict=True)):
+        of_split = {split: known[~np.isnan(known)] for split, known in ((s, v[:, index]) for s, v in shares.items())}
+        for split, filled in (("train", True), ("devel", False)):
+            values = of_split[split]
+            panel.hist(
+                values,
+                BINS,
+                weights=np.full(len(values), 1 / max(len(values), 1)),
+                histtype="stepfilled" if filled else "step",
+                color="#56B4E9" if filled else "black",
+                linewidth=1.2,
+                label=split,
+            )
+        median = f", median {np.median(of_split['train']):.2f}" if len(of_split["train"]) else ": no known shares"
+        panel.set_title(f"{label}{median}", fontsize="medium")
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.grid(axis="y", color="0.9")
+        panel.set_axisbelow(True)
+    _legend_below(figure)
+    _save(figure, stem)
+
+
+def _panels(count, title, x_label, y_label, **options):
+    """A figure with `count` panels in rows of `COLUMNS`, and the panels."""
+    rows, columns = math.ceil(count / COLUMNS), min(count, COLUMNS)
+    size = (max(columns * PANEL_INCHES, 4.5), rows * (PANEL_INCHES - 0.4) + 1)
+    figure = Figure(size, layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    figure.supxlabel(x_label, fontsize="medium")
+    figure.supylabel(y_label, fontsize="medium")
+    panels = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, panels[:count]
+
+
+def _legend_below(figure):
+    """One legend for all panels, with each entry once."""
+    entries = {}
+    for panel in figure.axes:
+        handles, names = panel.get_legend_handles_labels()
+        entries |= {name: handle for handle, name in zip(handles, names, strict=True) if name not in entries}
+    if entries:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 3), frameon=False
+        )
+
+
+def _save(figure, stem):
+    for suffix in SUFFIXES:
+        save_figure(figure, stem.with_suffix(suffix))

@@ -1,0 +1,100 @@
+"""Whether one architecture is better than another: a paired bootstrap over clips."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two mean ρ on devel, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_difference(first, second, references, resamples, seed=0):
+    """
+    Bootstraps the difference of two systems' scores. A system's score is the mean over its runs of the mean ρ over
+    labels; in each resample, all runs of both are scored on the same clips.
+
+    Args:
+        first, second: predicted shares (runs, clips, labels) of each system; they may have different numbers of runs.
+        references: (clips, labels) true shares, NaN where one is not known.
+        resamples: their number.
+        seed: of the resampling.
+
+    Returns:
+        `Difference`: second less first, with percentiles over the resamples. NaN where no label has a ρ.
+    """
+    clips = len(references)
+    rng = np.random.default_rng(seed)
+    draws = (np.bincount(rng.integers(clips, size=clips), minlength=clips) for _ in range(resamples))
+    predictions = np.concatenate([first, second])
+    labels = [ResampledSpearman(predictions[:, :, index], true) for index, true in enumerate(references.T)]
+
+    def difference(counts):
+        rhos = np.array([label.rhos(counts) for label in labels])
+        rhos = rhos[~np.isnan(rhos[:, 0])]  # a label has a ρ for all runs or for none
+        if not len(rhos):
+            return np.nan
+        return rhos[:, len(first) :].mean() - rhos[:, : len(first)].mean()
+
+    value = difference(np.ones(clips))
+    if np.isnan(value):
+        return Difference(np.nan, np.nan, np.nan)
+    low, high = np.nanpercentile([difference(counts) for counts in draws], [2.5, 97.5])
+    return Difference(float(value), float(low), float(high))
+
+
+class ResampledSpearman:
+    """
+    Spearman's ρ in resamples of the clips, by the rules of `metrics/emotion_share_spearman`: ties get their mean rank,
+    a constant prediction counts as 0, constant references give none. Clips are sorted once for all resamples.
+
+    Args:
+        predictions: (runs, clips) of one label.
+        references: (clips,) its true shares, NaN where one is not known.
+    """
+
+    def __init__(self, predictions, references):
+        self.known = np.flatnonzero(~np.isnan(references))
+        self.references = _Ranking(references[self.known])
+        self.predictions = [_Ranking(prediction[self.known]) for prediction in predictions]
+
+    def rhos(self, counts):
+        """ρ (runs,) in a resample, which is told by how often (clips,) it holds each clip; NaN where there is none."""
+        counts = counts[self.known].astype(np.float64)
+        true = self.references.ranks(counts)
+        true_spread = counts @ true**2
+        if not true_spread > 0:
+            return np.full(len(self.predictions), np.nan)
+        return np.array([self._rho(ranking.ranks(counts), counts, true, true_spread) for ranking in self.predictions])
+
+    @staticmethod
+    def _rho(predicted, counts, true, true_spread):
+        weighted = counts * predicted
+        spread = weighted @ predicted
+        return weighted @ true / np.sqrt(spread * true_spread) if spread > 0 else 0.0
+
+
+class _Ranking:
+    """The order of values (clips,), of which each resample makes ranks."""
+
+    def __init__(self, values):
+        self.order = np.argsort(values)
+        is_new = np.diff(values[self.order], prepend=-np.inf) > 0
+        self.starts = np.flatnonzero(is_new)
+        self.positions = np.empty(len(values), dtype=np.intp)  # of each clip's value among those that differ
+        self.positions[self.order] = np.cumsum(is_new) - 1
+
+    def ranks(self, counts):
+        """Mean ranks (clips,) within a resample, less the mean of all its ranks."""
+        if not len(counts):
+            return counts
+        of_value = counts[self.order]
+        if len(self.starts) < len(counts):  # predictions seldom tie, and this is most of the time
+            of_value = np.add.reduceat(of_value, self.starts)
+        up_to_value = np.cumsum(of_value)
+        return (up_to_value - (of_value + up_to_value[-1]) / 2)[self.positions]

@@ -1,0 +1,216 @@
+"""The paper's tables, made of a grid's results and of its own, as Markdown."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..training.paper import PAPER
+from .results import MEAN, PAPER_ARCHITECTURES, architecture_name
+
+NONE = "–"
+
+
+def markdown_table(header, rows):
+    """The header and rows of cells, all text, as a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def number(value, sign=""):
+    """Three decimals, as in the paper; NaN is a dash. `sign="+"` writes that of positive numbers too."""
+    return NONE if math.isnan(value) else f"{value:{sign}.3f}"
+
+
+def percentage(value):
+    """One decimal, as in the paper, with the sign; NaN is a dash."""
+    return NONE if math.isnan(value) else f"{value:+.1f} %"
+
+
+def percentage_change(value, reference):
+    """What `value` is above `reference`, in % of it; NaN if that is not positive, where a percentage means nothing."""
+    return 100 * (value - reference) / reference if reference > 0 else math.nan
+
+
+def table_1(systems, labels, beside_paper):
+    """
+    Spearman's ρ per label and mean, averaged over seeds, the best of each column in bold.
+
+    Args:
+        systems: `System`s.
+        labels: label names.
+        beside_paper: whether the paper's value and the difference stand below each system's.
+
+    Returns:
+        `str`: Markdown.
+    """
+    columns = [*labels, MEAN]
+    best = {column: max((number(system.rho(column)) for system in systems), key=_as_number) for column in columns}
+    header = ["features", "architecture", *([""] if beside_paper else []), *labels, "mean"]
+    rows = []
+    for system in systems:
+        texts = []
+        for column in columns:
+            rho, spread = number(system.rho(column)), system.spread(column)
+            text = f"**{rho}**" if rho == best[column] != NONE else rho
+            texts.append(text if math.isnan(spread) else f"{text} ± {spread:.3f}")
+        names = [system.row, architecture_name(system.architecture)]
+        rows.append([*names, *(["here"] if beside_paper else []), *texts])
+        paper = paper_rhos(system) if beside_paper else None
+        if paper is not None:
+            rows.append(["", "", "paper", *(number(paper[column]) for column in columns)])
+            differences = (number(system.rho(column) - paper[column], "+") for column in columns)
+            rows.append(["", "", "difference", *differences])
+    return markdown_table(header, rows)
+
+
+def _as_number(text):
+    return -math.inf if text == NONE else float(text)
+
+
+def paper_rhos(system):
+    """The paper's ρ by emotion, and their mean, for these features and this architecture; `None` if it has none."""
+    rhos = PAPER["table_1"].get(system.paper_row, {}).get(system.architecture)
+    return rhos and {**dict(zip(PAPER["emotions"], rhos, strict=True)), MEAN: mean(rhos)}
+
+
+def by_architecture(systems, labels):
+    """The ρ per label of `System`s in the form of the paper's Table 1: by row, and by architecture."""
+    table = {}
+    for system in systems:
+        table.setdefault(system.row, {})[system.architecture] = [system.rho(label) for label in labels]
+    return table
+
+
+def mean(rhos):
+    """Mean over the labels that have a ρ; NaN if none has."""
+    return math.nan if np.isnan(rhos).all() else float(np.nanmean(rhos))
+
+
+def average(rhos):
+    """`mean` with three decimals, as the paper prints it and goes on with it."""
+    return round(mean(rhos), 3)
+
+
+def average_of_better(row):
+    """
+    The average of the paper's Table 2: per emotion, the better of its two architectures.
+
+    Args:
+        row: ρ per emotion, by architecture.
+    """
+    return average(np.fmax(*(row[architecture] for architecture in PAPER_ARCHITECTURES)))
+
+
+def table_2(systems, labels, beside_paper):
+    """
+    Average ρ of each features row: per label the better of the paper's two architectures, and the plain mean of each
+    architecture.
+
+    Args:
+        systems: `System`s.
+        labels: label names.
+        beside_paper: whether the change against the challenge's baseline, and the paper's numbers, stand beside.
+
+    Returns:
+        `str`: Markdown.
+    """
+    baseline = average(PAPER["baseline"])
+    paper_rows = {system.row: system.paper_row for system in systems}
+    architectures = list(dict.fromkeys(system.architecture for system in systems))
+
+    def cells(value):
+        return [number(value), percentage(percentage_change(value, baseline))] if beside_paper else [number(value)]
+
+    def columns(name):
+        return [name, "change"] if beside_paper else [name]
+
+    header = ["features", *columns("better of 1 and 2"), *(columns("the paper's") if beside_paper else [])]
+    header += [name for architecture in architectures for name in columns(architecture_name(architecture))]
+    rows = []
+    for name, row in by_architecture(systems, labels).items():
+        has_both = all(architecture in row for architecture in PAPER_ARCHITECTURES)
+        line = [name, *cells(average_of_better(row) if has_both else math.nan)]
+        if beside_paper:
+            published = PAPER["table_2"]["average"].get(paper_rows[name], math.nan)
+            line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_rows[name], math.nan))]
+        for architecture in architectures:
+            line += cells(average(row.get(architecture, [math.nan])))
+        rows.append(line)
+    return markdown_table(header, rows)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """
+    A number in the paper's text.
+
+    Attributes:
+        what: that it is of.
+        said: the number in the text.
+        rows: of the paper's Table 1, that it is made of.
+        recompute: those rows, each with ρ per emotion by architecture, to the number in %.
+        needs_baseline: whether it is against the challenge's baseline.
+    """
+
+    what: str
+    said: str
+    rows: tuple
+    recompute: Callable
+    needs_baseline: bool = False
+
+
+def over_baseline(row):
+    return percentage_change(average_of_better(row), average(PAPER["baseline"]))
+
+
+def over_other_row(row, other):
+    return percentage_change(average_of_better(row), average_of_better(other))
+
+
+def gain_of_attention(row):
+    """Of the means as they are: three decimals would not do for changes of a percent."""
+    without, with_attention = (mean(row[architecture]) for architecture in PAPER_ARCHITECTURES)
+    return percentage_change(with_attention, without)
+
+
+W2V2_BASE, W2V2_LARGE = "wav2vec2.0 (Base)", "wav2vec2.0 (Large)"
+HUBERT_BASE, HUBERT_LARGE, ACOUSTIC_ROW = "HuBERT (Base)", "HuBERT (Large)", "MFCC Features"
+CLAIMS = (
+    Claim("HuBERT Large over the challenge's baseline", "4.6 %", (HUBERT_LARGE,), over_baseline, needs_baseline=True),
+    Claim("wav2vec 2.0 Base over Large", "55 %", (W2V2_BASE, W2V2_LARGE), over_other_row),
+    Claim("Architecture 2 over 1, wav2vec 2.0 Base", "1 to 1.8 %", (W2V2_BASE,), gain_of_attention),
+    Claim("Architecture 2 over 1, HuBERT Base", "1 to 1.8 %", (HUBERT_BASE,), gain_of_attention),
+    Claim("Architecture 2 over 1, HuBERT Large", "1 to 1.8 %", (HUBERT_LARGE,), gain_of_attention),
+    Claim("Architecture 2 over 1, wav2vec 2.0 Large", "worse", (W2V2_LARGE,), gain_of_attention),
+    Claim("Architecture 2 over 1, acoustic features", "worse", (ACOUSTIC_ROW,), gain_of_attention),
+)
+
+
+def claims_table(systems, labels, corpus, has_baseline):
+    """
+    The claims of the paper's text, what its own Table 1 gives, and what this grid gives.
+
+    Args:
+        systems: `System`s.
+        labels: label names.
+        corpus: what to call the grid's corpus.
+        has_baseline: whether the challenge's baseline is of this corpus.
+
+    Returns:
+        `str`: Markdown.
+    """
+    rows_here = by_architecture([system for system in systems if system.paper_row is not None], labels)
+    here = {system.paper_row: rows_here[system.row] for system in systems if system.row in rows_here}
+    lines = []
+    for claim in CLAIMS:
+        in_paper = percentage(claim.recompute(*(PAPER["table_1"][row] for row in claim.rows)))
+        if claim.needs_baseline and not has_baseline:
+            in_grid = "no baseline"
+        elif all(architecture in here.get(row, {}) for row in claim.rows for architecture in PAPER_ARCHITECTURES):
+            in_grid = percentage(claim.recompute(*(here[row] for row in claim.rows)))
+        else:
+            in_grid = "not run"
+        lines.append([claim.what, claim.said, in_paper, in_grid])
+    return markdown_table(["", "the paper's text", "its Table 1", f"this grid, {corpus}"], lines)
