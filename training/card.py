@@ -7,12 +7,8 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-<<<<<<< HEAD
 from .arguments import ACOUSTIC, is_published
-=======
-from .arguments import ACOUSTIC
 from .paper import PAPER, row_of
->>>>>>> report
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 
@@ -141,18 +137,10 @@ def _architecture(model, features, is_acoustic):
     return f"{ARCHITECTURES[config.architecture]}, on {source}; {networks}, {parameters}."
 
 
-<<<<<<< HEAD
-def _paper_row(corpus, model_arguments):
-    """The paper's ρ of each emotion, with the same features and architecture; empty if it has none."""
-    backbone = model_arguments.backbone
-    row = PAPER["rows"].get(model_arguments.acoustic_features if backbone == ACOUSTIC else backbone)
-    if corpus != "compare2023" or row is None:
-=======
-def _paper_row(dataset, arguments):
+def _paper_row(corpus, arguments):
     """The paper's ρ of each emotion, with the same features and architecture; empty if it has none."""
     row = row_of(arguments.backbone, arguments.acoustic_features, arguments.backbone_layer)
-    if dataset != "compare2023" or row is None or arguments.architecture not in PAPER["table_1"][row]:
->>>>>>> report
+    if corpus != "compare2023" or row is None or arguments.architecture not in PAPER["table_1"][row]:
         return {}
     return dict(zip(PAPER["emotions"], PAPER["table_1"][row][arguments.architecture], strict=True))
 
