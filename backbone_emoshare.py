@@ -49,7 +49,7 @@ def make_exact_in_batch(backbone):
     - Layers of the encoder above the one that is asked for are not run.
     - On a CPU, frozen linear layers in bfloat16 keep their weights as its matrix unit wants them.
 
-    All hold in `frame_features`, which knows the length of each clip.
+    All hold in `frame_features` and `layer_features`, which know the length of each clip.
     """
     backbone.feature_extractor = FrontEnd(backbone.feature_extractor)
     for module in list(backbone.encoder.layers.modules()):
@@ -76,29 +76,52 @@ def frame_features(backbone, input_values, lengths, layer=-1, output_hidden_stat
     Returns:
         `FrameFeatures`; features past a clip's last frame are arbitrary.
     """
+    outputs = _run(backbone, input_values, lengths, [layer], output_hidden_states)
+    hidden_states = outputs.hidden_states if output_hidden_states else None
+    return FrameFeatures(_features_of(outputs, layer), num_frames(backbone.config, lengths), hidden_states)
+
+
+def layer_features(backbone, input_values, lengths, layers):
+    """
+    The frame features of several layers, for which `backbone` runs once.
+
+    Args:
+        backbone, input_values, lengths: as in `frame_features`.
+        layers: each as `EmoShareConfig.backbone_layer`.
+
+    Returns:
+        `list[FrameFeatures]`: for each of `layers`, what `frame_features` gives.
+    """
+    outputs = _run(backbone, input_values, lengths, layers)
+    frames = num_frames(backbone.config, lengths)
+    return [FrameFeatures(_features_of(outputs, layer), frames, None) for layer in layers]
+
+
+def _run(backbone, input_values, lengths, layers, output_hidden_states=False):
+    """Transformers' output, with the hidden states where `layers` need them; no layer above the highest is run."""
     is_padded = bool((lengths != input_values.shape[1]).any())
-    runs_all_layers = layer in (-1, "weighted") or output_hidden_states
+    runs_all_layers = output_hidden_states or not {-1, "weighted"}.isdisjoint(layers)
     clip_samples = _clip_samples.set(lengths if is_padded else None)
     # One layer at least: Transformers records hidden_states[0] as the first layer's input.
-    num_layers = _num_layers.set(None if runs_all_layers else max(layer, 1))
+    num_layers = _num_layers.set(None if runs_all_layers else max(1, *layers))
     try:
-        outputs = backbone(
+        return backbone(
             input_values,
             attention_mask=length_mask(lengths, input_values.shape[1]).long() if is_padded else None,
-            output_hidden_states=output_hidden_states or layer != -1,
+            output_hidden_states=output_hidden_states or any(layer != -1 for layer in layers),
             return_dict=True,
         )
     finally:
         _clip_samples.reset(clip_samples)
         _num_layers.reset(num_layers)
+
+
+def _features_of(outputs, layer):
     if layer == -1:
-        features = outputs.last_hidden_state
-    elif layer == "weighted":
-        features = torch.stack(outputs.hidden_states, dim=1)
-    else:
-        features = outputs.hidden_states[layer]
-    hidden_states = outputs.hidden_states if output_hidden_states else None
-    return FrameFeatures(features, num_frames(backbone.config, lengths), hidden_states)
+        return outputs.last_hidden_state
+    if layer == "weighted":
+        return torch.stack(outputs.hidden_states, dim=1)
+    return outputs.hidden_states[layer]
 
 
 def length_mask(lengths, size):
@@ -107,7 +130,7 @@ def length_mask(lengths, size):
 
 
 class EncoderLayers(nn.ModuleList):
-    """The encoder's layers. To go through them gives those alone that `frame_features` needs."""
+    """The encoder's layers. To go through them gives those alone that are needed for what was asked for."""
 
     def __iter__(self):
         return islice(super().__iter__(), _num_layers.get())

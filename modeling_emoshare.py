@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import CONFIG_NAME, ModelOutput, cached_file, extract_commit_hash, logging
 
-from .backbone_emoshare import frame_features, length_mask, make_exact_in_batch, num_frames
+from .backbone_emoshare import frame_features, layer_features, length_mask, make_exact_in_batch, num_frames
 from .configuration_emoshare import TRANSFORMER_HEADS, EmoShareConfig
 
 logger = logging.get_logger(__name__)
@@ -340,6 +340,36 @@ class EmoShareModel(PreTrainedModel):
         Raises:
             ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
         """
+        lengths = self._checked_samples(input_values, attention_mask)
+        with self._backbone_gradients():
+            return frame_features(
+                self.backbone,
+                input_values.to(self.backbone.dtype),
+                lengths,
+                self.config.backbone_layer,
+                output_hidden_states,
+            )
+
+    def layer_features(self, input_values, attention_mask, layers):
+        """
+        The frame features of several layers of the backbone, which runs once.
+
+        Args:
+            input_values, attention_mask: as in `frame_features`.
+            layers: each as `EmoShareConfig.backbone_layer`; that of the model's own config does not matter.
+
+        Returns:
+            `list[FrameFeatures]`: for each of `layers`, what `frame_features` gives in a model of that layer.
+
+        Raises:
+            ValueError: as `frame_features`.
+        """
+        lengths = self._checked_samples(input_values, attention_mask)
+        with self._backbone_gradients():
+            return layer_features(self.backbone, input_values.to(self.backbone.dtype), lengths, layers)
+
+    def _checked_samples(self, input_values, attention_mask):
+        """Each clip's number of samples, (batch,) int64."""
         if self.backbone is None:
             raise ValueError("input_values: this model has no backbone; it takes frame features as input_features")
         lengths = _lengths(input_values, attention_mask)
@@ -349,14 +379,10 @@ class EmoShareModel(PreTrainedModel):
                 f"input_values: the shortest clip has {int(lengths.min())} samples, {max(shortest, 0)} frames; "
                 f"expected at least {self.config.pool_size} frames"
             )
-        with torch.no_grad() if self.config.freeze_backbone else nullcontext():
-            return frame_features(
-                self.backbone,
-                input_values.to(self.backbone.dtype),
-                lengths,
-                self.config.backbone_layer,
-                output_hidden_states,
-            )
+        return lengths
+
+    def _backbone_gradients(self):
+        return torch.no_grad() if self.config.freeze_backbone else nullcontext()
 
     def forward(
         self,

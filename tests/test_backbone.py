@@ -18,6 +18,7 @@ from emoshare.backbone_emoshare import (
     FrontEnd,
     PackedLinear,
     frame_features,
+    layer_features,
     length_mask,
     make_exact_in_batch,
     num_frames,
@@ -288,6 +289,12 @@ def test_no_layer_runs_above_the_one_that_is_asked_for(model_type, fields):
             assert runs == expected
             if layer >= 0:
                 torch.testing.assert_close(features, everything.hidden_states[layer], atol=1e-6, rtol=0)
+        for layers, expected in {(0,): [0], (2, 0): [0, 1], (1, -1): [0, 1, 2, 3]}.items():
+            runs.clear()
+            outputs = layer_features(backbone, *waveforms, layers)
+            assert runs == expected
+            for layer, output in zip(layers, outputs, strict=True):
+                torch.testing.assert_close(output, frame_features(backbone, *waveforms, layer), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,32 @@
 """Extracts frame features: the frozen backbone runs once over every clip, and what it gives is kept in a store."""
 
+import copy
 import hashlib
+import io
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list, tqdm
 from filelock import FileLock
 
 from ..audio_emoshare import load_audio
+from ..backbone_emoshare import num_frames
 from ..dataset_script.labels import FILENAME
 from .batches import batches_by_length
-from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, write_shard
+from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
 
 # Part of every store's fingerprint: raise it when this code computes other features from the same input.
 FEATURES_VERSION = 3
-# What one process writes at once, and loses at most when it is killed; a weighted sum keeps every layer.
+# What one process holds and writes at once, and loses at most when it is killed; of n layers, one n-th of the clips.
 CLIPS_PER_SHARD = 128
+# Audio files that are opened at most to know how long the clips of a split are.
+FILES_OPENED = 2000
 # Audio that the backbone runs on at once. On a CPU, a batch costs more than it gains: window by window.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
@@ -27,10 +34,25 @@ SECONDS_PER_PASS_ON_ACCELERATORS = 128
 
 def extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
     """
-    The frame features of a split, from `cache_dir` if nothing that decides them has changed.
+    The frame features of a split, of the model's `backbone_layer`, as `extract_layers` keeps them.
+
+    Args and errors are those of `extract_layers`.
+
+    Returns:
+        `FrameFeatureStore`.
+    """
+    layer = model.config.backbone_layer
+    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
+    return FrameFeatureStore(stores[layer], clips, list(model.config.id2label.values()))
+
+
+def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
+    """
+    Sees to it that `cache_dir` holds the frame features of a split, a store for each layer; a store that nothing has
+    changed for stays as it is. The backbone runs over the clips once, for all layers that are missing.
 
     Each process extracts its part of the clips, shard by shard. An extraction that was interrupted goes on after its
-    last whole shard. The store gets its name when it is whole.
+    last whole shards, also if it is for other layers now. A store gets its name when it is whole.
 
     Args:
         clips: the split, a `datasets.Dataset` with `filename`, `audio` and a column per label of the model.
@@ -40,65 +62,149 @@ def extract_frame_features(clips, split, model, feature_extractor, cache_dir, ac
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
         dtype: how features are kept: `"float16"`, `"bfloat16"` or `"float32"`.
+        layers: each as `EmoShareConfig.backbone_layer`; that of the model's own config does not matter.
 
     Returns:
-        `FrameFeatureStore`.
+        `dict`: the folder of each layer's store, the one that `extract_frame_features` takes for a model of that layer.
 
     Raises:
-        ValueError: if a clip cannot be read, is too short, or has features that `dtype` cannot hold; names it.
+        ValueError: if the model has no such layer, or a clip cannot be read, is too short, or has features that `dtype`
+            cannot hold; names it.
         OSError: if the features cannot be written.
     """
-    labels = list(model.config.id2label.values())
-    store = None
+    for layer in layers:
+        _check_layer(layer, model.config)
+    stores = None
     if accelerator.is_main_process:
-        store = Path(cache_dir) / _fingerprint(clips, model, feature_extractor, dtype)
-        store.parent.mkdir(parents=True, exist_ok=True)
-    (store,) = broadcast_object_list([store])
-    # Another run that wants the same features waits here, and then finds them.
-    with FileLock(f"{store}.lock") if accelerator.is_main_process else nullcontext():
-        (is_there,) = broadcast_object_list([store.is_dir()])
-        if is_there:
-            accelerator.print(f"Frame features of {split}: using {store}")
-        else:
-            unfinished = store.with_name(f"{store.name}.unfinished")
+        fingerprints = _fingerprints(clips, model, feature_extractor, dtype, layers)
+        stores = {layer: Path(cache_dir) / fingerprint for layer, fingerprint in fingerprints.items()}
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    (stores,) = broadcast_object_list([stores])
+    with ExitStack() as locks:
+        if accelerator.is_main_process:
+            # Another run that wants one of these features waits here, and then finds them; in the order of their names,
+            # so that no two runs wait for each other.
+            for store in sorted(store for store in stores.values() if not store.is_dir()):
+                locks.enter_context(FileLock(f"{store}.lock"))
+        (missing,) = broadcast_object_list([[layer for layer, store in stores.items() if not store.is_dir()]])
+        for layer, store in stores.items():
+            if layer not in missing:
+                accelerator.print(f"Frame features of {_title(split, layer)}: using {store}")
+        if missing:
+            unfinished = {layer: stores[layer].with_name(f"{stores[layer].name}.unfinished") for layer in missing}
             if accelerator.is_main_process:
-                begin(unfinished, accelerator.num_processes)
+                for folder in unfinished.values():
+                    begin(folder, accelerator.num_processes)
             accelerator.wait_for_everyone()
             _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                finish(unfinished, store, dtype)
+                for layer, folder in unfinished.items():
+                    finish(folder, stores[layer], dtype)
             accelerator.wait_for_everyone()
-    return FrameFeatureStore(store, clips, labels)
+    return stores
 
 
-def _extract(clips, split, model, feature_extractor, folder, accelerator, dtype):
-    """This process's shards; those that are there already stay as they are."""
-    mine = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    layers = model.config.backbone_config.num_hidden_layers + 1 if model.config.backbone_layer == "weighted" else 1
-    per_shard = -(-CLIPS_PER_SHARD // layers)
-    shards = {
-        shard_path(folder, number, accelerator.process_index, accelerator.num_processes): mine[
-            first : first + per_shard
-        ]
-        for number, first in enumerate(range(0, len(mine), per_shard))
-    }
-    done = sum(len(shard) for path, shard in shards.items() if path.exists())
-    accelerator.print(
-        f"Frame features of {split}: extracting {len(clips)} clips to {folder}"
-        + (f", going on after {done} of {len(mine)}" if done else "")
-    )
+def expected_bytes(clips, config, feature_extractor, dtype, layers):
+    """
+    The disk that stores will take, before anything is extracted. Lengths of clips are taken from the headers of their
+    files, in a split of more than `FILES_OPENED` clips from those of every second one, or third, and so on.
+
+    Args:
+        clips, feature_extractor, dtype, layers: as in `extract_layers`.
+        config: `EmoShareConfig` of the model.
+
+    Returns:
+        `dict`: the bytes of each layer's store.
+
+    Raises:
+        ValueError: if the model has no such layer, or a clip cannot be read; names it.
+    """
+    opened = range(0, len(clips), -(-len(clips) // FILES_OPENED))
+    frames = []  # of each window
+    for clip in opened:
+        for start, end in feature_extractor.windows(_num_samples(clips[clip], feature_extractor.sampling_rate)):
+            if config.backbone_config is None:
+                frames.append(feature_extractor.num_frames(end - start))
+            else:
+                frames.append(num_frames(config.backbone_config, end - start))
+    clips_per_opened = len(clips) / len(opened)
+    expected = {}
+    for layer in layers:
+        _check_layer(layer, config)
+        values = sum(frames) * config.feature_size * _num_hidden_states(layer, config)
+        expected[layer] = round(clips_per_opened * stored_bytes(len(frames), values, dtype))
+    return expected
+
+
+def _num_samples(row, sampling_rate):
+    """Samples of a clip at `sampling_rate`, from the header of its file."""
+    audio = row["audio"]
+    try:
+        info = soundfile.info(audio["path"] if audio["bytes"] is None else io.BytesIO(audio["bytes"]))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"clip {row[FILENAME]}: not an audio file that can be decoded ({error})") from error
+    return -(-info.frames * sampling_rate // info.samplerate)  # rounded up, as in resampling
+
+
+def _check_layer(layer, config):
+    config = copy.copy(config)
+    config.backbone_layer = layer
+    config.check()
+
+
+def _num_hidden_states(layer, config):
+    """How many of the backbone's hidden states the features of a layer are."""
+    return config.backbone_config.num_hidden_layers + 1 if layer == "weighted" else 1
+
+
+def _title(split, layer):
+    return split if layer == -1 else f"{split} (layer {layer})"
+
+
+def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype):
+    """This process's shards, in a folder for each layer; those that are there already stay as they are."""
+    process, processes = accelerator.process_index, accelerator.num_processes
+    mine = range(process, len(clips), processes)
+    written = {layer: written_clips(folder, process, processes) for layer, folder in folders.items()}
+    for layer, folder in folders.items():
+        done = len(written[layer])
+        accelerator.print(
+            f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
+            + (f", going on after {done} of {len(mine)}" if done else "")
+        )
+    shards = list(_missing_shards(mine, written, model.config))
+    done = len(mine) - sum(len(shard) for shard, _ in shards)
     samples = 0
     with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
-        for path, shard in shards.items():
-            if path.exists():
-                continue
+        for shard, layers in shards:
             windows = [window for clip in shard for window in _windows(clips[clip], clip, feature_extractor)]
-            _add_features(windows, model, feature_extractor, dtype)
-            write_shard(path, windows, dtype)
+            _add_features(windows, model, feature_extractor, dtype, layers)
+            for layer in layers:
+                of_layer = [{**window, "features": window["features"][layer]} for window in windows]
+                write_shard(shard_path(folders[layer], shard, process, processes), of_layer, dtype)
             samples += sum(window["num_samples"] for window in windows)
             progress.update(len(shard))
             progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+
+
+def _missing_shards(mine, written, config):
+    """
+    Args:
+        mine: the clips of this process, in order.
+        written: the clips that are written already, a set for each layer. They may differ from layer to layer, where
+            an extraction was interrupted between two layers' shards, or was for other layers.
+        config: `EmoShareConfig` of the model.
+
+    Yields:
+        The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
+    """
+    for layers, clips in groupby(mine, lambda clip: [layer for layer in written if clip not in written[layer]]):
+        if layers:
+            clips = list(clips)
+            per_shard = -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+            for first in range(0, len(clips), per_shard):
+                yield clips[first : first + per_shard], layers
 
 
 def _windows(row, clip, feature_extractor):
@@ -119,45 +225,58 @@ def _windows(row, clip, feature_extractor):
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
-def _add_features(windows, model, feature_extractor, dtype):
-    """Replaces each window's `inputs` by its `features`, in batches of windows of like length."""
+def _add_features(windows, model, feature_extractor, dtype, layers):
+    """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of like length."""
     seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]
-        for index, features in zip(batch, _frame_features(inputs, model, feature_extractor), strict=True):
+        for index, features in zip(batch, _frame_features(inputs, model, feature_extractor, layers), strict=True):
             try:
-                windows[index]["features"] = as_stored(features, dtype)
+                windows[index]["features"] = {layer: as_stored(features[layer], dtype) for layer in layers}
             except ValueError as error:
                 raise ValueError(f"clip {windows[index]['filename']}: {error}") from error
 
 
-def _frame_features(inputs, model, feature_extractor):
-    """Per window an array (frames, width), or (layers, frames, width) for `backbone_layer="weighted"`, float32."""
+def _frame_features(inputs, model, feature_extractor, layers):
+    """Per window and layer an array (frames, width), or (layers, frames, width) for `"weighted"`, float32."""
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}
     if model.backbone is None:
-        return windows[name]
+        return [dict.fromkeys(layers, window) for window in windows[name]]
     batch = feature_extractor.pad(windows, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        output = model.frame_features(batch[name], batch["attention_mask"])
-    features = output.features.float().cpu().numpy()
-    return [array[..., :frames, :] for array, frames in zip(features, output.lengths.tolist(), strict=True)]
+        outputs = model.layer_features(batch[name], batch["attention_mask"], layers)
+    frames = outputs[0].lengths.tolist()
+    arrays = [output.features.float().cpu().numpy() for output in outputs]
+    return [
+        {layer: array[index][..., :own, :] for layer, array in zip(layers, arrays, strict=True)}
+        for index, own in enumerate(frames)
+    ]
 
 
-def _fingerprint(clips, model, feature_extractor, dtype):
-    """Everything that decides the features of a split, as one hexadecimal name."""
-    digest = hashlib.blake2b(digest_size=16)
+def _fingerprints(clips, model, feature_extractor, dtype, layers):
+    """For each layer, everything that decides its features of a split, as one hexadecimal name."""
     versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
     settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
-    digest.update(json.dumps([versions, dtype, settings, model.config.backbone_layer], sort_keys=True).encode())
+    digests = {}
+    for layer in layers:
+        own = json.dumps([versions, dtype, settings, layer], sort_keys=True)
+        digests[layer] = hashlib.blake2b(own.encode(), digest_size=16)
+    for content in _hashed_content(clips, model):
+        for digest in digests.values():
+            digest.update(content)
+    return {layer: digest.hexdigest() for layer, digest in digests.items()}
+
+
+def _hashed_content(clips, model):
+    """What decides the features of every layer, weights and audio files among it, piece by piece as bytes."""
     if model.backbone is not None:
-        digest.update(model.config.backbone_config.to_json_string().encode())
+        yield model.config.backbone_config.to_json_string().encode()
         for name, tensor in sorted(model.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            yield name.encode()
+            yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
     for row in tqdm(clips.select_columns([FILENAME, "audio"]), desc="Fingerprinting audio", unit=" clips"):
         audio = row["audio"]
-        digest.update(row[FILENAME].encode())
-        digest.update(audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes())
-    return digest.hexdigest()
+        yield row[FILENAME].encode()
+        yield audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes()

@@ -95,15 +95,24 @@ def as_stored(features, dtype):
     return stored
 
 
-def shard_path(folder, number, process, processes):
-    """Where a process keeps the shard that it wrote as its `number`-th."""
-    return folder / f"shard-{process:05d}-of-{processes:05d}-{number:06d}.arrow"
+def shard_path(folder, clips, process, processes):
+    """Where a process keeps the shard of `clips`, neighbours among its own, which are every `processes`-th."""
+    return folder / f"shard-{process:05d}-of-{processes:05d}-{clips[0]:06d}-{clips[-1]:06d}.arrow"
+
+
+def written_clips(folder, process, processes):
+    """The clips of a process's whole shards, as a set."""
+    clips = set()
+    for path in folder.glob(f"shard-{process:05d}-of-{processes:05d}-*.arrow"):
+        first, last = map(int, path.stem.split("-")[-2:])
+        clips.update(range(first, last + 1, processes))
+    return clips
 
 
 def begin(folder, processes):
     """Makes a folder for shards, or leaves in one that is there the whole shards of as many processes."""
     folder.mkdir(exist_ok=True)
-    for path in set(folder.iterdir()) - set(folder.glob(f"shard-*-of-{processes:05d}-*.arrow")):
+    for path in set(folder.iterdir()) - set(folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow")):
         path.unlink()
 
 
@@ -124,12 +133,7 @@ def write_shard(path, windows, dtype):
     try:
         with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for window in windows:
-                features = window["features"]
-                values = pa.array(features.ravel(), type=ARROW_TYPES[dtype])
-                columns = [pa.array([window[name]]) for name in ("clip", "start", "num_samples")]
-                columns.append(pa.array([list(features.shape)]))
-                columns.append(pa.ListArray.from_arrays(np.array([0, features.size], dtype=np.int32), values))
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+                writer.write_batch(_record_batch(window, schema))
         os.replace(unfinished, path)
     except OSError as error:
         raise OSError(
@@ -139,6 +143,14 @@ def write_shard(path, windows, dtype):
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def stored_bytes(windows, values, dtype):
+    """The disk that a store takes: so many windows, with so many values of features in all."""
+    dtype_of_values = ARROW_TYPES[dtype]
+    empty = {"clip": 0, "start": 0, "num_samples": 0, "features": np.zeros((0, 0), dtype_of_values.to_pandas_dtype())}
+    bytes_per_window = pa.ipc.get_record_batch_size(_record_batch(empty, _schema(dtype)))
+    return windows * bytes_per_window + values * dtype_of_values.byte_width
 
 
 def finish(folder, store, dtype):
@@ -156,6 +168,15 @@ def finish(folder, store, dtype):
     }
     (folder / "state.json").write_text(json.dumps(state, indent=2))
     folder.rename(store)
+
+
+def _record_batch(window, schema):
+    features = window["features"]
+    values = pa.array(features.ravel(), type=schema.field("features").type.value_type)
+    columns = [pa.array([window[name]]) for name in ("clip", "start", "num_samples")]
+    columns.append(pa.array([list(features.shape)]))
+    columns.append(pa.ListArray.from_arrays(np.array([0, features.size], dtype=np.int32), values))
+    return pa.record_batch(columns, schema=schema)
 
 
 def _schema(dtype):

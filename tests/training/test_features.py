@@ -1,18 +1,21 @@
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_HEAD, backbone_config, run_python, small_model, speech, write_corpus
+from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.backbone_emoshare import length_mask
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training import features
-from emoshare.training.features import extract_frame_features
+from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
+from emoshare.training.store import FrameFeatureStore
 
 LABELS = ["joy", "awe"]
 
@@ -198,6 +201,262 @@ def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(clips, tmp_path):
     assert len(list((tmp_path / "store").glob("*/state.json"))) == 1
 
 
+LAYERS = [-1, 0, 1, 2, "weighted"]  # all that a backbone of two layers has
+POST_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+
+
+def contents(folders, clips):
+    """Of each layer's store, the features of each clip."""
+    stores = {layer: FrameFeatureStore(folder, clips, LABELS) for layer, folder in folders.items()}
+    return {layer: [window["features"] for window in store] for layer, store in stores.items()}
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*")}
+
+
+def times_of_shards(folder):
+    """When each shard was written, by its store, whole or not, and its name."""
+    return {(path.parent.stem, path.name): path.stat().st_mtime_ns for path in folder.glob("*/shard-*")}
+
+
+@pytest.mark.parametrize("fields", [{}, POST_NORM], ids=["stable layer norm", "post-norm"])
+def test_one_pass_writes_for_each_layer_the_store_of_a_model_of_that_layer(
+    fields, clips, tmp_path, accelerator, capsys
+):
+    config, extractor = backbone_config(**fields), EmoShareFeatureExtractor()
+
+    def model_of(layer):
+        torch.manual_seed(3)
+        return model_with(backbone_config=config, backbone_layer=layer)
+
+    model = model_of(1)
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    arguments = (extractor, tmp_path / "together", accelerator, "float32")
+    folders = extract_layers(clips, "train", model, *arguments, LAYERS)
+    assert len(passes) == len(clips)
+    capsys.readouterr()
+    for layer in LAYERS:
+        extract_frame_features(clips, "train", model_of(layer), *arguments)
+        assert f"using {folders[layer]}\n" in capsys.readouterr().out
+        extract_frame_features(clips, "train", model_of(layer), extractor, tmp_path / "alone", accelerator, "float32")
+    together, alone = (
+        {path.parent.name for path in (tmp_path / name).glob("*/state.json")} for name in ("together", "alone")
+    )
+    assert together == alone
+    found = contents(folders, clips)
+    expected = contents({layer: tmp_path / "alone" / folder.name for layer, folder in folders.items()}, clips)
+    for index, row in enumerate(clips):
+        waveform = torch.from_numpy(extractor(load_audio(row["audio"]), sampling_rate=16000)["input_values"][0])
+        with torch.no_grad():
+            plain = model.backbone(waveform[None], output_hidden_states=True)
+        states = [plain.last_hidden_state[0], *(states[0] for states in plain.hidden_states)]
+        for layer in LAYERS:
+            np.testing.assert_array_equal(found[layer][index], expected[layer][index])
+            own = torch.stack(states[1:]) if layer == "weighted" else states[layer + 1]
+            np.testing.assert_allclose(found[layer][index], own.numpy(), atol=1e-5)
+
+
+def test_layers_that_are_there_and_those_above_the_highest_are_not_extracted(clips, tmp_path, accelerator, capsys):
+    model = model_with(backbone_config=backbone_config(num_hidden_layers=4))
+    runs = []
+    for index, layer in enumerate(model.backbone.encoder.layers.children()):
+        layer.register_forward_hook(lambda *_, index=index: runs.append(index))
+
+    def extract(layers):
+        runs.clear()
+        arguments = (EmoShareFeatureExtractor(), tmp_path / "store", accelerator, "float16")
+        folders = extract_layers(clips, "train", model, *arguments, layers)
+        return folders, capsys.readouterr().out
+
+    first, _ = extract([3])
+    assert runs == [0, 1, 2] * len(clips)
+    written = files(tmp_path / "store")
+    folders, output = extract([3, 1, 2])
+    assert runs == [0, 1] * len(clips)
+    assert f"train (layer 3): using {first[3]}" in output
+    assert output.count("extracting 5 clips") == 2
+    assert files(tmp_path / "store").items() >= written.items()
+    assert len({*folders.values()}) == 3
+    extract([1, 2, 3])
+    assert runs == []
+
+
+def test_what_decides_all_layers_is_read_once(clips, tmp_path, accelerator, monkeypatch):
+    model = model_with(backbone_config=backbone_config())
+    read = []
+    read_bytes, state_dict = Path.read_bytes, model.backbone.state_dict
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    monkeypatch.setattr(model.backbone, "state_dict", lambda: read.append("weights") or state_dict())
+    extract_layers(clips, "train", model, EmoShareFeatureExtractor(), tmp_path, accelerator, "float16", LAYERS)
+    assert sorted(read) == [*clips["filename"], "weights"]
+
+
+def test_a_shard_of_many_layers_holds_fewer_clips(clips, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 6)
+    model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
+    for layers, shards in ([0], 1), ([0, 1, 2], 3), (["weighted"], 3), ([0, 1, 2, "weighted"], 5):
+        cache_dir = tmp_path / str(layers)
+        folders = extract_layers(clips, "train", model, extractor, cache_dir, accelerator, "float16", layers)
+        assert [len(list(folder.glob("shard-*"))) for folder in folders.values()] == [shards] * len(layers)
+
+
+@pytest.mark.parametrize("written", range(10))
+def test_an_extraction_of_layers_that_dies_between_any_two_shards_goes_on_there(
+    written, clips, tmp_path, accelerator, monkeypatch
+):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 6)
+    model = model_with(backbone_config=backbone_config())
+
+    def extract(folder):
+        arguments = (EmoShareFeatureExtractor(), tmp_path / folder, accelerator, "float16")
+        return extract_layers(clips, "train", model, *arguments, [0, 2, -1])
+
+    extract("whole")
+    with monkeypatch.context() as patch:
+        stop_after(written, patch)
+        with nullcontext() if written == 9 else pytest.raises(KeyboardInterrupt):  # three shards of three layers
+            extract("parts")
+    shards = times_of_shards(tmp_path / "parts")
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    extract("parts")
+    assert len(passes) == len(clips) - 2 * (written // 3) if written < 9 else not passes
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert times_of_shards(tmp_path / "parts").items() >= shards.items()
+
+
+def test_what_an_interrupted_extraction_wrote_serves_other_layers_too(clips, tmp_path, accelerator, monkeypatch):
+    """Shards of three layers hold two clips, those of one layer all."""
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 6)
+    model = model_with(backbone_config=backbone_config())
+
+    def extract(folder, layers):
+        arguments = (EmoShareFeatureExtractor(), tmp_path / folder, accelerator, "float16")
+        return extract_layers(clips, "train", model, *arguments, layers)
+
+    expected = contents(extract("whole", LAYERS), clips)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            extract("parts", [0, 1, 2])
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            extract("parts", [1, "weighted"])
+    extract("parts", [0])
+    found = contents(extract("parts", LAYERS), clips)
+    for layer in LAYERS:
+        assert len(found[layer]) == len(clips)
+        for features_found, features_expected in zip(found[layer], expected[layer], strict=True):
+            np.testing.assert_array_equal(features_found, features_expected)
+
+
+def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, monkeypatch):
+    locked = []
+    monkeypatch.setattr(features, "FileLock", lambda path: locked.append(path) or nullcontext())
+    model = model_with(backbone_config=backbone_config())
+    for layers in (LAYERS, LAYERS[::-1]):
+        locked.clear()
+        folder = tmp_path / str(layers[0])
+        extract_layers(clips, "train", model, EmoShareFeatureExtractor(), folder, accelerator, "float16", layers)
+        assert len(locked) == len(LAYERS)
+        assert locked == sorted(locked)
+    locked.clear()
+    extract_layers(clips, "train", model, EmoShareFeatureExtractor(), folder, accelerator, "float16", layers)
+    assert locked == []  # another run may be extracting further layers beside stores that are there
+
+
+LAYERS_IN_TWO_PROCESSES = """
+from accelerate import Accelerator
+from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from emoshare.dataset_script import load_emotion_share
+from emoshare.training import features
+
+features.CLIPS_PER_SHARD = 2
+clips = load_emotion_share("csv", data_dir="{corpus}", cache_dir="{folder}/cache")["train"]
+model = EmoShareModel.from_pretrained("{folder}/model")
+accelerator = Accelerator(cpu=True)
+arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
+
+write_shard = features.write_shard
+written = []
+
+def write(*arguments):
+    if len(written) == accelerator.process_index + 1:
+        raise KeyboardInterrupt
+    write_shard(*arguments)
+    written.append(arguments)
+
+features.write_shard = write
+try:
+    features.extract_layers(*arguments)
+except KeyboardInterrupt:
+    print("interrupted in process", accelerator.process_index)
+accelerator.wait_for_everyone()
+features.write_shard = write_shard
+features.extract_layers(*arguments)
+accelerator.end_training()
+"""
+
+
+def test_two_processes_that_die_with_their_layers_out_of_step_go_on(clips, tmp_path, accelerator):
+    """The first one between the two layers' shards, the second one after both."""
+    model_with(backbone_config=backbone_config()).save_pretrained(tmp_path / "model")
+    script = tmp_path / "extract.py"
+    script.write_text(LAYERS_IN_TWO_PROCESSES.format(corpus=tmp_path / "corpus", folder=tmp_path))
+    launch = (Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, script)
+    output = run_command(*launch, cwd=tmp_path).stdout
+    assert output.count("interrupted") == 2
+    assert output.count("going on after 1 of 3") == 1  # as the first process says it
+
+    model = EmoShareModel.from_pretrained(tmp_path / "model")
+    arguments = (EmoShareFeatureExtractor(), tmp_path / "one", accelerator, "float32")
+    folders = extract_layers(clips, "train", model, *arguments, [0, 2])
+    expected = contents(folders, clips)
+    found = contents({layer: tmp_path / "two" / folder.name for layer, folder in folders.items()}, clips)
+    for layer in folders:
+        assert len(found[layer]) == len(clips)
+        for shared, alone in zip(found[layer], expected[layer], strict=True):
+            np.testing.assert_allclose(shared, alone, atol=1e-5)
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused_at_once(clips, tmp_path, accelerator):
+    model = model_with(backbone_config=backbone_config())
+    arguments = (EmoShareFeatureExtractor(), tmp_path / "store", accelerator, "float16")
+    with pytest.raises(ValueError, match=r"^backbone_layer: got 3; expected -1 \(last_hidden_state\), 0 to 2"):
+        extract_layers(clips, "train", model, *arguments, [1, 3])
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("feature_type", ["waveform", "mel"])
+def test_the_expected_disk_is_that_of_the_store(feature_type, dtype, tmp_path, accelerator):
+    folder = write_corpus(tmp_path / "corpus", {"train": 24, "devel": 1}, labels=LABELS, mixed_formats=True)
+    clips = load_emotion_share("csv", data_dir=folder, cache_dir=tmp_path / "cache")["train"]
+    fields = {} if feature_type == "mel" else {"backbone_config": backbone_config(hidden_size=128)}
+    model, extractor = model_with(**fields), EmoShareFeatureExtractor(feature_type, chunk_length_s=0.5)
+    layers = [-1] if feature_type == "mel" else [0, -1, "weighted"]
+    expected = expected_bytes(clips, model.config, extractor, dtype, layers)
+    folders = extract_layers(clips, "train", model, extractor, tmp_path / "store", accelerator, dtype, layers)
+    for layer, folder in folders.items():
+        shards = sum(path.stat().st_size for path in folder.glob("shard-*"))
+        assert expected[layer] == pytest.approx(shards, rel=0.02)
+
+
+def test_the_expected_disk_of_a_large_split_is_that_of_a_part_of_it(clips, monkeypatch):
+    config, extractor = model_with().config, EmoShareFeatureExtractor("mel")
+    whole = expected_bytes(clips, config, extractor, "float16", [-1])[-1]
+    monkeypatch.setattr(features, "FILES_OPENED", 3)
+    for clip in (1, 3):
+        Path(clips[clip]["audio"]["path"]).unlink()
+    assert expected_bytes(clips, config, extractor, "float16", [-1])[-1] == pytest.approx(whole, rel=0.25)
+    Path(clips[2]["audio"]["path"]).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"^clip train_002\.wav: not an audio file that can be decoded"):
+        expected_bytes(clips, config, extractor, "float16", [-1])
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-4), ("bfloat16", 4e-3), ("float32", 0)])
 def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel")
@@ -210,7 +469,7 @@ def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, cli
 
 def test_features_that_do_not_fit_are_named(clips, tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(
-        features, "_frame_features", lambda inputs, *_: [np.full((3, 40), 1e5, np.float32) for _ in inputs]
+        features, "_frame_features", lambda inputs, *_: [{-1: np.full((3, 40), 1e5, np.float32)} for _ in inputs]
     )
     arguments = (clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
     with pytest.raises(ValueError, match=r"clip train_\d*\.wav: the largest feature, 1e\+05, does not fit float16"):
@@ -225,8 +484,6 @@ def test_a_backbone_with_counters_among_its_weights(clips, tmp_path, accelerator
 
 
 def test_an_unreadable_clip_is_named_and_leaves_no_store(clips, tmp_path, accelerator):
-    from pathlib import Path
-
     Path(clips[3]["audio"]["path"]).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"clip train_003\.wav: .*not an audio file"):
         extract_frame_features(

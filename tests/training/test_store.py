@@ -10,7 +10,7 @@ from datasets import load_from_disk
 from emoshare import EmoShareFeatureExtractor
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training.features import extract_frame_features
-from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, write_shard
+from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, write_shard, written_clips
 
 LABELS = ["joy", "awe"]
 
@@ -32,8 +32,9 @@ def write_store(folder, shards, clips, processes=1):
     unfinished = folder / "store.unfinished"
     begin(unfinished, processes)
     for process, windows_of_shards in enumerate(shards):
-        for number, windows in enumerate(windows_of_shards):
-            write_shard(shard_path(unfinished, number, process, processes), windows, "float16")
+        for windows in windows_of_shards:
+            of_clips = [window["clip"] for window in windows]
+            write_shard(shard_path(unfinished, of_clips, process, processes), windows, "float16")
     finish(unfinished, folder / "store", "float16")
     return FrameFeatureStore(folder / "store", clips, LABELS)
 
@@ -87,6 +88,18 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(pa.ArrowInvalid):
         write_shard(tmp_path / "shard.arrow", broken, "float16")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_knows_the_clips_of_its_whole_shards(tmp_path):
+    folder = tmp_path / "store.unfinished"
+    begin(folder, 2)
+    for own in ([1, 3, 5], [9]):
+        write_shard(shard_path(folder, own, process=1, processes=2), [window(clip, 0, 3) for clip in own], "float16")
+    (folder / "unfinished-1").write_bytes(b"half a shard")
+    begin(folder, 2)
+    assert [written_clips(folder, process, 2) for process in (0, 1)] == [set(), {1, 3, 5, 9}]
+    begin(folder, 3)  # whose processes have other clips
+    assert not list(folder.iterdir())
 
 
 def test_released_sizes_take_an_eighth_of_the_released_arrays(clips, tmp_path):
