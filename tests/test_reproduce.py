@@ -98,7 +98,7 @@ def test_a_killed_grid_goes_on_with_what_is_not_done(grid, undisturbed, tmp_path
 
     result = reproduce(grid, tmp_path, "--sweep_layers")
     assert f"Cell 1 of {7 - done}" in result.stdout
-    assert "extracting 8 clips" not in result.stdout.replace("MFCC", "")
+    assert result.stdout.count("train: extracting") <= 1  # the MFCCs, if they had not been reached
     for name in ("results.csv", "README.md"):
         assert (tmp_path / name).read_text() == (undisturbed[0] / name).read_text()
 
