@@ -4,6 +4,7 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
     emoshare predict clip.wav folder/ --model ORG/NAME --output shares.csv
     emoshare evaluate --model ORG/NAME --dataset csv --data_dir DIR
     emoshare train --dataset csv --data_dir DIR --output_dir outputs/mine
+    emoshare ensemble outputs/a outputs/b --dataset csv --data_dir DIR --output_dir outputs/ensemble
 """
 
 import argparse
@@ -206,6 +207,41 @@ def _load_split(arguments):
     return clips, labels, shares
 
 
+def ensemble(arguments):
+    """`emoshare ensemble`: checks the predictions of runs, averages them, prints devel ρ of each and of the mean."""
+    from accelerate import PartialState
+
+    from .training.arguments import DataArguments
+    from .training.corpus import known_shares, load_splits
+    from .training.evaluation import Scorer, score_table, write_predictions, write_results
+    from .training.submission import read_members
+
+    output_dir = Path(arguments.output_dir)
+    folders = [Path(folder).resolve() for folder in arguments.run_dirs]
+    if output_dir.resolve() in folders:
+        raise ValueError(f"--output_dir: {output_dir} is one of the runs, whose predictions would be written over")
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"RUN_DIR: got a run more than once: {' '.join(arguments.run_dirs)}")
+    data = DataArguments(dataset=arguments.dataset, data_dir=arguments.data_dir)
+    splits, labels = load_splits(data, PartialState())
+    members = read_members(arguments.run_dirs, splits, labels)
+    means = {split: shares.mean(axis=0) for split, shares in members.items()}
+    scorer = Scorer(known_shares(splits["devel"], labels), labels)
+    scores = scorer.scores(means["devel"], bootstrap=arguments.bootstrap, seed=arguments.seed)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for split, shares in means.items():
+        write_predictions(output_dir / f"predictions_{split}.csv", splits[split]["filename"], shares, labels)
+    write_results(output_dir / "eval_results.json", {f"eval_{name}": score for name, score in scores.items()})
+
+    print(f"\nSpearman's rho on devel, {len(splits['devel'])} clips")
+    for folder, shares in zip(arguments.run_dirs, members["devel"], strict=True):
+        print(f"  {scorer.scores(shares)['spearman']:.3f}   {folder}")
+    print(f"  {scores['spearman']:.3f}   their mean\n\nOf the mean, by emotion")
+    print(score_table(scores, labels))
+    print(f"Predictions and results: {output_dir}")
+    return 0
+
+
 def _load_pipeline(arguments):
     """The installed classes: `import emoshare` has registered them, so no code of the repository is run."""
     from transformers import pipeline
@@ -282,25 +318,43 @@ def _parser():
     )
     command.set_defaults(run=predict)
 
-    command = commands.add_parser(
-        "evaluate",
-        parents=[of_model],
-        help="score a model on a corpus",
-        description="Predicts a split of a corpus and scores it: Spearman's rho per emotion and mean.",
-        allow_abbrev=False,
-    )
-    command.add_argument("--dataset", required=True, help="the corpus, as train's --dataset: csv, compare2023, ...")
-    command.add_argument("--data_dir", help="its folder, with wav/*.wav and lab/{train,devel,test}.csv")
-    command.add_argument("--split", default="devel", help="train, devel or test (default: devel)")
-    command.add_argument(
+    on_corpus = argparse.ArgumentParser(add_help=False)
+    on_corpus.add_argument("--dataset", required=True, help="the corpus, as train's --dataset: csv, compare2023, ...")
+    on_corpus.add_argument("--data_dir", help="its folder, with wav/*.wav and lab/{train,devel,test}.csv")
+    on_corpus.add_argument(
         "--bootstrap",
         type=_not_negative,
         default=1000,
         help="resamples for 95 %% confidence intervals; 0 for none (default: 1000)",
     )
-    command.add_argument("--seed", type=_not_negative, default=0, help="of the resampling (default: 0)")
+    on_corpus.add_argument("--seed", type=_not_negative, default=0, help="of the resampling (default: 0)")
+
+    command = commands.add_parser(
+        "evaluate",
+        parents=[of_model, on_corpus],
+        help="score a model on a corpus",
+        description="Predicts a split of a corpus and scores it: Spearman's rho per emotion and mean.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--split", default="devel", help="train, devel or test (default: devel)")
     command.add_argument("--output_dir", metavar="DIR", help="write predictions and results into this folder")
     command.set_defaults(run=evaluate)
+
+    command = commands.add_parser(
+        "ensemble",
+        parents=[on_corpus],
+        help="check and average the predictions of several runs",
+        description="Checks the predictions of runs on devel and test against the corpus (each clip once, in its "
+        "order, shares in [0, 1]) and writes their mean, as the challenge takes it; one run is only checked. "
+        "Prints Spearman's rho on devel of each run and of the mean. Members chosen by their scores on devel, where "
+        "their epochs were chosen too, make that of the ensemble optimistic: only test tells how good it is.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "run_dirs", nargs="+", metavar="RUN_DIR", help="folders with predictions_devel.csv and predictions_test.csv"
+    )
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for predictions and results")
+    command.set_defaults(run=ensemble)
 
     commands.add_parser("train", help="train a model: takes what train.py takes", add_help=False)
     return parser

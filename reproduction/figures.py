@@ -4,15 +4,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..training.figures import plot_shares, save_figure
-from .results import ARCHITECTURES, architecture_name
+from .results import architecture_name
 
 SUFFIXES = (".png", ".svg")
 COLUMNS = 3
 PANEL_INCHES = 2.6
+LEGEND_INCHES = 3.2  # the longest entry
 BINS = np.linspace(0, 1, 21)
 LAYER_NAMES = {"-1": "last", "weighted": "all"}
 
@@ -22,15 +24,14 @@ class Style:
     color: str
     marker: str
     linestyle: str
+    legend: str
 
 
-STYLES = dict(
-    zip(
-        ARCHITECTURES,
-        [Style("#E69F00", "o", "--"), Style("#0072B2", "s", "-"), Style("#009E73", "^", ":")],
-        strict=True,
-    )
-)
+STYLES = {
+    "cnn_lstm": Style("#E69F00", "o", "--", "Architecture 1 (CNN, LSTM)"),
+    "cnn_lstm_attention": Style("#0072B2", "s", "-", "Architecture 2 (CNN, LSTM, attention)"),
+    "transformer": Style("#009E73", "^", ":", "Transformer (ours)"),
+}
 
 
 def plot_best_shares(stem, run, references, predictions, labels):
@@ -79,7 +80,7 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
             fmt=style.marker,
             color=style.color,
             capsize=3,
-            label=architecture_name(architecture),
+            label=style.legend,
         )
         known = [
             (published[system.row, architecture], height)
@@ -93,7 +94,7 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
                 color=style.color,
                 fillstyle="none",
                 markersize=9,
-                label=f"{architecture_name(architecture)}, the paper",
+                label=f"{architecture_name(architecture)} in the paper",
             )
     if baseline is not None:
         panel.axvline(baseline, color="black", linestyle="--", linewidth=1, label="challenge baseline")
@@ -138,6 +139,7 @@ def plot_layers(stem, systems, title):
         shown = numbered[:: max(1, math.ceil(len(numbered) / 7))] + named
         panel.set_xticks([places[layer] for layer in shown], [LAYER_NAMES.get(layer, layer) for layer in shown])
         panel.set_title(backbone, fontsize="medium")
+        panel.yaxis.set_major_locator(MaxNLocator(5))
         panel.grid(color="0.9")
     _legend_below(figure)
     _save(figure, stem)
@@ -156,7 +158,7 @@ def _plot_curve(panel, layers, of_layer, places, is_line):
         marker=style.marker,
         markersize=4,
         linestyle=style.linestyle if is_line else "none",
-        label=architecture_name(systems[0].architecture),
+        label=style.legend,
     )
 
 
@@ -171,7 +173,7 @@ def plot_training_loss(stem, runs, histories, title):
         title: above all panels.
     """
     networks = list(dict.fromkeys(label for history in histories for label in history))
-    figure, panels = _panels(len(networks), title, "epoch", "training loss")
+    figure, panels = _panels(len(networks), title, "epoch", "training loss (MSE)")
     for panel, network in zip(panels, networks, strict=True):
         for run, history in zip(runs, histories, strict=True):
             style = STYLES[run.cell.architecture]
@@ -185,7 +187,7 @@ def plot_training_loss(stem, runs, histories, title):
                 markersize=3.5,
                 markevery=max(1, len(epochs) // 8),
                 linewidth=1.2,
-                label=architecture_name(run.cell.architecture),
+                label=style.legend,
             )
         panel.set_title(network, fontsize="medium")
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -205,7 +207,9 @@ def plot_label_distribution(stem, shares, labels, title):
         labels: label names.
         title: above all panels.
     """
-    figure, panels = _panels(len(labels), title, "share of listeners", "clips", sharex=True, sharey=True)
+    figure, panels = _panels(
+        len(labels), title, "true share of listeners", "clips of the split", sharex=True, sharey=True
+    )
     for index, (panel, label) in enumerate(zip(panels, labels, strict=True)):
         of_split = {split: known[~np.isnan(known)] for split, known in ((s, v[:, index]) for s, v in shares.items())}
         for split, filled in (("train", True), ("devel", False)):
@@ -234,9 +238,13 @@ def _panels(count, title, x_label, y_label, **options):
     size = (max(columns * PANEL_INCHES, 4.5), rows * (PANEL_INCHES - 0.4) + 1)
     figure = Figure(size, layout="constrained")
     figure.suptitle(title, fontsize="medium")
-    figure.supxlabel(x_label, fontsize="medium")
-    figure.supylabel(y_label, fontsize="medium")
     panels = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for index, panel in enumerate(panels[:count]):
+        if index % columns == 0:
+            panel.set_ylabel(y_label)
+        if index + columns >= count:  # nothing below it
+            panel.set_xlabel(x_label)
+            panel.tick_params(labelbottom=True)
     for panel in panels[count:]:
         panel.set_axis_off()
     return figure, panels[:count]
@@ -247,11 +255,12 @@ def _legend_below(figure):
     entries = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()
-        entries |= {name: handle for handle, name in zip(handles, names, strict=True) if name not in entries}
+        # matplotlib names lines before those with error bars; the grid's own come first here.
+        named = sorted(zip(names, handles, strict=True), key=lambda entry: not isinstance(entry[1], ErrorbarContainer))
+        entries |= {name: handle for name, handle in named if name not in entries}
     if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 3), frameon=False
-        )
+        columns = max(1, int(figure.get_figwidth() // LEGEND_INCHES))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _save(figure, stem):

@@ -12,7 +12,14 @@ from ..training.card import UNTOLD
 from ..training.corpus import known_shares
 from ..training.paper import PAPER
 from ..training.submission import read_predictions, read_submission
-from .figures import plot_architectures, plot_best_shares, plot_label_distribution, plot_layers, plot_training_loss
+from .figures import (
+    LAYER_NAMES,
+    plot_architectures,
+    plot_best_shares,
+    plot_label_distribution,
+    plot_layers,
+    plot_training_loss,
+)
 from .results import (
     MEAN,
     PAPER_ARCHITECTURES,
@@ -35,8 +42,8 @@ CORPORA = {
 }
 CAUTIONS = {
     COMPARE2023: "The corpus is that of the paper, ComParE 2023 Emotion Share: the paper's values stand beside.",
-    "synthetic": "**These are not the paper's results.** The corpus is synthetic: voices made of pulses and filters, and "
-    "simulated listeners. The numbers show that the software works. They say nothing about people, nor about which "
+    "synthetic": "**These are not the paper's results.** The corpus is synthetic: voices made of pulses and filters, "
+    "and simulated listeners. The numbers show that the software works. They say nothing about people, nor about which "
     "features or architecture are better on speech.",
 }
 OTHER_CAUTION = (
@@ -48,16 +55,16 @@ OTHER_SIZES = (
 )
 NOTES_ON_PAPERS_CORPUS = {
     "Table 1: each emotion": "Below each row: the paper's values, of one run, and the differences. Which backbones the "
-    "paper's rows but HuBERT (Large) took is inferred. Its row MFCC Features stands below MFCCs, though its section 2.3 "
-    "describes a mel filterbank.",
+    "paper's rows but HuBERT (Large) took is inferred. Its row MFCC Features stands below MFCCs, though its section "
+    "2.3 describes a mel filterbank.",
     "Table 2: averages": "*Change*: against the challenge's own baseline, 0.500, of the averages as printed, as in the "
     "paper. The paper's 0.425 and 0.274 do not follow from its Table 1, which gives 0.426 and 0.281.",
     "Figure 3: the architectures": "Hollow: the paper's, from its Table 1.",
 }
 NOTES_ON_OTHERS = {
     "Table 2: averages": "The challenge's baseline is of another corpus: there is no change against it.",
-    "What the paper's text says": "The last column is of another corpus: it confirms and refutes nothing that the paper "
-    "says of its own.",
+    "What the paper's text says": "The last column is of another corpus: it confirms and refutes nothing that the "
+    "paper says of its own.",
 }
 
 
@@ -157,8 +164,10 @@ class _Page:
             baseline = mean(PAPER["baseline"])
             of_paper = {(system.row, system.architecture): paper_rhos(system) for system in self.systems}
             published = {names: rhos[MEAN] for names, rhos in of_paper.items() if rhos is not None}
+        have_last = {system.features for system in self.systems if system.layer == "-1"}
+        shown = [system for system in self.systems if system.layer == "-1" or system.features not in have_last]
         title = f"Mean ρ of the architectures ({self.corpus})"
-        plot_architectures(self.figures / "architectures", self.systems, title, published, baseline)
+        plot_architectures(self.figures / "architectures", shown, title, published, baseline)
         figure = _image("architectures", "Mean ρ of each architecture, by features")
         return self.section("Figure 3: the architectures", figure=figure)
 
@@ -174,7 +183,9 @@ class _Page:
         for names in dict.fromkeys((system.features, system.architecture) for system in swept):
             members = [system for system in swept if (system.features, system.architecture) == names]
             best = max(members, key=lambda system: np.nan_to_num(system.rho(), nan=-np.inf))
-            rows.append([names[0], architecture_name(names[1]), best.layer, number(best.rho())])
+            rows.append(
+                [names[0], architecture_name(names[1]), LAYER_NAMES.get(best.layer, best.layer), number(best.rho())]
+            )
         table = markdown_table(["features", "architecture", "best layer on devel", "mean ρ"], rows)
         return self.section("Layers", figure=_image("layers", "Mean ρ by layer of the backbone"), table=table)
 
@@ -182,8 +193,9 @@ class _Page:
         rows = []
         for name in dict.fromkeys(system.row for system in self.systems):
             of_architecture = {system.architecture: system for system in self.systems if system.row == name}
-            if all(architecture in of_architecture for architecture in PAPER_ARCHITECTURES):
-                rows.append(self.compare(*(of_architecture[architecture] for architecture in PAPER_ARCHITECTURES)))
+            compared = [of_architecture.get(architecture) for architecture in PAPER_ARCHITECTURES]
+            if all(system is not None and not math.isnan(system.rho()) for system in compared):
+                rows.append(self.compare(*compared))
         if not rows:
             return ""
         table = markdown_table(["features", "seeds", "difference of mean ρ", "95 % interval", ""], rows)
@@ -195,8 +207,8 @@ class _Page:
         predictions = [np.array([self.devel_predictions(run) for run in system.runs]) for system in (first, second)]
         difference = paired_difference(*predictions, self.shares["devel"], RESAMPLES)
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, predictions)))
-        interval = f"{number(difference.low, '+')} to {number(difference.high, '+')}"
-        return [first.row, seeds, number(difference.value, "+"), interval, _verdict(difference)]
+        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        return [first.row, seeds, f"{difference.value:+.4f}", interval, _verdict(difference)]
 
     def claims(self):
         table = claims_table(self.systems, self.labels, self.corpus, has_baseline=self.is_papers)
@@ -212,7 +224,7 @@ class _Page:
         return self.section("Training", row=row, figure=_image("training_loss", "Training loss over epochs"))
 
     def distribution(self):
-        title = f"Distribution of the true shares ({self.corpus})"
+        title = f"Distribution of the true shares ({self.corpus}); medians of train"
         plot_label_distribution(self.figures / "labels", self.shares, self.labels, title)
         rows = []
         for label, shares in zip(self.labels, self.shares["train"].T, strict=True):
@@ -266,8 +278,6 @@ class _Page:
 
 
 def _verdict(difference):
-    if math.isnan(difference.value):
-        return "no ρ"
     if difference.low > 0:
         return "Architecture 2 is better on these clips"
     if difference.high < 0:

@@ -84,17 +84,15 @@ class _Ranking:
 
     def __init__(self, values):
         self.order = np.argsort(values)
-        is_new = np.diff(values[self.order], prepend=-np.inf) > 0
-        self.starts = np.flatnonzero(is_new)
+        is_last = np.diff(values[self.order], append=np.inf) > 0
+        self.ends = np.flatnonzero(is_last)  # of the clips with the same value
         self.positions = np.empty(len(values), dtype=np.intp)  # of each clip's value among those that differ
-        self.positions[self.order] = np.cumsum(is_new) - 1
+        self.positions[self.order] = np.cumsum(is_last) - is_last
 
     def ranks(self, counts):
         """Mean ranks (clips,) within a resample, less the mean of all its ranks."""
         if not len(counts):
             return counts
-        of_value = counts[self.order]
-        if len(self.starts) < len(counts):  # predictions seldom tie, and this is most of the time
-            of_value = np.add.reduceat(of_value, self.starts)
-        up_to_value = np.cumsum(of_value)
+        up_to_value = np.cumsum(counts[self.order])[self.ends]
+        of_value = np.diff(up_to_value, prepend=0)
         return (up_to_value - (of_value + up_to_value[-1]) / 2)[self.positions]

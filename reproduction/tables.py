@@ -213,4 +213,4 @@ def claims_table(systems, labels, corpus, has_baseline):
         else:
             in_grid = "not run"
         lines.append([claim.what, claim.said, in_paper, in_grid])
-    return markdown_table(["", "the paper's text", "its Table 1", f"this grid, {corpus}"], lines)
+    return markdown_table(["", "the paper's text", "the paper's Table 1", f"this grid, {corpus}"], lines)

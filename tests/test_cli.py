@@ -364,3 +364,69 @@ def test_evaluate_says_what_is_wrong(arguments, message, trained, corpus, capsys
 def test_labels_of_another_corpus_are_named(model_folder, corpus, capsys):
     assert main(["evaluate", "--model", str(model_folder), "--dataset", "csv", "--data_dir", str(corpus)]) == 2
     assert f"has the labels {list(EMOTIONS)}; the corpus has ['joy', 'awe']" in capsys.readouterr().err
+
+
+# ensemble
+
+
+@pytest.fixture
+def members(corpus, tmp_path):
+    """Three runs whose errors on devel cancel in part."""
+    rng = np.random.default_rng(0)
+    folders = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for split in ("devel", "test"):
+            header, *rows = read_csv(corpus / "lab" / f"{split}.csv")
+            known = np.array([[0.5 if share == "?" else float(share) for share in row[1:]] for row in rows])
+            shares = np.clip(known + rng.normal(0, 0.15, known.shape), 0, 1)
+            predicted = [[row[0], *(f"{share:.6f}" for share in clip)] for row, clip in zip(rows, shares, strict=True)]
+            write_csv(tmp_path / name / f"predictions_{split}.csv", header, predicted)
+        folders.append(tmp_path / name)
+    return folders
+
+
+def shares_in(path):
+    return np.array([[float(share) for share in row[1:]] for row in read_csv(path)[1:]])
+
+
+def test_an_ensemble_is_the_mean_of_its_members(members, corpus, tmp_path, capsys):
+    output = tmp_path / "ensemble"
+    arguments = ["--dataset", "csv", "--data_dir", str(corpus), "--bootstrap", "20", "--output_dir", str(output)]
+    assert main(["ensemble", *map(str, members), *arguments]) == 0
+    for split in ("devel", "test"):
+        name = f"predictions_{split}.csv"
+        mean = np.mean([shares_in(folder / name) for folder in members], axis=0)
+        assert shares_in(output / name) == pytest.approx(mean, abs=1e-8)
+        assert [row[0] for row in read_csv(output / name)] == [row[0] for row in read_csv(members[0] / name)]
+    true = shares_in(corpus / "lab" / "devel.csv")
+
+    def rho(shares):
+        return np.mean([spearmanr(shares[:, index], true[:, index]).statistic for index in range(2)])
+
+    results = json.loads((output / "eval_results.json").read_text())
+    assert results["eval_spearman"] == pytest.approx(rho(shares_in(output / "predictions_devel.csv")))
+    assert len(results["eval_spearman_ci95"]) == 2
+    printed = capsys.readouterr().out
+    for folder in members:
+        assert f"  {rho(shares_in(folder / 'predictions_devel.csv')):.3f}   {folder}\n" in printed
+    assert f"  {results['eval_spearman']:.3f}   their mean\n" in printed
+
+
+def test_an_ensemble_of_what_is_wrong_is_not_written(members, corpus, tmp_path, capsys):
+    arguments = ["--dataset", "csv", "--data_dir", str(corpus), "--output_dir", str(tmp_path / "ensemble")]
+
+    def error_of(*argv):
+        assert main(["ensemble", *map(str, argv)]) == 2
+        return capsys.readouterr().err
+
+    header, *rows = read_csv(members[1] / "predictions_test.csv")
+    write_csv(members[1] / "predictions_test.csv", header, rows[::-1])
+    errors = error_of(*members, *arguments)
+    assert f"emoshare ensemble: error: {members[1]}/predictions_test.csv: 1 problem(s)" in errors
+    assert f"row 2: got {rows[1][0]}; expected {rows[0][0]}" in errors
+    (members[1] / "predictions_test.csv").unlink()
+    assert f"{members[1]}/predictions_test.csv" in error_of(*members, *arguments)
+    assert "got a run more than once" in error_of(members[0], f"{tmp_path}/c/../a", *arguments)
+    assert "is one of the runs" in error_of(*members, *arguments[:-1], members[2])
+    assert not (tmp_path / "ensemble").exists()

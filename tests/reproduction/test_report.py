@@ -1,0 +1,195 @@
+import re
+
+import numpy as np
+import pytest
+from conftest import read_csv
+from fabricated_grid import corpus, finish_cell, plan_cell
+from PIL import Image
+
+from emoshare import EMOTIONS
+from emoshare.reproduction import report
+from emoshare.reproduction.report import write_report
+
+LABELS = ["joy", "awe"]
+ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention")
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(report, "RESAMPLES", 50)
+
+
+def grid(folder, splits, labels, features="mel", seeds=(0,), noises=(0.3, 0.1), **flags):
+    return [
+        finish_cell(plan_cell(folder, features, architecture, seed, **flags), splits, labels, noise)
+        for architecture, noise in zip(ARCHITECTURES, noises, strict=True)
+        for seed in seeds
+    ]
+
+
+def page_of(folder, cells, splits, labels=LABELS, dataset="csv", failed=None):
+    write_report(folder, "A grid", dataset, cells, failed or {}, splits, labels)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def section(page, heading):
+    (found,) = [part for part in page.split("\n## ") if part.startswith(heading)]
+    return found
+
+
+def figures_of(folder):
+    return {path.name for path in (folder / "figures").iterdir()}
+
+
+def both(*names):
+    return {f"{name}{suffix}" for name in names for suffix in (".png", ".svg")}
+
+
+def test_a_whole_grid(tmp_path):
+    splits = corpus(LABELS)
+    cells = grid(tmp_path, splits, LABELS, seeds=(0, 1, 2)) + grid(tmp_path, splits, LABELS, "mfcc", noises=(0.2, 0.2))
+    page = page_of(tmp_path / "report", cells, splits)
+    assert page.startswith("# A grid\n\n**These are not the paper's results.**")
+    assert "Clips: 60 train, 40 devel, 10 test. Finished: 8 of 8 cells." in page
+    assert "0.428" not in page  # nothing of the paper's Table 1 beside another corpus
+    assert re.search(r"\| mel \| Architecture 2 \| \*\*0\.\d{3}\*\* ± 0\.\d{3} \|", section(page, "Table 1"))
+    assert "mel, Architecture 2, seed" in section(page, "Figure 2")
+    assert "| mel | 3 | +" in section(page, "Architecture 2 against 1")
+    assert section(page, "Architecture 2 against 1").count("Architecture 2 is better on these clips") == 1
+    assert "Fit to be submitted: 8 of 8." in page
+    assert "not done" not in page
+    assert "failed" not in page
+    assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels")
+    assert len(read_csv(tmp_path / "report" / "results.csv")) == 1 + 8 * 3
+    for name in figures_of(tmp_path / "report"):
+        assert f"(figures/{name})" in page
+        if name.endswith(".png"):
+            assert np.ptp(np.asarray(Image.open(tmp_path / "report" / "figures" / name).convert("L"))) > 100
+
+
+def test_the_same_cells_give_the_same_files(tmp_path):
+    splits = corpus(LABELS)
+    cells = grid(tmp_path, splits, LABELS)
+    for name in ("first", "second"):
+        page_of(tmp_path / name, cells, splits)
+    files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*")]
+    assert len(files) == 10
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_one_cell_of_many_is_enough(tmp_path):
+    splits = corpus(LABELS)
+    cells = [plan_cell(tmp_path, "mel", architecture) for architecture in ("transformer", *ARCHITECTURES)]
+    finish_cell(cells[0], splits, LABELS)
+    page = page_of(tmp_path / "report", cells, splits, failed={cells[1].folder.name: "ValueError:\nno memory"})
+    assert "Finished: 1 of 3 cells." in page
+    assert section(page, "Cells that failed").strip().endswith(f"- `{cells[1].folder.name}`: ValueError: no memory")
+    missing = section(page, "Cells that are not done")
+    assert missing.strip().endswith("- `mel--1-cnn_lstm_attention-0`: mel, Architecture 2, seed 0")
+    assert cells[1].folder.name + "`" not in missing
+    assert "Architecture 2 against 1" not in page
+    assert "| mel | – | " in section(page, "Table 2")
+
+
+def test_before_any_cell_is_done(tmp_path):
+    splits = corpus(LABELS)
+    page = page_of(tmp_path / "report", [plan_cell(tmp_path, "mel")], splits)
+    assert "Finished: 0 of 1 cells." in page
+    assert "Table 1" not in page
+    assert figures_of(tmp_path / "report") == both("labels")
+
+
+def test_labels_of_which_nothing_is_known(tmp_path):
+    labels = ["joy", "envy"]
+    splits = corpus(labels, sizes={"train": 30, "devel": 20}, unknown=["envy"])
+    with pytest.warns(UserWarning, match="envy: the references are constant or fewer than two"):
+        cells = grid(tmp_path, splits, labels)
+    page = page_of(tmp_path / "report", cells, splits, labels)
+    assert re.search(r"\| mel \| Architecture 1 \| 0\.\d{3} \| – \| 0\.\d{3} \|", section(page, "Table 1"))
+    assert "| envy | – | – | – | – |" in section(page, "Labels")
+    assert "Test predictions" not in page  # there is no test split
+    rows = read_csv(tmp_path / "report" / "results.csv")
+    assert [row[4:] for row in rows if row[4] == "envy"] == [["envy", "", "", ""]] * 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_grid_without_any_rho(tmp_path):
+    splits = corpus(["envy"], unknown=["envy"])
+    page = page_of(tmp_path / "report", grid(tmp_path, splits, ["envy"]), splits, ["envy"])
+    assert "| mel | Architecture 1 | – | – |" in page
+    assert "Figure 2" not in page
+
+
+def test_the_synthetic_corpus_is_called_synthetic(tmp_path):
+    splits = corpus(EMOTIONS)
+    page = page_of(tmp_path / "report", grid(tmp_path, splits, EMOTIONS), splits, EMOTIONS, "synthetic")
+    assert "**These are not the paper's results.** The corpus is synthetic" in page
+    assert "They say nothing about people" in page
+
+
+def test_the_papers_values_stand_beside_its_own_corpus(tmp_path):
+    splits = corpus(EMOTIONS)
+    flags = {"features": "HuBERT L", "backbone": "facebook/hubert-large-ll60k"}
+    page = page_of(
+        tmp_path / "report", grid(tmp_path, splits, EMOTIONS, **flags), splits, EMOTIONS, dataset="compare2023"
+    )
+    assert "not the paper's results" not in page
+    assert "**The splits are not the challenge's**, which have 31,745 train, 9,925 devel, 10,143 test" in page
+    assert "|  |  | paper | 0.467 | 0.575 |" in section(page, "Table 1")
+    assert "| 0.523 | +4.6 % |" in section(page, "Table 2")
+    assert "| wav2vec 2.0 Base over Large | 55 % | +51.6 % | not run |" in section(page, "What the paper's text says")
+    texts = (tmp_path / "report" / "figures" / "architectures.svg").read_text()
+    assert "<!-- challenge baseline -->" in texts
+    assert "<!-- Architecture 2 in the paper -->" in texts
+
+
+def test_a_sweep_of_layers(tmp_path):
+    splits = corpus(LABELS)
+    noises = {"0": 0.5, "2": 0.05, "10": 0.3, "-1": 0.3, "weighted": 0.4}
+    cells = [
+        finish_cell(plan_cell(tmp_path, "HuBERT", layer=layer, backbone="a/b"), splits, LABELS, noise)
+        for layer, noise in noises.items()
+    ]
+    cells += grid(tmp_path, splits, LABELS)
+    page = page_of(tmp_path / "report", cells, splits)
+    assert "| HuBERT | Architecture 1 | 2 | 0." in section(page, "Layers")
+    assert "| HuBERT, layer 10 |" in section(page, "Table 1")
+    texts = re.findall("<!-- (.*?) -->", (tmp_path / "report" / "figures" / "layers.svg").read_text())
+    assert [text for text in texts if text in {"0", "2", "10", "last", "all"}] == ["0", "2", "10", "last", "all"]
+    assert "mel" not in texts  # it has one layer
+    of_figure_3 = (tmp_path / "report" / "figures" / "architectures.svg").read_text()
+    assert "<!-- HuBERT -->" in of_figure_3
+    assert "layer 10" not in of_figure_3
+
+
+def test_test_predictions_that_are_not_fit_are_named(tmp_path):
+    splits = corpus(LABELS)
+    cells = grid(tmp_path, splits, LABELS)
+    path = cells[1].folder / "predictions_test.csv"
+    path.write_text(re.sub(r"test_3.wav,[\d.]+,", "test_3.wav,1.5,", path.read_text()))
+    page = section(page_of(tmp_path / "report", cells, splits), "Test predictions")
+    assert "Fit to be submitted: 1 of 2." in page
+    assert f"- `{cells[1].folder.name}`: predictions_test.csv: 1 problem(s) row 5: joy is 1.5; expected" in page
+    assert str(tmp_path) not in page
+
+
+def test_settings_say_what_differs_and_hide_folders(tmp_path, backbone_folder):
+    splits = corpus(LABELS)
+    cells = grid(tmp_path, splits, LABELS, learning_rate=1e-3, output_dir=str(tmp_path), acoustic_features="mel")
+    cells += grid(tmp_path, splits, LABELS, "HuBERT", learning_rate=1e-3, backbone=str(backbone_folder))
+    page = page_of(tmp_path / "report", cells, splits)
+    settings = section(page, "Settings")
+    assert f"| backbone | acoustic (mel); {backbone_folder.name} (HuBERT) |" in settings
+    assert "| architecture | cnn_lstm, cnn_lstm_attention |" in settings
+    assert "| learning_rate | 0.001 |" in settings
+    assert "output_dir" not in settings
+    assert str(tmp_path) not in page
+
+
+def test_cells_of_another_corpus_are_refused(tmp_path):
+    splits = corpus(LABELS)
+    cells = grid(tmp_path, splits, LABELS)
+    other = corpus(LABELS, sizes={"train": 60, "devel": 39})
+    with pytest.raises(ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is no clip"):
+        page_of(tmp_path / "report", cells, other)
