@@ -26,11 +26,15 @@ def main(argv=None):
     """Runs the command with `argv`, the process's own arguments if not given; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["train"]:  # train.py reads its own flags, --help among them
+        if argv[:1] == ["train"]:  # these two read their own flags, --help among them
             from .train import main as train
 
             train(argv[1:])
             return 0
+        if argv[:1] == ["reproduce"]:
+            from .reproduce import main as reproduce
+
+            return reproduce(argv[1:])
         return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
         print("emoshare: interrupted", file=sys.stderr)
@@ -357,6 +361,7 @@ def _parser():
     command.set_defaults(run=ensemble)
 
     commands.add_parser("train", help="train a model: takes what train.py takes", add_help=False)
+    commands.add_parser("reproduce", help="the paper's tables: takes what reproduce.py takes", add_help=False)
     return parser
 
 

@@ -29,6 +29,7 @@ ERROR = "error.txt"
 
 
 def main(argv):
+    """Returns the exit code: 1 if a cell is not done."""
     arguments, grid = _parse(argv)
     data, _, run, settings = _arguments(grid.cells[0])
     accelerator = start(run, settings)
@@ -37,7 +38,7 @@ def main(argv):
     splits, labels = load_splits(data, accelerator)
     if arguments.dry_run:
         accelerator.print(describe(grid, splits, labels, accelerator))
-        return
+        return 0
     if accelerator.is_main_process:
         for cell in grid.cells:
             claim_folder(cell)
@@ -62,7 +63,7 @@ def main(argv):
         for name, error in failed.items():
             print(f"failed: {name}: {error}", file=sys.stderr)
     accelerator.end_training()
-    sys.exit(any(not cell.is_done for cell in grid.cells))
+    return int(not all(cell.is_done for cell in grid.cells))
 
 
 def run_cell(cell, accelerator):
@@ -103,4 +104,4 @@ def _parse(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

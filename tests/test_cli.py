@@ -307,6 +307,13 @@ def test_train_takes_what_train_py_takes(capsys):
     assert "--early_stopping_patience" in help
 
 
+def test_reproduce_takes_what_reproduce_py_takes(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["reproduce", "--help"])
+    assert exit.value.code == 0
+    assert "--sweep_layers" in capsys.readouterr().out
+
+
 def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path, capsys):
     arguments = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(corpus), "--bootstrap", "50"]
     assert main(["evaluate", *arguments, "--seed", "3", "--output_dir", str(tmp_path / "scores")]) == 0
