@@ -185,7 +185,7 @@ class EmoShareConfig(PreTrainedConfig):
             kwargs["label2id"] = {label: index for index, label in id2label.items()}
             if label2id is not None and label2id != kwargs["label2id"]:
                 raise ValueError(f"label2id: got {label2id}, which is not the inverse of id2label {id2label}")
-        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+        if not _is_remote_code():
             # The installed package has registered its task. Were it listed here too, `pipeline()` would take it for
             # remote code and ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
@@ -336,7 +336,7 @@ def _copy_modules(folder, name_or_path):
     for name in MODULES:
         source = Path(__file__).with_name(name)
         if not source.is_file():
-            source = _fetch_module(name, name_or_path)
+            source = fetch_file(name, name_or_path)
         target = folder / name
         if source is not None and not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
@@ -347,15 +347,26 @@ def _copy_modules(folder, name_or_path):
     return present
 
 
-def _fetch_module(name, name_or_path):
+def fetch_file(name, name_or_path):
+    """
+    A file of the repository or folder that a model was loaded from; remote code looks at the commit that it is of.
+
+    Returns:
+        Its path, or `None` if there is none.
+    """
     if not name_or_path:
         return None
     if Path(name_or_path).is_dir():
         local = Path(name_or_path) / name
         return local if local.is_file() else None
+    # Transformers keeps a Hub repository's modules in a folder named after their commit.
+    commit = Path(__file__).parent.name if _is_remote_code() else None
     try:
-        # Transformers keeps a Hub repository's modules in a folder named after their commit.
-        return cached_file(name_or_path, name, revision=Path(__file__).parent.name)
+        return cached_file(name_or_path, name, revision=commit)
     except OSError as error:
         logger.info(f"{name} was not found in {name_or_path!r}: {error}")
         return None
+
+
+def _is_remote_code():
+    return __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")

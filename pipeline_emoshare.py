@@ -1,22 +1,28 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
 import os
+import shutil
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from huggingface_hub import CommitOperationAdd, HfApi
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
 # Remote code is copied to where it runs by following relative imports: the last two bring along what it needs there.
 from .audio_emoshare import audio_blocks, load_audio
+from .configuration_emoshare import fetch_file
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 
 __all__ = ["EmotionSharePipeline", "load_audio"]
 
+CARD_FILES = ("README.md", "shares_devel.png")
 # Batches that are read ahead, so that windows of like length can be run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
 
@@ -83,6 +89,52 @@ class EmotionSharePipeline(ChunkPipeline):
             ValueError: on a length that does not fit, and on `return_attention` for a model without attention.
         """
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        As in Transformers, and the model's card, where the repository or folder that it was loaded from has one.
+
+        Args:
+            save_directory: folder.
+            kwargs: as in `EmoShareModel.save_pretrained`, `include_backbone` among them.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        for name in CARD_FILES:
+            source, target = fetch_file(name, self.model.name_or_path), Path(save_directory) / name
+            if source is not None and not target.exists():
+                shutil.copyfile(source, target)
+
+    def push_to_hub(
+        self,
+        repo_id,
+        commit_message="EmoShare pipeline",
+        private=None,
+        token=None,
+        revision=None,
+        create_pr=False,
+        include_backbone=True,
+    ):
+        """
+        Publishes model, feature extractor, pipeline, code and card on the Hub, in one commit.
+
+        Args:
+            repo_id (`str`): `ORG/NAME` of the repository, which is made if there is none.
+            commit_message, private, token, revision, create_pr: as in Transformers.
+            include_backbone (`bool`): as in `EmoShareModel.save_pretrained`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, include_backbone=include_backbone)
+            operations = [
+                CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in Path(folder).iterdir()
+            ]
+            return api.create_commit(
+                repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+            )
 
     def _sanitize_parameters(
         self, top_k=None, chunk_length_s=None, stride_length_s=None, return_timeline=None, return_attention=None

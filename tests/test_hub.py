@@ -1,6 +1,7 @@
 """Publishing and loading through the Hub's own clients, against a Hub on loopback."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,21 +113,32 @@ publish(RunArguments(output_dir=sys.argv[1], push_to_hub=True, hub_model_id=sys.
         assert "model.safetensors" in hub.repositories[MODEL_ID].commits[-1][1]
 
 
-def test_a_pipeline_publishes_itself(hub, model_folder, wav, tmp_path):
+def test_a_pipeline_publishes_itself_and_its_card_in_one_commit(hub, model_folder, wav, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: other\n---\n\n# The card\n")
     script = """
 import sys
 from transformers import pipeline
-pipeline("emotion-share", model=sys.argv[1], trust_remote_code=True).push_to_hub("org/pipeline")
+pipeline("emotion-share", model=sys.argv[1], trust_remote_code=True).push_to_hub("org/pipeline", private=True)
+sys.modules["emoshare"] = None  # from here on as remote code, from the Hub
+loaded = pipeline("emotion-share", model="org/pipeline", trust_remote_code=True)
+loaded.push_to_hub("org/copy")
 """
-    run_python("-c", script, model_folder, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+    run_python("-c", script, folder, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+    assert hub.repositories["org/pipeline"].private
+    for name in ("org/pipeline", "org/copy"):
+        (_, nothing), (_, files) = hub.repositories[name].commits
+        assert not nothing
+        assert files["README.md"][0] == (folder / "README.md").read_bytes()
+        assert {path.name for path in folder.iterdir()} == set(files)
     script = """
 import json, sys
 sys.modules["emoshare"] = None
 from transformers import pipeline
-loaded = pipeline("emotion-share", model="org/pipeline", revision=sys.argv[2], trust_remote_code=True)
+loaded = pipeline("emotion-share", model="org/copy", revision=sys.argv[2], trust_remote_code=True)
 print(json.dumps(loaded(sys.argv[1])))
 """
-    sha = hub.repositories["org/pipeline"].commits[-1][0]
+    sha = hub.repositories["org/copy"].commits[-1][0]
     result = run_python("-c", script, wav, sha, cwd=tmp_path, **hub.environment(tmp_path / "other"))
     shares = json.loads(result.stdout.splitlines()[-1])
     expected = pipeline("emotion-share", model=str(model_folder))(str(wav))

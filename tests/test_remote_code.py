@@ -114,7 +114,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("backbone_emoshare.py", {"torch", "transformers"}),
         ("modeling_emoshare.py", {"torch", "transformers"}),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
-        ("pipeline_emoshare.py", {"torch", "transformers", "numpy"}),
+        ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
     ],
 )
 def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
