@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".svg")
 COLUMNS = 3
 PANEL_INCHES = 2.6
 LEGEND_INCHES = 3.2  # the longest entry
-BINS = np.linspace(0, 1, 21)
+BINS = np.arange(-0.025, 1.05, 0.05)  # around the multiples of 0.05: the first holds the clips that nobody voted for
 LAYER_NAMES = {"-1": "last", "weighted": "all"}
 
 
@@ -34,7 +34,7 @@ STYLES = {
 }
 
 
-def plot_best_shares(stem, run, references, predictions, labels):
+def plot_best_shares(stem, run, references, predictions, labels, title):
     """
     The paper's Figure 2, of one run: see `plot_shares`.
 
@@ -43,9 +43,9 @@ def plot_best_shares(stem, run, references, predictions, labels):
         run: `Run`.
         references, predictions: (clips, labels) shares on devel.
         labels: label names.
+        title: above all panels.
     """
     results = {f"spearman_{label}": run.scores[label].rho for label in labels}
-    title = f"True and predicted share on devel\n{run.cell.features}, {architecture_name(run.cell.architecture)}"
     for suffix in SUFFIXES:
         plot_shares(stem.with_suffix(suffix), references, predictions, labels, results, title)
 
@@ -103,8 +103,8 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
     panel.set_ylim(len(rows) - 0.5, -0.5)
     for boundary in range(1, len(rows)):
         panel.axhline(boundary - 0.5, color="0.9", linewidth=0.8)
-    bars = f"; bars: ± one standard deviation over {seeds} seeds" if seeds > 1 else "; one seed each"
-    panel.set_xlabel(f"mean Spearman's ρ on devel{bars}")
+    bars = f"bars: ± one standard deviation over {seeds} seeds" if seeds > 1 else "one seed each"
+    panel.set_xlabel(f"mean Spearman's ρ on devel\n({bars})")
     panel.grid(axis="x", color="0.9")
     panel.set_axisbelow(True)
     _legend_below(figure)
@@ -121,9 +121,7 @@ def plot_layers(stem, systems, title):
         title: above all panels.
     """
     backbones = list(dict.fromkeys(system.features for system in systems))
-    figure, panels = _panels(
-        len(backbones), title, "layer: hidden_states[k]", "mean Spearman's ρ on devel", sharey=True
-    )
+    figure, panels = _panels(len(backbones), title, "layer: hidden_states[k]", "mean ρ on devel", sharey=True)
     for panel, backbone in zip(panels, backbones, strict=True):
         members = [system for system in systems if system.features == backbone]
         layers = {system.layer for system in members}
@@ -199,7 +197,7 @@ def plot_training_loss(stem, runs, histories, title):
 
 def plot_label_distribution(stem, shares, labels, title):
     """
-    How the true shares are distributed, in steps of 0.05: a panel for each label.
+    How the true shares are distributed, in bars 0.05 wide: a panel for each label.
 
     Args:
         stem: path of the figure without its suffix.
@@ -235,7 +233,7 @@ def plot_label_distribution(stem, shares, labels, title):
 def _panels(count, title, x_label, y_label, **options):
     """A figure with `count` panels in rows of `COLUMNS`, and the panels."""
     rows, columns = math.ceil(count / COLUMNS), min(count, COLUMNS)
-    size = (max(columns * PANEL_INCHES, 4.5), rows * (PANEL_INCHES - 0.4) + 1)
+    size = (max(columns * PANEL_INCHES, 4.5), rows * (PANEL_INCHES - 0.4) + 1.3)
     figure = Figure(size, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     panels = figure.subplots(rows, columns, squeeze=False, **options).ravel()

@@ -149,8 +149,9 @@ class _Page:
         return self.section("Table 2: averages", table=table_2(self.systems, self.labels, self.is_papers))
 
     def figure_2(self):
-        predictions = self.devel_predictions(self.best)
-        plot_best_shares(self.figures / "shares", self.best, self.shares["devel"], predictions, self.labels)
+        stem, predictions = self.figures / "shares", self.devel_predictions(self.best)
+        title = f"True and predicted share on devel\n{_name(self.best.cell)}\n{self.corpus}"
+        plot_best_shares(stem, self.best, self.shares["devel"], predictions, self.labels, title)
         return self.section(
             "Figure 2: true and predicted share",
             rho=number(self.best.scores[MEAN].rho),
@@ -166,7 +167,7 @@ class _Page:
             published = {names: rhos[MEAN] for names, rhos in of_paper.items() if rhos is not None}
         have_last = {system.features for system in self.systems if system.layer == "-1"}
         shown = [system for system in self.systems if system.layer == "-1" or system.features not in have_last]
-        title = f"Mean ρ of the architectures ({self.corpus})"
+        title = f"Mean ρ of the architectures\n{self.corpus}"
         plot_architectures(self.figures / "architectures", shown, title, published, baseline)
         figure = _image("architectures", "Mean ρ of each architecture, by features")
         return self.section("Figure 3: the architectures", figure=figure)
@@ -178,7 +179,7 @@ class _Page:
         swept = [system for system in self.systems if len(layers[system.features]) > 1]
         if not swept:
             return ""
-        plot_layers(self.figures / "layers", swept, f"Mean ρ by layer of the backbone ({self.corpus})")
+        plot_layers(self.figures / "layers", swept, f"Mean ρ by layer of the backbone\n{self.corpus}")
         rows = []
         for names in dict.fromkeys((system.features, system.architecture) for system in swept):
             members = [system for system in swept if (system.features, system.architecture) == names]
@@ -220,11 +221,11 @@ class _Page:
         histories = [read_history(run.cell) for run in runs]
         if not any(histories):
             return ""
-        plot_training_loss(self.figures / "training_loss", runs, histories, f"Training loss: {row} ({self.corpus})")
+        plot_training_loss(self.figures / "training_loss", runs, histories, f"Training loss: {row}\n{self.corpus}")
         return self.section("Training", row=row, figure=_image("training_loss", "Training loss over epochs"))
 
     def distribution(self):
-        title = f"Distribution of the true shares ({self.corpus}); medians of train"
+        title = f"Distribution of the true shares, with medians of train\n{self.corpus}"
         plot_label_distribution(self.figures / "labels", self.shares, self.labels, title)
         rows = []
         for label, shares in zip(self.labels, self.shares["train"].T, strict=True):

@@ -42,6 +42,8 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
         "emoshare/modeling_emoshare.py",
         "emoshare/train.py",
         "emoshare/training/heads.py",
+        "emoshare/training/paper_results.json",
+        "emoshare/reproduction/report.md",
         "emoshare/dataset_script/README.md",
         "emoshare/dataset_script/dataset_card.md",
         "emoshare/metrics/emotion_share_spearman/emotion_share_spearman.py",

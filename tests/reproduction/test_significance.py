@@ -71,6 +71,14 @@ def test_systems_may_have_different_numbers_of_seeds():
     assert difference.value == pytest.approx(np.mean(scores[1]) - np.mean(scores[0]))
 
 
+def test_a_label_without_rho_counts_for_neither():
+    rng = np.random.default_rng(5)
+    references, first, second = shares(rng, 80, 2), shares(rng, 1, 80, 2), shares(rng, 1, 80, 2)
+    alone = paired_difference(first[:, :, :1], second[:, :, :1], references[:, :1], resamples=20)
+    references[:, 1] = 0.5
+    assert paired_difference(first, second, references, resamples=20) == alone
+
+
 def test_without_a_rho_there_is_no_difference():
     rng = np.random.default_rng(4)
     difference = paired_difference(shares(rng, 1, 9, 1), shares(rng, 1, 9, 1), np.full((9, 1), np.nan), resamples=10)
