@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
@@ -16,6 +17,7 @@ from emoshare.training.heads import train_heads
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """What the controls print after a short training on a small synthetic corpus, as {name: ρ}."""
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("controls")
     corpus = SyntheticCorpus(train=300, devel=200, test=1)
     splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=corpus)
