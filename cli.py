@@ -349,7 +349,7 @@ def _parser():
         parents=[on_corpus],
         help="check and average the predictions of several runs",
         description="Checks the predictions of runs on devel and test against the corpus (each clip once, in its "
-        "order, shares in [0, 1]) and writes their mean, as the challenge takes it; one run is only checked. "
+        "order, shares in [0, 1]) and writes their mean, as the challenge takes it; one run is checked and copied. "
         "Prints Spearman's rho on devel of each run and of the mean. Members chosen by their scores on devel, where "
         "their epochs were chosen too, make that of the ensemble optimistic: only test tells how good it is.",
         allow_abbrev=False,
