@@ -25,6 +25,11 @@ def progress(separate_heads=True, patience=2):
     return model, Progress(model, run, Accelerator(cpu=True))
 
 
+def update(state, rhos, is_dead):
+    """Takes an epoch, whose losses are 0.1 for the first network that trains, 0.2 for the second."""
+    state.update([0.1 * (1 + number) for number in range(len(state.training))], rhos, is_dead)
+
+
 def mark(model, value):
     """Makes the weights of an epoch recognisable."""
     for head in model.heads:
@@ -35,7 +40,7 @@ def test_each_emotion_keeps_the_weights_of_its_own_best_epoch():
     model, state = progress()
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
-        state.update(np.array(rhos), ALIVE)
+        update(state, np.array(rhos), ALIVE)
     assert [network.best.epoch for network in state.networks] == [2, 1]
     assert [network.best.score for network in state.networks] == [0.4, 0.5]
     state.restore_best()
@@ -46,9 +51,10 @@ def test_a_shared_trunk_keeps_the_epoch_of_the_best_mean():
     model, state = progress(separate_heads=False)
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
-        state.update(np.array(rhos), ALIVE)
+        update(state, np.array(rhos), ALIVE)
     assert state.networks[0].best.epoch == 2
     assert state.networks[0].best.score == pytest.approx(0.35)
+    assert state.history[2:4] == [(2, 0, 0.1, 0.4), (2, 1, 0.1, 0.3)]
 
 
 def test_each_emotion_stops_when_it_has_waited_long_enough():
@@ -56,16 +62,19 @@ def test_each_emotion_stops_when_it_has_waited_long_enough():
     training = []
     for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.9, 0.1]):
         trained = [network.labels[0] for network in state.training]
-        state.update(np.array(rhos)[trained], ALIVE[trained])
+        update(state, np.array(rhos)[trained], ALIVE[trained])
         training.append([network.labels[0] for network in state.training])
     assert training == [[0, 1], [0, 1], [0, 1], [1], []]
+    assert [(epoch, label) for epoch, label, _, _ in state.history] == [
+        (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1), (5, 1)
+    ]  # fmt: skip
 
 
 def test_an_emotion_without_rho_keeps_its_latest_weights_and_holds_nobody_up():
     model, state = progress(patience=2)
     for epoch, rho in enumerate([0.2, 0.1], start=1):
         mark(model, epoch)
-        state.update(np.array([np.nan, rho]), ALIVE)
+        update(state, np.array([np.nan, rho]), ALIVE)
     assert [network.labels for network in state.training] == [[1]]
     state.restore_best()
     assert [network.best.epoch for network in state.networks] == [0, 1]
@@ -80,11 +89,12 @@ def test_the_mean_is_over_the_emotions_with_a_rho():
 def test_the_state_comes_back():
     model, state = progress()
     mark(model, 7.0)
-    state.update(np.array([0.3, 0.1]), np.array([False, True]))
+    update(state, np.array([0.3, 0.1]), np.array([False, True]))
     mark(model, 0.0)
     other_model, other = progress()
     other.load_state_dict(state.state_dict())
     assert (other.epochs_done, other.dead) == (1, [1])
+    assert other.history == [(1, 0, 0.1, 0.3), (1, 1, 0.2, 0.1)]
     other.restore_best()
     assert other_model.heads[0].output.bias.item() == 7.0
 
@@ -92,7 +102,7 @@ def test_the_state_comes_back():
 def test_snapshots_are_not_touched_by_further_training():
     model, state = progress()
     mark(model, 1.0)
-    state.update(np.array([0.5, 0.5]), ALIVE)
+    update(state, np.array([0.5, 0.5]), ALIVE)
     with torch.no_grad():
         model.heads[0].output.bias.add_(1)
     assert state.networks[0].best.weights["output.bias"].item() == 1.0
@@ -104,7 +114,7 @@ def test_a_dead_network_has_no_best_epoch_until_it_lives():
         [([0.0, 0.3], [True, False]), ([-0.1, 0.0], [False, True]), ([0.0, 0.2], [True, False])], start=1
     ):
         mark(model, epoch)
-        state.update(np.array(rhos), np.array(is_dead))
+        update(state, np.array(rhos), np.array(is_dead))
         assert state.dead == np.flatnonzero(is_dead).tolist()
     assert [network.best.epoch for network in state.networks] == [2, 1]
 
