@@ -12,6 +12,7 @@ on, and one that fails does not lose the others.
 """
 
 import argparse
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -73,6 +74,8 @@ def run_cell(cell, accelerator):
         train(data, model, run, settings, start(run, settings))
         if accelerator.is_main_process:
             (cell.folder / ERROR).unlink(missing_ok=True)
+            for checkpoint in checkpoints(cell.folder):  # of gigabytes, and of no more use
+                shutil.rmtree(checkpoint)
     except Exception:
         (cell.folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
         if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell

@@ -61,6 +61,7 @@ def test_a_grid_leaves_a_report(undisturbed):
     # One pass of the backbone for all layers, and a store for each layer and split; the MFCCs have two more.
     assert result.stdout.count("features of 4 layers") == 1
     assert len([path for path in (folder / "features").iterdir() if path.is_dir()]) == 2 * (4 + 1)
+    assert not list(folder.glob("cells/*/checkpoint-*"))
     page = (folder / "README.md").read_text()
     assert "Finished: 7 of 7 cells" in page
     assert (folder / "figures" / "layers.png").is_file()

@@ -213,8 +213,6 @@ def _check_together(model, run):
         raise ValueError(
             f"--push_backbone false: the backbone is the local folder {model.backbone}, which nobody else could fetch"
         )
-    if not run.push_backbone and model.backbone == ACOUSTIC:
-        raise ValueError("--push_backbone is for a backbone; got --backbone acoustic")
     for name in ("head_seeds", "restart_dead_heads"):
         if getattr(run, name) and not model.separate_heads:
             raise ValueError(f"--{name} is for a network per emotion; got --separate_heads false")

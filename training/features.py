@@ -259,24 +259,19 @@ def _fingerprints(clips, model, feature_extractor, dtype, layers):
     """For each layer, everything that decides its features of a split, as one hexadecimal name."""
     versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
     settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
-    digests = {}
-    for layer in layers:
-        own = json.dumps([versions, dtype, settings, layer], sort_keys=True)
-        digests[layer] = hashlib.blake2b(own.encode(), digest_size=16)
-    for content in _hashed_content(clips, model):
-        for digest in digests.values():
-            digest.update(content)
-    return {layer: digest.hexdigest() for layer, digest in digests.items()}
-
-
-def _hashed_content(clips, model):
-    """What decides the features of every layer, weights and audio files among it, piece by piece as bytes."""
+    digest = hashlib.blake2b(json.dumps([versions, dtype, settings], sort_keys=True).encode(), digest_size=16)
     if model.backbone is not None:
-        yield model.config.backbone_config.to_json_string().encode()
+        digest.update(model.config.backbone_config.to_json_string().encode())
         for name, tensor in sorted(model.backbone.state_dict().items()):
-            yield name.encode()
-            yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     for row in tqdm(clips.select_columns([FILENAME, "audio"]), desc="Fingerprinting audio", unit=" clips"):
         audio = row["audio"]
-        yield row[FILENAME].encode()
-        yield audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes()
+        digest.update(row[FILENAME].encode())
+        digest.update(audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes())
+    fingerprints = {}
+    for layer in layers:
+        of_layer = digest.copy()
+        of_layer.update(json.dumps(layer).encode())
+        fingerprints[layer] = of_layer.hexdigest()
+    return fingerprints
