@@ -277,11 +277,13 @@ class EmoShareModel(PreTrainedModel):
         Raises:
             ValueError: if the backbone is to be left out, but is not the one that would be fetched.
         """
-        if self.backbone is not None and not self.config.freeze_backbone and not include_backbone:
-            logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
+        if not include_backbone and self.backbone is not None:
+            if self.config.freeze_backbone:
+                self._check_backbone_is_pretrained()
+            else:
+                logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         self.config.include_backbone = include_backbone or self.backbone is None or not self.config.freeze_backbone
         if not self.config.include_backbone:
-            self._check_backbone_is_pretrained()
             state_dict = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {
                 name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from accelerate.utils import tqdm
 
-from ..modeling_emoshare import known_mse
+from ..modeling_emoshare import EmoShareConfig, EmotionHead, known_mse
 from ..training.arguments import arguments_of
 from ..training.features import expected_bytes, extract_layers
 from ..training.launch import training_dtype
-from ..training.model import build_model
+from ..training.model import build_model, head_fields
 
 PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge
 PROBES = 3
@@ -33,10 +33,7 @@ def extract_swept_layers(grid, splits, labels, accelerator):
             continue  # train.py extracts a single one by itself
         data, arguments, _ = arguments_of(cells[0].flags, row)
         model, feature_extractor = build_model(arguments, labels)
-        disk = sum(
-            sum(expected_bytes(clips, model.config, feature_extractor, data.feature_dtype, layers).values())
-            for clips in splits.values()
-        )
+        disk = _expected_disk(splits, model, feature_extractor, data, layers)
         accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} where none of them is there yet")
         for split, clips in splits.items():
             extract_layers(
@@ -67,17 +64,18 @@ def describe(grid, splits, labels, accelerator):
         model, feature_extractor = build_model(arguments, labels)
         model.to(accelerator.device)
         layers = {_layer(cell) for cell in cells}
-        size = sum(
-            sum(expected_bytes(clips, model.config, feature_extractor, data.feature_dtype, layers).values())
-            for clips in splits.values()
-        )
+        size = _expected_disk(splits, model, feature_extractor, data, layers)
         clips = sum(map(len, splits.values()))
         extraction = clips * _seconds_of(partial(_extract, model, feature_extractor)) / accelerator.num_processes
         lines.append(f"{row}: features of {len(layers)} layers, {_size(size)}, {_duration(extraction)} to extract")
         total, disk = total + extraction, disk + size
         for cell in tqdm(cells, desc=f"Timing {row}", leave=False):
             state = "done" if cell.is_done else "interrupted" if cell.folder.is_dir() else "to do"
-            training = 0.0 if cell.is_done else _training_seconds(cell, len(splits["train"]), labels, accelerator)
+            training = (
+                0.0
+                if cell.is_done
+                else _training_seconds(cell, model.config, feature_extractor, len(splits["train"]), accelerator)
+            )
             lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(training):>10}")
             total += training
     lines.append(f"In all: {_duration(total)} on this machine, at most; {_size(disk)} of features")
@@ -89,6 +87,14 @@ def _by_row(grid):
     for cell in grid.cells:
         rows.setdefault(cell.features, []).append(cell)
     return rows
+
+
+def _expected_disk(splits, model, feature_extractor, data, layers):
+    """Bytes of the stores of all splits and layers."""
+    of_splits = (
+        expected_bytes(clips, model.config, feature_extractor, data.feature_dtype, layers) for clips in splits.values()
+    )
+    return sum(sum(of_layers.values()) for of_layers in of_splits)
 
 
 def _layer(cell):
@@ -105,15 +111,21 @@ def _extract(model, feature_extractor):
             model.frame_features(**inputs.to(model.device))
 
 
-def _training_seconds(cell, num_clips, labels, accelerator):
-    """Of all epochs of a cell, on clips of `PROBED_SECONDS`."""
+def _training_seconds(cell, row_config, feature_extractor, num_clips, accelerator):
+    """Of all epochs of a cell, on clips of `PROBED_SECONDS`; its backbone and labels are those of `row_config`."""
     _, arguments, run = arguments_of(cell.flags, cell.folder)
-    model, feature_extractor = build_model(arguments, labels)
-    heads = model.heads.to(accelerator.device)
+    config = EmoShareConfig(
+        backbone_config=row_config.backbone_config,
+        backbone_layer=_layer(cell),
+        id2label=row_config.id2label,
+        **head_fields(arguments),
+    )
+    outputs = [1] * config.num_labels if config.separate_heads else [config.num_labels]
+    heads = [EmotionHead(config, num_outputs).to(accelerator.device) for num_outputs in outputs]
     frames = feature_extractor.num_frames(int(PROBED_SECONDS * feature_extractor.sampling_rate))
-    shape = [run.per_device_train_batch_size, frames, model.config.feature_size]
-    if model.config.backbone_layer == "weighted":
-        shape.insert(1, model.config.backbone_config.num_hidden_layers + 1)
+    shape = [run.per_device_train_batch_size, frames, config.feature_size]
+    if config.backbone_layer == "weighted":
+        shape.insert(1, config.backbone_config.num_hidden_layers + 1)
     dtype = training_dtype(run, accelerator.device)
     features = torch.randn(shape, device=accelerator.device, dtype=dtype)
     lengths = torch.full((shape[0],), frames, device=accelerator.device)

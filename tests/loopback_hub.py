@@ -103,6 +103,14 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return repository
 
+    def commit_at(self, kind, name, revision):
+        """Sha and files of a repository's revision, or `None` where the caller is told that there is none."""
+        repository = self.repository(kind, name)
+        commit = repository and repository.at(revision)
+        if repository is not None and commit is None:
+            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
+        return commit
+
     def handle_request(self):
         url = urlsplit(self.path)
         path = unquote(url.path)
@@ -191,24 +199,19 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 
     def info(self, kind, name, revision="main"):
+        commit = self.commit_at(kind, name, revision)
+        if commit is None:
+            return
+        sha, files = commit
         repository = self.repository(kind, name)
-        if repository is None:
-            return
-        if repository.at(revision) is None:
-            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
-            return
-        sha, files = repository.at(revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
         self.answer(200, {"id": name, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
 
     def tree(self, kind, name, revision, folder):
-        repository = self.repository(kind, name)
-        if repository is None:
+        commit = self.commit_at(kind, name, revision)
+        if commit is None:
             return
-        if repository.at(revision) is None:
-            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
-            return
-        entries = entries_of(repository.at(revision)[1])
+        entries = entries_of(commit[1])
         folder = folder.strip("/")
         if folder and entries.get(folder, {}).get("type") != "directory":
             self.refuse(404, "EntryNotFound", f"no folder {folder}")
@@ -224,22 +227,15 @@ class Handler(BaseHTTPRequestHandler):
             paths = json.loads(request)["paths"]
         else:
             paths = parse_qs(request.decode())["paths"]
-        repository = self.repository(kind, name)
-        if repository is None:
+        commit = self.commit_at(kind, name, revision)
+        if commit is None:
             return
-        if repository.at(revision) is None:
-            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
-            return
-        entries = entries_of(repository.at(revision)[1])
+        entries = entries_of(commit[1])
         self.answer(200, [entries[path] for path in paths if path in entries])
 
     def resolve(self, name, revision, file, kind="models"):
-        repository = self.repository(kind, name)
-        if repository is None:
-            return
-        commit = repository.at(revision)
+        commit = self.commit_at(kind, name, revision)
         if commit is None:
-            self.refuse(404, "RevisionNotFound", f"no revision {revision}")
             return
         sha, files = commit
         if file not in files:

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run_command, write_corpus
+from conftest import ROOT, SMALL_BACKBONE, run_command, write_corpus
 
 LAUNCH = [Path(sys.executable).parent / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml"]
 LAUNCH += [ROOT / "reproduce.py"]
-HUBERT = {
-    "model_type": "hubert",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "conv_dim": [16] * 7,
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,10 @@ def grid(tmp_path_factory):
         "title": "A small grid",
         "output_dir": str(folder / "own"),
         "train": flags,
-        "features": {"HuBERT (Small)": {"random_backbone": HUBERT}, "MFCC": {"acoustic_features": "mfcc"}},
+        "features": {
+            "HuBERT (Small)": {"random_backbone": {"model_type": "hubert", **SMALL_BACKBONE}},
+            "MFCC": {"acoustic_features": "mfcc"},
+        },
         "architectures": {"cnn_lstm": {}, "cnn_lstm_attention": {}},
         "seeds": [0],
     }

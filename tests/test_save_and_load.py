@@ -138,8 +138,10 @@ def test_a_backbone_that_could_not_be_fetched_again_is_not_left_out(heads_alone,
         model.backbone.feature_projection.projection.weight[0, 0] += 1
     with pytest.raises(ValueError, match="have been changed"):
         model.save_pretrained(tmp_path / "changed", include_backbone=False)
+    new = small_model(backbone_config=backbone_config())
     with pytest.raises(ValueError, match="not loaded by from_backbone_pretrained"):
-        small_model(backbone_config=backbone_config()).save_pretrained(tmp_path / "new", include_backbone=False)
+        new.save_pretrained(tmp_path / "new", include_backbone=False)
+    assert new.config.include_backbone  # a save that is refused changes nothing
     assert not [path for name in ("half", "changed", "new") for path in tmp_path.glob(f"{name}/*")]
 
 
