@@ -6,7 +6,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .audio_emoshare import load_audio
 from .configuration_emoshare import EMOTIONS, EmoShareConfig
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
-from .modeling_emoshare import EmoShareModel, EmoShareOutput, EmotionHead
+from .head_emoshare import EmotionHead
+from .modeling_emoshare import EmoShareModel, EmoShareOutput
 from .pipeline_emoshare import EmotionSharePipeline
 
 __all__ = [

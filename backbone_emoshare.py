@@ -1,402 +1,125 @@
-"""What makes a Transformers speech encoder exact in a batch, and fast: its frame features never depend on padding."""
+"""Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
-from contextvars import ContextVar
-from functools import cache
-from itertools import islice
-from typing import NamedTuple
+import hashlib
+from typing import Protocol
 
 import torch
-from torch import nn
-from transformers.activations import GELUActivation
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
-# Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded.
-_clip_samples = ContextVar("clip_samples", default=None)
-# Layers of the encoder that are being run; None for all.
-_num_layers = ContextVar("num_layers", default=None)
+from .wav2vec2_emoshare import Wav2Vec2Family
 
 
-class FrameFeatures(NamedTuple):
+class BackboneFamily(Protocol):
     """
+    What the rest of the code knows about a kind of speech encoder. A family is one module, with one entry in
+    `FAMILIES`; nothing outside it depends on the encoder's structure.
+
     Attributes:
-        features: (batch, frames, width), or (batch, layers, frames, width) for `layer="weighted"`.
-        lengths: (batch,) int64, each clip's number of frames.
-        hidden_states: all of the backbone's hidden states, each (batch, frames, width), or `None`.
+        model_types: Transformers' names of the encoders in this family.
+        feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
+        input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
+        optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
     """
 
-    features: torch.Tensor
-    lengths: torch.Tensor
-    hidden_states: tuple[torch.Tensor, ...] | None
+    model_types: tuple[str, ...]
+    feature_type: str
+    input_name: str
+    optional_weights: tuple[str, ...]
 
+    def check(self, config, is_frozen):
+        """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
 
-def num_frames(backbone_config, num_samples):
-    """Frames (int or int tensor, as given) that the backbone's convolutional front end makes of `num_samples`."""
-    for kernel, stride in zip(backbone_config.conv_kernel, backbone_config.conv_stride, strict=True):
-        num_samples = (num_samples - kernel) // stride + 1
-    return num_samples
+    def width(self, config):
+        """Width of the frame features."""
 
+    def num_layers(self, config):
+        """Layers of the encoder; `hidden_states` has layers 0 (the first layer's input) to this number."""
 
-def make_exact_in_batch(backbone):
-    """
-    Closes, in place, the ways by which padding reaches a clip in Transformers' own implementation, and leaves out what
-    need not be computed. A clip alone gives what it gave before, and the names of parameters stay, so pretrained
-    weights load and saved ones load elsewhere.
+    def frame_geometry(self, config):
+        """Samples that one frame sees, and samples from one frame to the next."""
 
-    - Where the first convolution has a GroupNorm over time, that takes its statistics over each clip's own frames.
-    - The positional convolutions see zeros past a clip's last frame, as they do past the end of a clip alone. This
-      matters where several are stacked (data2vec-audio) or a BatchNorm comes before (`conv_pos_batch_norm=True`).
-    - Without gradients, the convolutional front end runs as matrix products.
-    - Layers of the encoder above the one that is asked for are not run.
-    - On a CPU, frozen linear layers in bfloat16 keep their weights as its matrix unit wants them.
+    def num_frames(self, config, lengths):
+        """Frames (int or int tensor, as given) that inputs of these lengths become."""
 
-    All hold in `frame_features` and `layer_features`, which know the length of each clip.
-    """
-    backbone.feature_extractor = FrontEnd(backbone.feature_extractor)
-    for module in list(backbone.encoder.layers.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
-    backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
-    for module in backbone.encoder.pos_conv_embed.modules():
-        if isinstance(module, nn.Conv1d):
-            module.register_forward_pre_hook(_ZeroPadding(backbone.config))
+    def build(self, config):
+        """A backbone with random weights."""
 
+    def load(self, name_or_path, **kwargs):
+        """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
 
-def frame_features(backbone, input_values, lengths, layer=-1, output_hidden_states=False):
-    """
-    Runs `backbone` on a batch of padded waveforms.
+    def prepare(self, backbone, fast=True):
+        """
+        Changes a backbone in place so that frame features never depend on padding. Without `fast`, its modules run as
+        Transformers wrote them wherever exactness allows it, which is what exporting needs.
+        """
 
-    Args:
-        backbone: a Transformers model of the wav2vec 2.0 family, after `make_exact_in_batch`.
-        input_values: (batch, samples), padded on the right.
-        lengths: (batch,) int64, each clip's number of samples.
-        layer: as `EmoShareConfig.backbone_layer`.
-        output_hidden_states: whether to return all hidden states too.
-
-    Returns:
-        `FrameFeatures`; features past a clip's last frame are arbitrary.
-    """
-    outputs = _run(backbone, input_values, lengths, [layer], output_hidden_states)
-    hidden_states = outputs.hidden_states if output_hidden_states else None
-    return FrameFeatures(_features_of(outputs, layer), num_frames(backbone.config, lengths), hidden_states)
-
-
-def layer_features(backbone, input_values, lengths, layers):
-    """
-    The frame features of several layers, for which `backbone` runs once.
-
-    Args:
-        backbone, input_values, lengths: as in `frame_features`.
-        layers: each as `EmoShareConfig.backbone_layer`.
-
-    Returns:
-        `list[FrameFeatures]`: for each of `layers`, what `frame_features` gives.
-    """
-    outputs = _run(backbone, input_values, lengths, layers)
-    frames = num_frames(backbone.config, lengths)
-    return [FrameFeatures(_features_of(outputs, layer), frames, None) for layer in layers]
-
-
-def _run(backbone, input_values, lengths, layers, output_hidden_states=False):
-    """Transformers' output, with the hidden states where `layers` need them; no layer above the highest is run."""
-    is_padded = bool((lengths != input_values.shape[1]).any())
-    runs_all_layers = output_hidden_states or not {-1, "weighted"}.isdisjoint(layers)
-    clip_samples = _clip_samples.set(lengths if is_padded else None)
-    # One layer at least: Transformers records hidden_states[0] as the first layer's input.
-    num_layers = _num_layers.set(None if runs_all_layers else max(1, *layers))
-    try:
-        return backbone(
-            input_values,
-            attention_mask=length_mask(lengths, input_values.shape[1]).long() if is_padded else None,
-            output_hidden_states=output_hidden_states or any(layer != -1 for layer in layers),
-            return_dict=True,
-        )
-    finally:
-        _clip_samples.reset(clip_samples)
-        _num_layers.reset(num_layers)
-
-
-def _features_of(outputs, layer):
-    if layer == -1:
-        return outputs.last_hidden_state
-    if layer == "weighted":
-        return torch.stack(outputs.hidden_states, dim=1)
-    return outputs.hidden_states[layer]
-
-
-def length_mask(lengths, size):
-    """(batch,) lengths -> (batch, size) bool, true on each row's first `length` entries."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-class EncoderLayers(nn.ModuleList):
-    """The encoder's layers. To go through them gives those alone that are needed for what was asked for."""
-
-    def __iter__(self):
-        return islice(super().__iter__(), _num_layers.get())
-
-
-class PackedLinear(nn.Linear):
-    """
-    A linear layer of the encoder. On a CPU, `nn.Linear` lays out its bfloat16 weights for the processor's matrix unit
-    at every call; this one does it once, for as long as the weights are frozen and stay the same, with the operators
-    that `torch.compile` uses for that. It keeps a second copy of them in memory.
-
-    Args:
-        linear: the layer, whose parameters this one takes over.
-    """
-
-    def __init__(self, linear):
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self._packed = None
-        # The weights that were packed and their version; held, so that no others come to lie at their address.
-        self._packed_from, self._packed_version = None, None
-
-    def forward(self, rows):
-        """(..., width in) -> (..., width out)"""
-        if not self._runs_packed(rows):
-            return super().forward(rows)
-        if self._packed is None or self._has_new_weight():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self._packed_from, self._packed_version = self.weight.detach(), self.weight._version
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "none")
-
-    def _runs_packed(self, rows):
-        return (
-            not torch.compiler.is_compiling()  # which packs by itself
-            and rows.device.type == self.weight.device.type == "cpu"
-            and rows.dtype == self.weight.dtype == torch.bfloat16
-            and not (torch.is_grad_enabled() and rows.requires_grad)
-            # Whoever trains the weights changes them, and inference tensors do not tell when they change.
-            and not (self.weight.requires_grad or self.weight.is_inference())
-            and _has_packed_linear()
-        )
-
-    def _has_new_weight(self):
-        return self._packed_from.data_ptr() != self.weight.data_ptr() or self._packed_version != self.weight._version
-
-    def __getstate__(self):
-        """For copies, which pack for themselves."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
-
-
-@cache
-def _has_packed_linear():
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-class FrontEnd(nn.Module):
-    """
-    The convolutional front end of a backbone, exact in a batch: waveforms to frames.
-
-    For gradients it runs Transformers' own modules. Without, it computes the same in the layout (frames, channels),
-    where a convolution is a few matrix products over views of its input and nothing is transposed or unfolded.
-    Weights are read from the modules at every call.
-
-    Args:
-        feature_extractor: Transformers' front end, whose layers this one takes over.
-    """
-
-    def __init__(self, feature_extractor):
-        super().__init__()
-        first, *others = feature_extractor.conv_layers
-        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            first = GroupNormConvLayer(first)
-        self.conv_layers = nn.ModuleList([first, *others])
-
-    def forward(self, input_values):
-        """(batch, samples) -> (batch, channels, frames)"""
-        lengths = _clip_samples.get()
-        if self._runs_as_modules(input_values):
-            return self._modules_forward(input_values, lengths)
-        if lengths is None:
-            lengths = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
-        weights = self.weights()
-        if input_values.device.type != "cpu":
-            return self.padded_batch(input_values, lengths, weights).transpose(1, 2)
-        # A clip at a time: on a CPU, the maps of a whole batch fit no cache, and padding is computed for nothing.
-        clips = [
-            self.padded_batch(waveform[None, :own], own[None], weights)[0]
-            for waveform, own in zip(input_values, lengths, strict=True)
-        ]
-        return nn.utils.rnn.pad_sequence(clips, batch_first=True).transpose(1, 2)
-
-    def _runs_as_modules(self, input_values):
-        needs_gradients = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (input_values, *self.parameters())
-        )
-        # Autocast knows no in-place product, and MPS no float64.
-        device = input_values.device.type
-        return needs_gradients or torch.is_autocast_enabled(device) or device == "mps"
-
-    def _modules_forward(self, input_values, lengths):
-        maps = input_values[:, None]
-        if self.training and self.conv_layers[0].conv.weight.requires_grad:
-            maps.requires_grad_()  # else reentrant gradient checkpointing would leave the front end untrained
-        for layer in self.conv_layers:
-            # The lengths go in as an argument: gradient checkpointing runs the layer again when the context is gone.
-            maps = layer(maps, lengths) if isinstance(layer, GroupNormConvLayer) else layer(maps)
-        return maps
-
-    def weights(self):
-        """Each layer's weight, as a matrix (channels out, taps * channels in)."""
-        return [layer.conv.weight.transpose(1, 2).flatten(1) for layer in self.conv_layers]
-
-    def padded_batch(self, waveforms, lengths, weights):
+    def hidden_states(self, backbone, inputs, lengths, layers):
         """
         Args:
-            waveforms: (batch, samples), padded on the right.
-            lengths: (batch,) int64, each clip's number of samples.
-            weights: of each layer, as `weights` gives them; they are made once for all clips.
+            backbone: after `prepare`.
+            inputs: padded on the right, (batch, length) or (batch, length, width).
+            lengths: (batch,) int64, each clip's own length.
+            layers: -1 for the encoder's output, k >= 0 for `hidden_states[k]` as Transformers counts them.
 
         Returns:
-            (batch, frames, channels), arbitrary past a clip's last frame.
+            `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
-        first, *others = self.conv_layers
-        maps = _first_convolution(first, waveforms, lengths, weights[0])
-        for layer, weight in zip(others, weights[1:], strict=True):
-            maps = _convolution(layer.conv, maps, weight)
-            if hasattr(layer, "layer_norm"):
-                maps = layer.layer_norm(maps)
-            maps = _activate(layer.activation, maps)
-        return maps
-
-    def _freeze_parameters(self):
-        """What Transformers' `freeze_feature_encoder` calls."""
-        self.requires_grad_(False)
 
 
-def _first_convolution(layer, waveforms, lengths, weight):
+FAMILIES = [Wav2Vec2Family()]
+
+
+def family_of(backbone_config):
     """
-    The first layer: its convolution of one channel, the norm and the activation.
+    The family of a backbone, by the model type of its config.
+
+    Raises:
+        ValueError: if no family has it.
+    """
+    for family in FAMILIES:
+        if backbone_config.model_type in family.model_types:
+            return family
+    supported = ", ".join(model_type for family in FAMILIES for model_type in family.model_types)
+    raise ValueError(
+        f"backbone_config: model type {backbone_config.model_type!r} is not supported; supported are {supported}"
+    )
+
+
+def commit_of(name_or_path, revision=None):
+    """The commit of a revision on the Hub; a folder has none, and keeps the revision that was given."""
+    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None) or revision
+
+
+def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
+    """
+    A pretrained backbone in float32, which holds every stored dtype without loss. It is not prepared yet.
 
     Args:
-        layer: Transformers' module.
-        waveforms: (batch, samples).
-        lengths: (batch,) int64, each clip's number of samples.
-        weight: (channels, taps).
+        name_or_path: Hub id or local folder.
+        backbone_config: its config.
+        revision: branch, tag or commit.
+        hub_arguments: arguments of `from_pretrained` that say how to reach the Hub.
 
-    Returns:
-        (batch, frames, channels)
+    Raises:
+        ValueError: if the checkpoint lacks weights.
+        OSError: if it cannot be read.
     """
-    kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-    windows = waveforms.unfold(1, kernel, stride)  # (batch, frames, taps)
-    has_group_norm = isinstance(layer.layer_norm, nn.GroupNorm)
-    if has_group_norm:
-        own = (lengths - kernel) // stride + 1
-        weight, bias = with_group_norm(weight, layer.layer_norm, windows, own)
-    else:
-        bias = weight.new_zeros(len(weight)) if layer.conv.bias is None else layer.conv.bias
-    # The bias is one more tap, on a constant 1: that is cheaper than to go once more over all channels.
-    taps = torch.cat([weight, bias[..., None]], dim=-1).to(waveforms.dtype)
-    windows = torch.cat([windows, windows.new_ones(*windows.shape[:2], 1)], dim=-1)
-    maps = windows @ taps.mT
-    return _activate(layer.activation, maps if has_group_norm else layer.layer_norm(maps))
+    family = family_of(backbone_config)
+    backbone, loading = family.load(
+        name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, **hub_arguments
+    )
+    missing = sorted(set(loading["missing_keys"]) - set(family.optional_weights))
+    if missing:
+        raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+    return backbone
 
 
-def _activate(activation, maps):
-    """In place where it is GELU: the maps of some seconds are so large that new memory costs more than the function."""
-    if isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu:
-        return torch.ops.aten.gelu_(maps)
-    return activation(maps)
-
-
-def with_group_norm(weight, norm, windows, lengths):
-    """
-    A convolution of one channel and the GroupNorm after it, as one convolution for each clip.
-
-    The norm has a group per channel, and a channel is a linear function of the window that it sees. So its mean and
-    variance over time follow from the windows' own mean and (taps, taps) covariance: without a pass over the largest
-    map of the whole network. In float64, because a filter may cancel nearly all that is in a window.
-
-    Args:
-        weight: (channels, taps). A bias would cancel in the norm.
-        norm: the GroupNorm.
-        windows: (batch, frames, taps), of the waveform.
-        lengths: (batch,) int64, each clip's number of frames: statistics are over these.
-
-    Returns:
-        Weight (batch, channels, taps) and bias (batch, channels), float64.
-    """
-    weight, windows = weight.double(), windows.double()
-    is_padding = ~length_mask(lengths, windows.shape[1])[..., None]
-    lengths = lengths[:, None, None]
-    mean = windows.masked_fill(is_padding, 0).sum(dim=1, keepdim=True) / lengths  # (batch, 1, taps)
-    centred = (windows - mean).masked_fill(is_padding, 0)
-    covariance = centred.mT @ centred / lengths
-    variance = (weight @ covariance * weight).sum(dim=-1)  # (batch, channels)
-    scale = norm.weight * (variance + norm.eps).rsqrt()
-    weight = scale[..., None] * weight
-    return weight, norm.bias - (weight * mean).sum(dim=-1)
-
-
-def _convolution(convolution, maps, weight):
-    """
-    A convolution over frames as a sum of matrix products, one for every `stride` taps: these see rows of `maps` that
-    do not overlap, so that a view of it is the matrix.
-
-    Args:
-        convolution: Conv1d without padding.
-        maps: (batch, frames, channels in), contiguous.
-        weight: (channels out, taps * channels in), its weight.
-
-    Returns:
-        (batch, frames out, channels out)
-    """
-    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-    batch, frames, channels = maps.shape
-    frames_out = (frames - kernel) // stride + 1
-    products = None
-    for tap in range(0, kernel, stride):
-        columns = slice(tap * channels, min(tap + stride, kernel) * channels)
-        rows = maps.as_strided(
-            (batch, frames_out, columns.stop - columns.start),
-            (frames * channels, stride * channels, 1),
-            maps.storage_offset() + columns.start,
-        ).flatten(0, 1)
-        if products is None:
-            products = nn.functional.linear(rows, weight[:, columns], convolution.bias)
-        else:
-            products.addmm_(rows, weight[:, columns].T)
-    return products.unflatten(0, (batch, frames_out))
-
-
-class GroupNormConvLayer(GradientCheckpointingLayer):
-    """The first convolution, its GroupNorm taken over each clip's own frames."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.conv, self.layer_norm, self.activation = layer.conv, layer.layer_norm, layer.activation
-
-    def forward(self, waveforms, lengths):
-        """
-        Args:
-            waveforms: (batch, 1, samples).
-            lengths: (batch,) int64, each clip's number of samples; `None` where nothing is padded.
-
-        Returns:
-            (batch, channels, frames), zero past each clip's last frame.
-        """
-        maps = self.conv(waveforms)
-        if lengths is None:
-            return self.activation(self.layer_norm(maps))
-        frames = (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
-        clips = [self.layer_norm(clip[None, :, :own]) for clip, own in zip(maps, frames.tolist(), strict=True)]
-        longest = maps.shape[-1]
-        return self.activation(torch.cat([nn.functional.pad(clip, (0, longest - clip.shape[-1])) for clip in clips]))
-
-
-class _ZeroPadding:
-    """Forward pre-hook of a convolution over frames: (batch, width, frames), zero past each clip's last frame."""
-
-    def __init__(self, backbone_config):
-        self.backbone_config = backbone_config
-
-    def __call__(self, convolution, inputs):
-        lengths = _clip_samples.get()
-        if lengths is None:
-            return None
-        (frames,) = inputs
-        mask = length_mask(num_frames(self.backbone_config, lengths), frames.shape[-1])
-        return frames.masked_fill(~mask[:, None], 0)
+def weights_hash(backbone):
+    """SHA-256 of a backbone's weights as float32, in the order of their names."""
+    optional_weights = family_of(backbone.config).optional_weights
+    digest = hashlib.sha256()
+    for name, weight in sorted(backbone.state_dict().items()):
+        if name not in optional_weights:
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()

@@ -1,13 +1,14 @@
-"""Configuration of the EmoShare model, and the list of files that make its Hub repository."""
+"""Configuration of the EmoShare model, and the table of its architectures."""
 
 import copy
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, logging
 
-logger = logging.get_logger(__name__)
+from .backbone_emoshare import family_of
+from .losses_emoshare import LOSSES
+from .repository_emoshare import AUTO_MAP, CUSTOM_PIPELINES, copy_modules, is_remote_code, module_file
 
 # The nine emotions of the ComParE 2023 Emotion Share sub-challenge, in the challenge's order.
 EMOTIONS = (
@@ -22,42 +23,76 @@ EMOTIONS = (
     "Tiredness",
 )
 
-SUPPORTED_BACKBONES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
-ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention", "transformer")
-TRANSFORMER_HEADS = 8  # attention heads of "transformer", which divide its width
+
+@dataclass(frozen=True)
+class Architecture:
+    """
+    How a head is put together after its convolutions. A new one is an entry in `ARCHITECTURES`, and nothing else if its
+    parts are in the tables `ENCODERS` and `POOLINGS` of `head_emoshare`.
+
+    Attributes:
+        encoder: the part that sees the order of steps; a key of `ENCODERS`.
+        pooling: the part that makes one vector of all steps; a key of `POOLINGS`.
+        ffn_sizes: default hidden sizes of the feed-forward network.
+        title: short name in tables and figures.
+        summary: its parts in a few words, for legends.
+        description: one phrase for model cards, without a full stop.
+        has_attention: whether it returns attention weights over the steps.
+        is_released: whether the authors released this network, so that `normalization="sequence"` can reproduce it.
+        has_released_norms: whether the released network has LayerNorms.
+        attention_heads: of the encoder, which divide its width; `None` if it has none.
+    """
+
+    encoder: str
+    pooling: str
+    ffn_sizes: tuple[int, ...]
+    title: str
+    summary: str
+    description: str
+    has_attention: bool = False
+    is_released: bool = False
+    has_released_norms: bool = False
+    attention_heads: int | None = None
+
+
+# The first two have the sizes of the authors' released code. The transformer was not released, and its feed-forward
+# network has the sizes of Architecture 2.
+ARCHITECTURES = {
+    "cnn_lstm": Architecture(
+        encoder="lstm",
+        pooling="mean",
+        ffn_sizes=(256, 64, 8),
+        title="Architecture 1",
+        summary="CNN, LSTM",
+        description="Architecture 1 of the paper: convolutions, an LSTM, the mean over time and a feed-forward network",
+        is_released=True,
+    ),
+    "cnn_lstm_attention": Architecture(
+        encoder="lstm",
+        pooling="attention",
+        ffn_sizes=(256, 128, 64),
+        title="Architecture 2",
+        summary="CNN, LSTM, attention",
+        description="Architecture 2 of the paper: convolutions, an LSTM, attention over time and a feed-forward "
+        "network",
+        has_attention=True,
+        is_released=True,
+        has_released_norms=True,
+    ),
+    "transformer": Architecture(
+        encoder="transformer",
+        pooling="mean",
+        ffn_sizes=(256, 128, 64),
+        title="Transformer (ours)",
+        summary="CNN, transformer",
+        description="The multi-headed transformer that the paper mentions (section 3.2), in sizes of our own: "
+        "convolutions, two encoder layers, the mean over time and a feed-forward network",
+        attention_heads=8,
+    ),
+}
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
-
-# Hidden sizes of the feed-forward network in the authors' released code, per architecture. The transformer was not
-# released, and has those of Architecture 2.
-RELEASED_FFN_SIZES = {
-    "cnn_lstm": (256, 64, 8),
-    "cnn_lstm_attention": (256, 128, 64),
-    "transformer": (256, 128, 64),
-}
-DEFAULT_ACOUSTIC_FEATURES = 40
-
-# What a Hub repository of this model names in its config.json, and the modules that these names live in.
-AUTO_MAP = {
-    "AutoConfig": "configuration_emoshare.EmoShareConfig",
-    "AutoModel": "modeling_emoshare.EmoShareModel",
-    "AutoModelForAudioClassification": "modeling_emoshare.EmoShareModel",
-}
-CUSTOM_PIPELINES = {
-    "emotion-share": {
-        "impl": "pipeline_emoshare.EmotionSharePipeline",
-        "pt": ["AutoModelForAudioClassification"],
-        "type": "audio",
-    }
-}
-MODULES = (
-    "configuration_emoshare.py",
-    "audio_emoshare.py",
-    "backbone_emoshare.py",
-    "modeling_emoshare.py",
-    "feature_extraction_emoshare.py",
-    "pipeline_emoshare.py",
-)
+DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
 
 
 class EmoShareConfig(PreTrainedConfig):
@@ -68,7 +103,7 @@ class EmoShareConfig(PreTrainedConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Config of a Transformers audio encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or UniSpeech-SAT. With
-            `None` the model has no backbone, and takes frame features (log-mels, say) as `input_features`.
+            `None` the model has no backbone, and takes acoustic features (such as log-mels) as `input_features`.
         backbone_name_or_path (`str`, *optional*):
             Hub id or folder that the backbone's weights came from.
         backbone_revision (`str`, *optional*):
@@ -76,47 +111,49 @@ class EmoShareConfig(PreTrainedConfig):
         backbone_hash (`str`, *optional*):
             SHA-256 of the backbone's pretrained weights as they are stored there.
         include_backbone (`bool`, *optional*, defaults to `True`):
-            Whether the checkpoint holds the backbone's weights, or those of the heads alone; what `save_pretrained` was
-            told last. Without them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
+            Whether the checkpoint holds the backbone's weights, or the heads alone. `save_pretrained` sets it. Without
+            them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
         backbone_layer (`int` or `"weighted"`, *optional*, defaults to -1):
             Which hidden states are the frame features: `-1` is the backbone's `last_hidden_state`, an integer k >= 0
             is Transformers' `hidden_states[k]`, and `"weighted"` is a learned softmax-weighted sum of all of them.
         freeze_backbone (`bool`, *optional*, defaults to `True`):
-            Whether the backbone is a fixed feature extractor: no gradient, always in eval mode.
+            Whether the backbone is a fixed feature extractor: no gradients, always in eval mode.
         feature_size (`int`, *optional*):
-            Width of the frame features. Follows from the backbone; without one it is 40 if not given.
+            Width of the frame features. Follows from the backbone; without a backbone, 40 if not given.
         architecture (`str`, *optional*, defaults to `"cnn_lstm_attention"`):
-            `"cnn_lstm"` (the paper's Architecture 1), `"cnn_lstm_attention"` (Architecture 2) or `"transformer"` (the
-            multi-headed transformer that the paper tried and dropped, section 3.2; it gives no sizes, so they are
-            ours): two encoder layers in the place of the LSTM, as wide as the last convolution, with 8 heads and a
-            feed-forward network four times as wide.
+            A key of `ARCHITECTURES`: `"cnn_lstm"` (the paper's Architecture 1), `"cnn_lstm_attention"` (Architecture 2)
+            or `"transformer"` (the multi-headed transformer that the paper tried and dropped, section 3.2; it gives no
+            sizes, so they are ours): two encoder layers instead of the LSTM, as wide as the last convolution, with 8
+            heads and a feed-forward network four times as wide.
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel size of the convolutions, in frames; odd.
         pool_size (`int`, *optional*, defaults to 2):
-            Frames per step after max-pooling; L frames become floor(L / pool_size) steps.
+            Frames per step after max-pooling: L frames become floor(L / pool_size) steps.
         lstm_hidden_size (`int`, *optional*, defaults to 512):
             Width of the LSTM.
         lstm_num_layers (`int`, *optional*, defaults to 2):
             Layers of the LSTM.
         ffn_sizes (`tuple[int]`, *optional*):
-            Hidden sizes of the feed-forward network. `None` takes those of the released code: (256, 64, 8) for
-            Architecture 1 and (256, 128, 64) for Architecture 2.
+            Hidden sizes of the feed-forward network. `None` takes the architecture's own: (256, 64, 8) for Architecture
+            1 and (256, 128, 64) for Architecture 2, as in the released code.
         normalization (`str`, *optional*, defaults to `"frame"`):
             `"frame"`: padding is masked after every layer; LayerNorm over the channels of each step before the LSTM
-            and after each hidden layer of the feed-forward network. `"none"`: the same masks, no LayerNorm but those
-            that a transformer layer is made with.
-            `"sequence"`: the authors' released network: inputs padded to `max_frames`, nothing masked in the
-            convolutions, and LayerNorms over the padded sequence where the released architecture has them.
+            and after each hidden layer of the feed-forward network. `"none"`: the same masks, and no LayerNorms except
+            those inside a transformer layer.
+            `"sequence"`: the authors' released network: inputs padded to `max_frames`, no masks in the convolutions,
+            and LayerNorms over the padded sequence where the released architecture has them.
         max_frames (`int`, *optional*, defaults to 398):
-            Length that `normalization="sequence"` pads to; without meaning otherwise.
+            Length in frames that `normalization="sequence"` pads to; unused otherwise.
         output_activation (`str`, *optional*, defaults to `"sigmoid"`):
             Last activation, `"sigmoid"` or `"relu"` (the released network's).
         separate_heads (`bool`, *optional*, defaults to `True`):
-            One network per emotion, as in the paper, or one network with all outputs.
+            One head per emotion, as in the paper, or one shared trunk with all outputs.
+        loss (`str`, *optional*, defaults to `"mse"`):
+            A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises.
         id2label (`dict[int, str]`, *optional*):
-            The labels; the nine emotions of ComParE 2023 if not given.
+            The labels by index; the nine emotions of ComParE 2023 if not given.
         problem_type (`str`, *optional*, defaults to `"regression"`):
             Only `"regression"`: Transformers' own pipelines then return the shares as they are.
 
@@ -148,12 +185,13 @@ class EmoShareConfig(PreTrainedConfig):
         max_frames=398,
         output_activation="sigmoid",
         separate_heads=True,
+        loss="mse",
         id2label=None,
         problem_type="regression",
         **kwargs,
     ):
         if isinstance(backbone_config, dict):
-            backbone_config = _config_from_dict(backbone_config)
+            backbone_config = _backbone_config_from_dict(backbone_config)
         self.backbone_config = backbone_config
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
@@ -167,14 +205,15 @@ class EmoShareConfig(PreTrainedConfig):
         self.pool_size = pool_size
         self.lstm_hidden_size = lstm_hidden_size
         self.lstm_num_layers = lstm_num_layers
-        released = RELEASED_FFN_SIZES.get(architecture, ())
-        self.ffn_sizes = released if ffn_sizes is None else _sizes("ffn_sizes", ffn_sizes)
+        _check_choice("architecture", architecture, ARCHITECTURES)
+        self.ffn_sizes = ARCHITECTURES[architecture].ffn_sizes if ffn_sizes is None else _sizes("ffn_sizes", ffn_sizes)
         self.normalization = normalization
         self.max_frames = max_frames
         self.output_activation = output_activation
         self.separate_heads = separate_heads
+        self.loss = loss
         if feature_size is None:
-            feature_size = getattr(backbone_config, "hidden_size", DEFAULT_ACOUSTIC_FEATURES)
+            feature_size = DEFAULT_FEATURE_SIZE if backbone_config is None else _backbone_width(backbone_config)
         self.feature_size = feature_size
 
         if id2label is None and kwargs.get("num_labels") in (None, len(EMOTIONS)):
@@ -185,8 +224,8 @@ class EmoShareConfig(PreTrainedConfig):
             kwargs["label2id"] = {label: index for index, label in id2label.items()}
             if label2id is not None and label2id != kwargs["label2id"]:
                 raise ValueError(f"label2id: got {label2id}, which is not the inverse of id2label {id2label}")
-        if not _is_remote_code():
-            # The installed package has registered its task. Were it listed here too, `pipeline()` would take it for
+        if not is_remote_code():
+            # The installed package has registered its task. If the config listed it too, `pipeline()` would take it for
             # remote code and ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         if problem_type != "regression":
@@ -194,10 +233,20 @@ class EmoShareConfig(PreTrainedConfig):
         super().__init__(id2label=id2label, problem_type=problem_type, **kwargs)
         self.check()
 
+    @property
+    def labels(self):
+        """The label names, in the order of the model's outputs."""
+        return [self.id2label[index] for index in range(self.num_labels)]
+
+    @property
+    def has_attention(self):
+        """Whether the model returns attention weights."""
+        return ARCHITECTURES[self.architecture].has_attention
+
     def check(self):
         """
-        Raises ValueError on an illegal field, and brings `label2id` in line with `id2label`. Transformers sets fields
-        that are given to `from_pretrained` after construction, so models and `save_pretrained` check once more.
+        Raises ValueError on an illegal field, and makes `label2id` match `id2label`. Transformers sets fields that are
+        given to `from_pretrained` after construction, so models and `save_pretrained` check again.
         """
         self.id2label = _labels_by_index(self.id2label)
         self.label2id = {label: index for index, label in self.id2label.items()}
@@ -210,32 +259,19 @@ class EmoShareConfig(PreTrainedConfig):
             if self.backbone_layer != -1:
                 raise ValueError(f"backbone_layer: got {self.backbone_layer!r}, but backbone_config is None")
             return
-        if backbone.model_type not in SUPPORTED_BACKBONES:
+        family = family_of(backbone)
+        family.check(backbone, is_frozen=self.freeze_backbone)
+        if self.feature_size != family.width(backbone):
             raise ValueError(
-                f"backbone_config: model type {backbone.model_type!r} is not supported; "
-                f"supported are {', '.join(SUPPORTED_BACKBONES)}"
-            )
-        if getattr(backbone, "add_adapter", False):
-            raise ValueError(
-                "backbone_config: add_adapter=True is not supported: the adapter shortens the frames and mixes "
-                "padding into them"
-            )
-        if getattr(backbone, "conv_pos_batch_norm", False) and not self.freeze_backbone:
-            raise ValueError(
-                "backbone_config: conv_pos_batch_norm=True is not supported with freeze_backbone=False: its statistics "
-                "would be taken over padding and over the other clips of a batch"
-            )
-        if self.feature_size != backbone.hidden_size:
-            raise ValueError(
-                f"feature_size: got {self.feature_size}, but the backbone's hidden size is {backbone.hidden_size}; "
+                f"feature_size: got {self.feature_size}, but the backbone's hidden size is {family.width(backbone)}; "
                 "leave it out to follow the backbone"
             )
-        layer = self.backbone_layer
+        layer, num_layers = self.backbone_layer, family.num_layers(backbone)
         is_layer_index = isinstance(layer, int) and not isinstance(layer, bool)
-        if layer != "weighted" and not (is_layer_index and -1 <= layer <= backbone.num_hidden_layers):
+        if layer != "weighted" and not (is_layer_index and -1 <= layer <= num_layers):
             raise ValueError(
-                f"backbone_layer: got {layer!r}; expected -1 (last_hidden_state), 0 to "
-                f"{backbone.num_hidden_layers} (hidden_states[k]) or 'weighted'"
+                f"backbone_layer: got {layer!r}; expected -1 (last_hidden_state), 0 to {num_layers} (hidden_states[k]) "
+                "or 'weighted'"
             )
 
     def _validate_head(self):
@@ -243,10 +279,10 @@ class EmoShareConfig(PreTrainedConfig):
             "architecture": ARCHITECTURES,
             "normalization": NORMALIZATIONS,
             "output_activation": OUTPUT_ACTIVATIONS,
+            "loss": LOSSES,
         }
         for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field}: got {getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+            _check_choice(field, getattr(self, field), allowed)
         for field in ("freeze_backbone", "include_backbone", "separate_heads"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected true or false")
@@ -261,14 +297,15 @@ class EmoShareConfig(PreTrainedConfig):
             raise ValueError("conv_channels: got none; expected at least one convolution")
         if self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size: got {self.conv_kernel_size}; only odd kernels keep frames centred")
-        if self.architecture == "transformer":
-            if self.conv_channels[-1] % TRANSFORMER_HEADS:
-                raise ValueError(
-                    f"conv_channels: got {self.conv_channels}; with architecture='transformer' the last must be a "
-                    f"multiple of {TRANSFORMER_HEADS}, its attention heads"
-                )
-            if self.normalization == "sequence":
-                raise ValueError("normalization: got 'sequence', a released network; no transformer was released")
+        architecture = ARCHITECTURES[self.architecture]
+        heads = architecture.attention_heads
+        if heads and self.conv_channels[-1] % heads:
+            raise ValueError(
+                f"conv_channels: got {self.conv_channels}; with architecture={self.architecture!r} the last must be a "
+                f"multiple of {heads}, its attention heads"
+            )
+        if self.normalization == "sequence" and not architecture.is_released:
+            raise ValueError(f"normalization: got 'sequence', a released network; no {self.architecture} was released")
         if self.normalization == "sequence" and self.max_frames < self.pool_size:
             raise ValueError(
                 f"max_frames: got {self.max_frames}, less than one step of pool_size {self.pool_size} frames"
@@ -280,11 +317,11 @@ class EmoShareConfig(PreTrainedConfig):
         repository for `trust_remote_code=True` once weights and preprocessor config are there too.
         """
         self.check()
-        modules = _copy_modules(Path(save_directory), self.name_or_path)
+        modules = copy_modules(Path(save_directory), self.name_or_path)
         saved = copy.deepcopy(self)
-        saved.auto_map = {key: name for key, name in AUTO_MAP.items() if _module_file(name) in modules}
+        saved.auto_map = {key: name for key, name in AUTO_MAP.items() if module_file(name) in modules}
         saved.custom_pipelines = {
-            task: info for task, info in CUSTOM_PIPELINES.items() if _module_file(info["impl"]) in modules
+            task: info for task, info in CUSTOM_PIPELINES.items() if module_file(info["impl"]) in modules
         }
         super(EmoShareConfig, saved).save_pretrained(save_directory, **kwargs)
 
@@ -293,13 +330,23 @@ def _is_positive_int(value):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _config_from_dict(backbone_config):
-    if backbone_config.get("model_type") not in SUPPORTED_BACKBONES:
-        raise ValueError(
-            f"backbone_config: got model_type {backbone_config.get('model_type')!r}; "
-            f"expected one of {', '.join(SUPPORTED_BACKBONES)}"
-        )
-    return AutoConfig.for_model(**backbone_config)
+def _check_choice(field, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{field}: got {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _backbone_config_from_dict(fields):
+    model_type = fields.get("model_type")
+    if model_type is None:
+        raise ValueError(f"backbone_config: got no model_type in {fields}")
+    try:
+        return AutoConfig.for_model(**fields)
+    except ValueError as error:
+        raise ValueError(f"backbone_config: {error}") from error
+
+
+def _backbone_width(backbone_config):
+    return family_of(backbone_config).width(backbone_config)
 
 
 def _sizes(field, sizes):
@@ -318,55 +365,3 @@ def _labels_by_index(id2label):
     if len(set(id2label.values())) != len(id2label):
         raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
     return id2label
-
-
-def _module_file(class_reference):
-    return class_reference.split(".")[0] + ".py"
-
-
-def _copy_modules(folder, name_or_path):
-    """
-    Copies the modules of a model repository to `folder`; returns the names of those that are there.
-
-    The installed package has them all beside this file. Remote code has only what its entry module imports; the rest
-    is fetched from the repository that the config was loaded from, at the same commit.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    present = set()
-    for name in MODULES:
-        source = Path(__file__).with_name(name)
-        if not source.is_file():
-            source = fetch_file(name, name_or_path)
-        target = folder / name
-        if source is not None and not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
-        if target.exists():  # a model that is being saved has written its own modules before
-            present.add(name)
-        else:
-            logger.warning(f"{folder} is saved without {name}: {name_or_path!r} has it no more")
-    return present
-
-
-def fetch_file(name, name_or_path):
-    """
-    A file of the repository or folder that a model was loaded from; remote code looks at the commit that it is of.
-
-    Returns:
-        Its path, or `None` if there is none.
-    """
-    if not name_or_path:
-        return None
-    if Path(name_or_path).is_dir():
-        local = Path(name_or_path) / name
-        return local if local.is_file() else None
-    # Transformers keeps a Hub repository's modules in a folder named after their commit.
-    commit = Path(__file__).parent.name if _is_remote_code() else None
-    try:
-        return cached_file(name_or_path, name, revision=commit)
-    except OSError as error:
-        logger.info(f"{name} was not found in {name_or_path!r}: {error}")
-        return None
-
-
-def _is_remote_code():
-    return __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")

@@ -17,12 +17,13 @@ from transformers import AutoConfig
 
 from emoshare.configuration_emoshare import (
     ARCHITECTURES,
-    DEFAULT_ACOUSTIC_FEATURES,
+    DEFAULT_FEATURE_SIZE,
     EMOTIONS,
     EmoShareConfig,
 )
 from emoshare.feature_extraction_emoshare import EmoShareFeatureExtractor
-from emoshare.modeling_emoshare import EmoShareModel, EmotionHead
+from emoshare.head_emoshare import EmotionHead
+from emoshare.modeling_emoshare import EmoShareModel
 
 # Frames that the authors pad to (paper, section 2.1).
 BACKBONE_FRAMES = 398
@@ -67,7 +68,7 @@ def _config_fields(state_dicts, architecture, backbone_config):
     }
     if backbone_config is None:
         fields["feature_size"] = _input_width(state_dicts)
-        if fields["feature_size"] == DEFAULT_ACOUSTIC_FEATURES:
+        if fields["feature_size"] == DEFAULT_FEATURE_SIZE:
             fields["max_frames"] = ACOUSTIC_FRAMES
     return fields
 
@@ -150,7 +151,11 @@ def _load(model, heads):
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip(), allow_abbrev=False)
-    parser.add_argument("--architecture", required=True, choices=ARCHITECTURES[:2])
+    parser.add_argument(
+        "--architecture",
+        required=True,
+        choices=[name for name, architecture in ARCHITECTURES.items() if architecture.is_released],
+    )
     parser.add_argument(
         "--backbone", required=True, help="Hub id or folder of the backbone that the features came from"
     )

@@ -1,8 +1,7 @@
-"""Waveforms to what an EmoShare model takes, and the one rule by which long clips are cut into windows."""
+"""From waveforms to what an EmoShare model takes."""
 
 import math
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
+
+from .backbone_emoshare import family_of
+from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
 
@@ -38,18 +40,18 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether each clip is brought to zero mean and unit variance, over its samples or over its log-mel map, so
-            that its recording level does not matter. For a backbone, what its own preprocessor config says.
+            Whether each clip is normalised to zero mean and unit variance, over its samples or over its log-mel map, so
+            that its recording level does not matter. For a backbone, as its own preprocessor config says.
         chunk_length_s (`float`, *optional*, defaults to 8.0):
-            Longest window in seconds; longer clips are cut by [`~EmoShareFeatureExtractor.windows`].
+            Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips.
         frame_length (`int`, *optional*):
-            Samples that one frame sees. Defaults to 400 (25 ms), which is also what all pretrained backbones have.
+            Samples that one frame sees. Defaults to 400 (25 ms), which pretrained backbones have as well.
         hop_length (`int`, *optional*):
             Samples from one frame to the next. Defaults to 320 for waveforms, 160 for acoustic features.
         min_frames (`int`, *optional*, defaults to 2):
-            Frames of the shortest clip or window; the model's `pool_size` if that is more.
+            Number of frames of the shortest clip or window; the model's `pool_size` if that is more.
         padding_value (`float`, *optional*, defaults to 0.0):
-            Value of the padding, which is put to the right of normalised clips.
+            Value of the padding to the right of normalised clips.
 
     Raises:
         ValueError: on an unknown feature type, or windows that could not be cut into two of `min_frames`.
@@ -85,7 +87,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         self._check_windows()
 
     def _check_windows(self):
-        # Twice the least, so that a cut that moves to leave enough behind it has enough before it.
+        # Twice the least, because the last cut may move back by that much.
         if not (math.isfinite(self.chunk_length_s) and self.max_window_samples >= 2 * self.min_samples):
             raise ValueError(
                 f"chunk_length_s: got {self.chunk_length_s} s; expected at least "
@@ -107,23 +109,23 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         return round(self.chunk_length_s * self.sampling_rate)
 
     def samples_of(self, frames):
-        """The fewest samples that make so many frames."""
+        """The least number of samples that make this many frames."""
         return self.frame_length + (frames - 1) * self.hop_length
 
     def num_frames(self, num_samples):
-        """Frames that so many samples make."""
+        """Number of frames that `num_samples` samples make."""
         return (num_samples - self.frame_length) // self.hop_length + 1
 
     def limit_windows(self, max_frames):
         """
-        Shortens `chunk_length_s`, if it must be, so that no window has more than `max_frames` frames.
+        Shortens `chunk_length_s`, if necessary, so that no window has more than `max_frames` frames.
 
         Raises:
-            ValueError: if so short a window is not allowed.
+            ValueError: if windows would become too short.
         """
         longest = self.samples_of(max_frames + 1) - 1
         if self.max_window_samples > longest:
-            # In whole milliseconds at 16 kHz, so that the length in seconds is a short number.
+            # Whole milliseconds at 16 kHz, so that the length in seconds has few digits.
             self.chunk_length_s = longest // 16 * 16 / self.sampling_rate
             self._check_windows()
             logger.warning(f"windows are cut to {self.chunk_length_s} s, {max_frames} frames, the most the model takes")
@@ -136,7 +138,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         Args:
             name_or_path: Hub id or local folder of the backbone, whose preprocessor config says whether it was trained
                 on normalised waveforms.
-            backbone_config: its config, whose convolutions say how long a frame is.
+            backbone_config: its config, which decides how long a frame is.
             revision: its branch, tag or commit.
             kwargs: further arguments of `EmoShareFeatureExtractor`.
         """
@@ -148,9 +150,10 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
                 "and sampled at 16 kHz, as Transformers does by default"
             )
             own = cls()
-        frame_length, hop_length = _receptive_field(backbone_config)
+        family = family_of(backbone_config)
+        frame_length, hop_length = family.frame_geometry(backbone_config)
         return cls(
-            feature_type="waveform",
+            feature_type=family.feature_type,
             sampling_rate=own.sampling_rate,
             do_normalize=own.do_normalize,
             frame_length=frame_length,
@@ -158,23 +161,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             **kwargs,
         )
 
-    def windows(self, num_samples, longest=None):
+    def windows(self, num_samples):
         """
-        The windowing rule of training, evaluation and inference: consecutive windows of `chunk_length_s`, the last one
-        with what is left. Where less than `min_frames` would be left, the last cut moves back to leave so many.
+        The windows of a clip: consecutive, each `chunk_length_s` long, the last one with what is left.
 
         Args:
-            num_samples: length of a clip in samples.
-            longest: length of a window in samples, if not `chunk_length_s`.
+            num_samples: length of the clip in samples.
 
         Returns:
-            `list[tuple[int, int]]`: first sample and end of each window. The windows cover the clip without overlap.
+            `list[tuple[int, int]]`: first sample and end of each window, as `windows_emoshare.cut` gives them.
         """
-        longest = longest or self.max_window_samples
-        cuts = [*range(0, max(num_samples, 1), longest), num_samples]
-        if len(cuts) > 2 and num_samples - cuts[-2] < self.min_samples:
-            cuts[-2] = num_samples - self.min_samples
-        return list(pairwise(cuts))
+        return cut(num_samples, self.max_window_samples, self.min_samples)
 
     def __call__(
         self,
@@ -188,9 +185,9 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
     ):
         """
         Args:
-            raw_speech: a mono waveform, or a list of them: 1D floating-point arrays, tensors or lists of numbers, as a
-                rule in [-1, 1].
-            sampling_rate: their sampling rate in Hz; always give it, so that a wrong one is noticed.
+            raw_speech: a mono waveform, or a list of them: 1D floating-point arrays, tensors or lists of numbers,
+                usually in [-1, 1].
+            sampling_rate: their sampling rate in Hz; always pass it, so that a wrong one is noticed.
             padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in Transformers. Clips are
                 normalised before they are padded.
 
@@ -258,7 +255,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
     def _features(self, waveform):
         if self.feature_type == "waveform":
             return _standardized(waveform) if self.do_normalize else waveform
-        # Only whole windows (`center=False`), so that no frame sees anything but the clip.
+        # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
         power = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)(torch.from_numpy(waveform))
         log_mel = (power + LOG_FLOOR).log().T.numpy()  # (frames, 40)
         if self.do_normalize:
@@ -285,7 +282,7 @@ def _cosine_transform():
 
 
 def _torchaudio():
-    # Waveforms need no torchaudio, and a remote module may import inside try alone what not every user has.
+    # Waveforms need no torchaudio, and a remote module must import optional packages inside try.
     try:
         import torchaudio
     except ImportError as error:
@@ -294,7 +291,7 @@ def _torchaudio():
 
 
 def _has_preprocessor_config(name_or_path, revision):
-    """Whether a repository or folder has one. Not to reach the Hub is an error, not a no."""
+    """Whether a repository or folder has one. Failing to reach the Hub is an error, and does not count as no."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if Path(name_or_path).is_dir():
             if (Path(name_or_path) / name).is_file():
@@ -317,12 +314,3 @@ def _is_batch(raw_speech):
 def _standardized(features):
     """Zero mean and unit variance over the whole array; the variance floor keeps silence at zero."""
     return ((features - features.mean()) / np.sqrt(features.var() + VARIANCE_FLOOR)).astype(np.float32)
-
-
-def _receptive_field(backbone_config):
-    """Samples that one frame of a backbone sees, and samples from one frame to the next."""
-    frame_length, hop_length = 1, 1
-    for kernel, stride in zip(backbone_config.conv_kernel, backbone_config.conv_stride, strict=True):
-        frame_length += (kernel - 1) * hop_length
-        hop_length *= stride
-    return frame_length, hop_length

@@ -1,29 +1,28 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
 import os
-import shutil
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
-# Remote code is copied to where it runs by following relative imports: the last two bring along what it needs there.
+# Remote code is copied to where it runs by following relative imports: the model and the feature extractor are imported
+# for that.
 from .audio_emoshare import audio_blocks, load_audio
-from .configuration_emoshare import fetch_file
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
+from .repository_emoshare import copy_card, publish_folder
+from .windows_emoshare import average_by_duration, stream_windows
 
 __all__ = ["EmotionSharePipeline", "load_audio"]
 
-CARD_FILES = ("README.md", "shares_devel.png")
-# Batches that are read ahead, so that windows of like length can be run together: with eight, little is padded.
+# Batches that are read ahead, so that windows of similar length can run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
 
 
@@ -40,9 +39,9 @@ class EmotionSharePipeline(ChunkPipeline):
 
     Takes what `load_audio` takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
-    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of like length
-    go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A file is
-    decoded in blocks, so that hours of it need no more memory than a minute.
+    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of similar
+    length go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A
+    file is decoded in blocks, so that hours of audio need no more memory than a minute.
 
     ```python
     >>> emotion_share("meeting.wav", stride_length_s=1.0, return_timeline=True)["timeline"]
@@ -56,7 +55,7 @@ class EmotionSharePipeline(ChunkPipeline):
     _load_processor = False
 
     def __init__(self, model: EmoShareModel, feature_extractor: EmoShareFeatureExtractor, **kwargs):
-        # Remote code comes as several copies of one class, so the kind of model is told by its config.
+        # Remote code has several copies of one class, so `isinstance` cannot recognise the model.
         if model.config.model_type != "emoshare":
             raise ValueError(f"the emotion-share pipeline needs an EmoShare model; got {model.config.model_type!r}")
         super().__init__(model=model, feature_extractor=feature_extractor, **kwargs)
@@ -65,14 +64,14 @@ class EmotionSharePipeline(ChunkPipeline):
         """
         Args:
             inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
-            top_k (`int`, *optional*): return only so many emotions, the highest.
+            top_k (`int`, *optional*): return only this many emotions, the highest.
             batch_size (`int`, *optional*, defaults to 1): windows per pass through the model.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
                 model was trained on, if not given, and no more than that.
             stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
                 of the clip, that are heard but not counted: windows overlap by twice this.
             return_timeline (`bool`, *optional*): return the shares of each window too.
-            return_attention (`bool`, *optional*): return what each emotion's network attended to.
+            return_attention (`bool`, *optional*): return what each emotion's head attended to.
 
         Returns:
             `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first. With a timeline or
@@ -92,17 +91,14 @@ class EmotionSharePipeline(ChunkPipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        As in Transformers, and the model's card, where the repository or folder that it was loaded from has one.
+        As in Transformers, and the model card, if the repository or folder that the model was loaded from has one.
 
         Args:
             save_directory: folder.
             kwargs: as in `EmoShareModel.save_pretrained`, `include_backbone` among them.
         """
         super().save_pretrained(save_directory, **kwargs)
-        for name in CARD_FILES:
-            source, target = fetch_file(name, self.model.name_or_path), Path(save_directory) / name
-            if source is not None and not target.exists():
-                shutil.copyfile(source, target)
+        copy_card(save_directory, self.model.name_or_path)
 
     def push_to_hub(
         self,
@@ -118,30 +114,24 @@ class EmotionSharePipeline(ChunkPipeline):
         Publishes model, feature extractor, pipeline, code and card on the Hub, in one commit.
 
         Args:
-            repo_id (`str`): `ORG/NAME` of the repository, which is made if there is none.
+            repo_id (`str`): `ORG/NAME` of the repository, which is created if it does not exist.
             commit_message, private, token, revision, create_pr: as in Transformers.
             include_backbone (`bool`): as in `EmoShareModel.save_pretrained`.
 
         Returns:
             `huggingface_hub.CommitInfo`.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, include_backbone=include_backbone)
-            operations = [
-                CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in Path(folder).iterdir()
-            ]
-            return api.create_commit(
-                repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
-            )
+            return publish_folder(folder, repo_id, commit_message, token, revision, create_pr)
 
     def _sanitize_parameters(
         self, top_k=None, chunk_length_s=None, stride_length_s=None, return_timeline=None, return_attention=None
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: got {top_k}; expected at least 1")
-        if return_attention and self.model.config.architecture != "cnn_lstm_attention":
+        if return_attention and not self.model.config.has_attention:
             raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
         preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
         forward = {"output_attentions": return_attention}
@@ -155,7 +145,7 @@ class EmotionSharePipeline(ChunkPipeline):
         return torch.inference_mode
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        """As in Transformers, except that a batch holds windows of like length."""
+        """As in Transformers, except that a batch holds windows of similar length."""
         windows = DataLoader(
             PipelineChunkIterator(inputs, self.preprocess, preprocess_params),
             num_workers=min(num_workers, 1),  # each of several workers would go through all of the inputs
@@ -171,22 +161,19 @@ class EmotionSharePipeline(ChunkPipeline):
     def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0):
         extractor = self.feature_extractor
         chunk, stride = self._checked_lengths(chunk_length_s, stride_length_s)
-        clip = ClipReader(audio_blocks(audio, extractor.sampling_rate))
-        # A clip of one window is heard as a whole, and has no ends to leave out.
-        longest = chunk if clip.read_to(chunk + 1) <= chunk else chunk - 2 * stride
-        start, is_last = 0, False
-        while not is_last:
-            # So much behind a window keeps its end where it is, whatever follows.
-            num_samples = clip.read_to(start + longest + max(extractor.min_samples, stride))
-            end = start + extractor.windows(num_samples - start, longest)[0][1]
-            first, last, is_last = max(start - stride, 0), min(end + stride, num_samples), end == num_samples
+        blocks = audio_blocks(audio, extractor.sampling_rate)
+        for window in stream_windows(blocks, chunk, extractor.min_samples, stride):
             try:
-                features = extractor(clip.take(first, last), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+                features = extractor(window.waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
             except ValueError as error:
                 raise ValueError(f"{audio if isinstance(audio, str | os.PathLike) else 'audio'}: {error}") from error
-            window = {"is_last": is_last, "num_samples": last - first, "first": first, "part": (start, end)}
-            yield {**window, **features}
-            start = end
+            yield {
+                "is_last": window.is_last,
+                "num_samples": len(window.waveform),
+                "first": window.first,
+                "part": (window.start, window.end),
+                **features,
+            }
 
     def _checked_lengths(self, chunk_length_s, stride_length_s):
         """Both in samples."""
@@ -217,10 +204,10 @@ class EmotionSharePipeline(ChunkPipeline):
 
     def postprocess(self, windows, top_k=None, return_timeline=False, return_attention=False):
         sampling_rate = self.feature_extractor.sampling_rate
-        labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        labels = self.model.config.labels
         rows = np.concatenate([window["logits"].float().numpy() for window in windows])
         durations = np.array([window["part"][1] - window["part"][0] for window in windows])
-        shares = average_by_duration(rows, durations)
+        (shares,) = average_by_duration(rows, durations)
         labelled = [{"label": label, "score": float(share)} for label, share in zip(labels, shares, strict=True)]
         result = {"shares": sorted(labelled, key=lambda share: -share["score"])[:top_k]}
         if return_timeline:
@@ -236,57 +223,27 @@ class EmotionSharePipeline(ChunkPipeline):
             result["attention"] = self._attention(windows, labels, durations / durations.sum())
         return result if return_timeline or return_attention else result["shares"]
 
-    def _attention(self, windows, labels, shares_of_duration):
-        """The weights of all windows' steps, of those in the part of each window that counts."""
+    def _attention(self, windows, labels, fractions):
+        """The weights of the steps in the part of each window that counts; `fractions` of the clip's duration."""
         extractor, pool_size = self.feature_extractor, self.model.config.pool_size
         times, weights = [], []
-        for window, share in zip(windows, shares_of_duration, strict=True):
+        for window, fraction in zip(windows, fractions, strict=True):
             steps = extractor.num_frames(window["num_samples"]) // pool_size
-            # The middle of a step is that of the `pool_size` frames that it was made of.
+            # A step's time is the middle of the `pool_size` frames that it was made of.
             frames = np.arange(steps) * pool_size + (pool_size - 1) / 2
             samples = window["first"] + extractor.frame_length / 2 + frames * extractor.hop_length
             counts = (samples >= window["part"][0]) & (samples < window["part"][1])
             times.append(samples[counts] / extractor.sampling_rate)
-            weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * share)
+            weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * fraction)
         weights = np.concatenate(weights, axis=1)
         by_label = {label: row.tolist() for label, row in zip(labels, weights, strict=True)}
         return {"time": np.concatenate(times).tolist(), **by_label}
 
 
-class ClipReader:
-    """
-    A clip that is read as far as it is needed, and forgotten as far as it is done with.
-
-    Args:
-        blocks: of `audio_blocks`.
-    """
-
-    def __init__(self, blocks):
-        self.blocks = iter(blocks)
-        self.samples = np.zeros(0, dtype=np.float32)
-        self.start = 0  # of `samples` in the clip
-
-    def read_to(self, end):
-        """Reads up to the sample `end`, or to the end of the clip; returns how many samples have been read so far."""
-        blocks, missing = [self.samples], end - self.start - len(self.samples)
-        while missing > 0 and (block := next(self.blocks, None)) is not None:
-            blocks.append(block)
-            missing -= len(block)
-        if len(blocks) > 1:
-            self.samples = np.concatenate(blocks)
-        return self.start + len(self.samples)
-
-    def take(self, first, last):
-        """Samples `first` to `last` of the clip; those before `first` are forgotten."""
-        self.samples = self.samples[first - self.start :]
-        self.start = first
-        return self.samples[: last - first]
-
-
 class BatchesByLength:
     """
-    Runs windows in batches of like length, so that little is padded; their outputs come one by one, in the windows'
-    own order.
+    Runs windows in batches of similar length, so that little is padded; their outputs come one by one, in the original
+    order of the windows.
 
     Args:
         windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
@@ -318,8 +275,3 @@ class BatchesByLength:
                         for name, values in batch.items()
                     }
             yield from (outputs[index] for index in range(len(pool)))
-
-
-def average_by_duration(shares, num_samples):
-    """(windows, labels) shares of one clip's windows -> (labels,), each window weighted by its length in samples."""
-    return np.average(shares, axis=0, weights=num_samples)

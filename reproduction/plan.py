@@ -6,7 +6,9 @@ from functools import partial
 import torch
 from accelerate.utils import tqdm
 
-from ..modeling_emoshare import EmoShareConfig, EmotionHead, known_mse
+from ..configuration_emoshare import EmoShareConfig
+from ..head_emoshare import EmotionHead
+from ..losses_emoshare import mse as known_mse
 from ..training.arguments import arguments_of
 from ..training.features import expected_bytes, extract_layers
 from ..training.launch import training_dtype

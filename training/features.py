@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, tqdm
 from filelock import FileLock
 
 from ..audio_emoshare import load_audio
-from ..backbone_emoshare import num_frames
+from ..backbone_emoshare import family_of
 from ..dataset_script.labels import FILENAME
 from .batches import batches_by_length
 from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
@@ -124,10 +124,7 @@ def expected_bytes(clips, config, feature_extractor, dtype, layers):
     frames = []  # of each window
     for clip in opened:
         for start, end in feature_extractor.windows(_num_samples(clips[clip], feature_extractor.sampling_rate)):
-            if config.backbone_config is None:
-                frames.append(feature_extractor.num_frames(end - start))
-            else:
-                frames.append(num_frames(config.backbone_config, end - start))
+            frames.append(feature_extractor.num_frames(end - start))
     clips_per_opened = len(clips) / len(opened)
     expected = {}
     for layer in layers:
@@ -155,7 +152,9 @@ def _check_layer(layer, config):
 
 def _num_hidden_states(layer, config):
     """How many of the backbone's hidden states the features of a layer are."""
-    return config.backbone_config.num_hidden_layers + 1 if layer == "weighted" else 1
+    if layer != "weighted":
+        return 1
+    return family_of(config.backbone_config).num_layers(config.backbone_config) + 1
 
 
 def _title(split, layer):
@@ -246,12 +245,11 @@ def _frame_features(inputs, model, feature_extractor, layers):
         return [dict.fromkeys(layers, window) for window in windows[name]]
     batch = feature_extractor.pad(windows, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        outputs = model.layer_features(batch[name], batch["attention_mask"], layers)
-    frames = outputs[0].lengths.tolist()
-    arrays = [output.features.float().cpu().numpy() for output in outputs]
+        features = model.frame_features(batch[name], batch["attention_mask"], layers)
+    arrays = {layer: features.by_layer[layer].float().cpu().numpy() for layer in layers}
     return [
-        {layer: array[index][..., :own, :] for layer, array in zip(layers, arrays, strict=True)}
-        for index, own in enumerate(frames)
+        {layer: array[index][..., :own, :] for layer, array in arrays.items()}
+        for index, own in enumerate(features.lengths.tolist())
     ]
 
 

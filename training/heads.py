@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 
-from ..modeling_emoshare import known_mse
+from ..losses_emoshare import mse as known_mse
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .evaluation import is_constant, predict_shares
 from .launch import training_dtype
-from .model import initialize_head
 
 
 @dataclass
@@ -154,7 +153,7 @@ class Progress:
                 best.restarts += 1
                 best.restarted = self.epochs_done
                 seed = (self.run.head_seeds[index] if self.run.head_seeds else self.run.seed) + best.restarts
-                initialize_head(self.model, index, seed)
+                self.model.initialize_head(index, seed)
                 for parameter in network.head.parameters():
                     network.optimizer.state.pop(parameter, None)
                 accelerator.print(

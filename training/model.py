@@ -1,7 +1,5 @@
 """The model of a run, its heads fresh, and the feature extractor that fits it."""
 
-import torch
-
 from ..feature_extraction_emoshare import MIN_FRAMES, EmoShareFeatureExtractor
 from ..modeling_emoshare import EmoShareConfig, EmoShareModel
 from .arguments import ACOUSTIC
@@ -64,14 +62,5 @@ def build_model(arguments, labels, head_seeds=None):
         feature_extractor.limit_windows(model.config.max_frames)
     if head_seeds is not None:
         for index, seed in enumerate(head_seeds):
-            initialize_head(model, index, seed)
+            model.initialize_head(index, seed)
     return model, feature_extractor
-
-
-def initialize_head(model, index, seed):
-    """Gives one of the model's networks fresh weights, the same on every device, and leaves the global seed alone."""
-    head = model.heads[index]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(head)(model.config, num_outputs=head.output.out_features)
-    head.load_state_dict(fresh.state_dict())

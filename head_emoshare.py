@@ -1,0 +1,232 @@
+"""The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from .backbone_emoshare import family_of
+from .configuration_emoshare import ARCHITECTURES
+from .frames_emoshare import last_step, length_mask, masked_mean
+
+TRANSFORMER_LAYERS = 2
+
+
+class EmotionHead(nn.Module):
+    """
+    CNN > LSTM > attention > feed-forward: frame features to the share of one emotion, or of all with a shared trunk
+    (paper, section 2.4; here Architecture 2).
+
+    - stem: convolutions with ReLU, and max-pooling from frames to steps;
+    - encoder: an LSTM, or transformer layers, which see the order of frames through the stem alone;
+    - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
+    - regressor: a feed-forward network and the output activation.
+
+    `ARCHITECTURES[config.architecture]` says which encoder and pooling. Each part is a submodule under the name that
+    checkpoints have for it.
+
+    Args:
+        config: the model's `EmoShareConfig`.
+        num_outputs: number of shares that this head predicts.
+    """
+
+    def __init__(self, config, num_outputs=1):
+        super().__init__()
+        self.architecture = ARCHITECTURES[config.architecture]
+        self.pool_size = config.pool_size
+        self.layer_weights = None
+        if config.backbone_layer == "weighted":
+            # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
+            num_layers = family_of(config.backbone_config).num_layers(config.backbone_config)
+            self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
+        self.convolutions = Convolutions(config)
+        self.lstm_norm = _norm_of_steps(config)
+        encoder = ENCODERS[self.architecture.encoder](config)
+        self.add_module(self.architecture.encoder, encoder)
+        self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
+        self.ffn = _feed_forward(encoder.width, config)
+        self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
+        self.output_activation = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[config.output_activation]()
+
+    @property
+    def encoder(self):
+        return self.get_submodule(self.architecture.encoder)
+
+    @property
+    def pooling(self):
+        return self.get_submodule(self.architecture.pooling)
+
+    def forward(self, features, lengths):
+        """
+        Args:
+            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`. In
+                bfloat16, the convolutions compute in bfloat16 too; what follows is in the dtype of the weights.
+            lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
+
+        Returns:
+            Shares (batch, outputs), and attention weights (batch, steps) or `None`.
+        """
+        if self.layer_weights is not None:
+            features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0).to(features.dtype), features)
+        steps = self.convolutions(features, lengths).to(self.output.weight.dtype)  # (batch, steps, channels)
+        step_lengths = lengths // self.pool_size
+        mask = length_mask(step_lengths, steps.shape[1])
+        states, last_states = self.encoder(self.lstm_norm(steps), step_lengths, mask)
+        pooled, weights = self.pooling(states, last_states, mask)
+        return self.output_activation(self.output(self.ffn(pooled))), weights
+
+
+class Convolutions(nn.ModuleList):
+    """The stem: 1D convolutions over frames, each with ReLU, then max-pooling over time."""
+
+    def __init__(self, config):
+        widths = [config.feature_size, *config.conv_channels]
+        super().__init__(
+            nn.Conv1d(width_in, width_out, config.conv_kernel_size, padding="same")
+            for width_in, width_out in pairwise(widths)
+        )
+        self.pool_size = config.pool_size
+        # The released network pads every clip to this length, and masks no convolution.
+        self.padded_frames = config.max_frames if config.normalization == "sequence" else None
+
+    def forward(self, features, lengths):
+        """(batch, frames, width) and (batch,) frames -> (batch, steps, channels)"""
+        mask = length_mask(lengths, features.shape[1])
+        features = features.masked_fill(~mask[..., None], 0)
+        if self.padded_frames is not None:
+            features = nn.functional.pad(features, (0, 0, 0, self.padded_frames - features.shape[1]))
+            mask = torch.ones_like(features[..., 0], dtype=torch.bool)
+        maps = features.transpose(1, 2)  # (batch, width, frames)
+        for convolution in self:
+            maps = _convolve(convolution, maps).relu() * mask[:, None]
+        return nn.functional.max_pool1d(maps, self.pool_size).transpose(1, 2)
+
+
+class LSTMEncoder(nn.ModuleList):
+    """One `nn.LSTM` per layer, because the attention's query takes every layer's state at a clip's own last step."""
+
+    def __init__(self, config):
+        widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
+        super().__init__(nn.LSTM(*layer, batch_first=True) for layer in pairwise(widths))
+        self.width = config.lstm_hidden_size
+
+    def forward(self, steps, lengths, mask):
+        """
+        Args:
+            steps: (batch, steps, channels).
+            lengths: (batch,) int64, each clip's number of steps.
+            mask: (batch, steps) bool, true on a clip's own steps. Not needed: the LSTM runs forward in time from a
+                clip's first step, so padding after its last step cannot reach it.
+
+        Returns:
+            States (batch, steps, width), and every layer's state at each clip's last step, first layer first,
+            (batch, layers * width).
+        """
+        last_states = []
+        for layer in self:
+            steps, _ = layer(steps)
+            last_states.append(last_step(steps, lengths))
+        return steps, torch.cat(last_states, dim=-1)
+
+
+class TransformerEncoder(nn.ModuleList):
+    """Post-norm encoder layers, without dropout."""
+
+    def __init__(self, config):
+        width, attention_heads = config.conv_channels[-1], ARCHITECTURES[config.architecture].attention_heads
+        super().__init__(
+            nn.TransformerEncoderLayer(width, attention_heads, 4 * width, dropout=0.0, batch_first=True)
+            for _ in range(TRANSFORMER_LAYERS)
+        )
+        self.width = width
+
+    def forward(self, steps, lengths, mask):
+        """As `LSTMEncoder.forward`; there are no last states."""
+        for layer in self:
+            steps = layer(steps, src_key_padding_mask=~mask)
+        return steps, None
+
+
+class MeanPooling(nn.Module):
+    """The mean over a clip's own steps (Eq. 1)."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, states, last_states, mask):
+        """As `AttentionPooling.forward`; there are no weights."""
+        return masked_mean(states, mask), None
+
+
+class AttentionPooling(nn.Module):
+    """
+    Scaled dot-product attention over all steps (Eq. 2a and 2b), with one query made from the last LSTM states. The
+    scores are divided by the square root of the LSTM's width, as in the authors' code.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.lstm_hidden_size
+        self.query = nn.Linear(config.lstm_num_layers * width, width)
+        self.weight_norm = nn.Identity()
+        if config.normalization == "sequence":
+            self.weight_norm = nn.LayerNorm((1, config.max_frames // config.pool_size))
+
+    def forward(self, states, last_states, mask):
+        """
+        Args:
+            states: (batch, steps, width), the encoder's output: keys and values.
+            last_states: (batch, layers * width), each layer's state at the clip's last step.
+            mask: (batch, steps) bool, true on a clip's own steps.
+
+        Returns:
+            The weighted sum (batch, width) and the weights (batch, steps).
+        """
+        query = self.query(last_states)
+        scores = torch.einsum("bw,bsw->bs", query, states) / states.shape[-1] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        weights = self.weight_norm(weights[:, None])[:, 0] * mask
+        return torch.einsum("bs,bsw->bw", weights, states), weights
+
+
+# The parts that an `Architecture` names. Checkpoints have their weights under these names.
+ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder}
+POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
+
+
+def _convolve(convolution, maps):
+    """
+    (batch, width, frames) -> (batch, channels, frames). In 16 bits, maps and weights are passed as images one pixel
+    high with the channels next to each other in memory, which is several times as fast on CPUs. In float32 that gains
+    little, and PyTorch's own conv1d rounds in the way that the weights were trained with.
+    """
+    if maps.dtype == torch.float32:
+        return convolution(maps)
+    weight = convolution.weight[:, :, None].to(maps.dtype, memory_format=torch.channels_last)
+    padding = (0, convolution.kernel_size[0] // 2)
+    return nn.functional.conv2d(maps[:, :, None], weight, convolution.bias.to(maps.dtype), padding=padding)[:, :, 0]
+
+
+def _norm_of_steps(config):
+    """LayerNorm between stem and encoder, if the normalization has one there."""
+    channels = config.conv_channels[-1]
+    if config.normalization == "frame":
+        return nn.LayerNorm(channels)
+    if _has_released_norms(config):
+        return nn.LayerNorm((config.max_frames // config.pool_size, channels))
+    return nn.Identity()
+
+
+def _feed_forward(width, config):
+    """From `width`: Linear, ReLU and, if the normalization has one there, LayerNorm for each hidden size."""
+    widths = [width, *config.ffn_sizes]
+    layers = []
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        if config.normalization == "frame" or _has_released_norms(config):
+            layers.append(nn.LayerNorm(width_out))
+    return nn.Sequential(*layers)
+
+
+def _has_released_norms(config):
+    return config.normalization == "sequence" and ARCHITECTURES[config.architecture].has_released_norms
