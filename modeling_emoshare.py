@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from .configuration_emoshare import EmoShareConfig
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES
+from .threads_emoshare import side_by_side
 
 logger = logging.get_logger(__name__)
 
@@ -342,7 +344,7 @@ class EmoShareModel(PreTrainedModel):
             features = features.to(self.heads[0].output.weight.dtype)
         self._check_fits_max_frames(features.shape[-2])
 
-        shares, weights = zip(*(head(features, lengths) for head in self.heads), strict=True)
+        shares, weights = zip(*self._run_heads(features, lengths), strict=True)
         logits = torch.cat(shares, dim=1)
         attentions = None
         if output_attentions and weights[0] is not None:
@@ -402,9 +404,25 @@ class EmoShareModel(PreTrainedModel):
             )
         return lengths
 
+    def _run_heads(self, features, lengths):
+        """What each head returns. Without gradients, heads on a CPU run side by side."""
+        heads = [partial(head, features, lengths) for head in self.heads]
+        if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return [head() for head in heads]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return [head() for head in heads]
+        mode = torch.is_inference_mode_enabled()
+        return side_by_side([partial(_without_gradients, head, mode) for head in heads])
+
     def _check_fits_max_frames(self, frames):
         if self.config.normalization == "sequence" and frames > self.config.max_frames:
             raise ValueError(
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
+
+
+def _without_gradients(function, inference_mode):
+    """Calls a function in a thread of its own, which does not inherit these modes."""
+    with torch.no_grad(), torch.inference_mode(inference_mode):
+        return function()

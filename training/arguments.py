@@ -1,23 +1,58 @@
 """The command line of `train.py`: flags, or one YAML file of them and then flags that override it."""
 
 import difflib
+import inspect
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from transformers import HfArgumentParser
 
+from ..configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, OUTPUT_ACTIVATIONS, EmoShareConfig
+from ..losses_emoshare import LOSSES
+
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
 LOCAL_CORPORA = ("synthetic", "compare2023", "csv")
+_PROPERTIES = ("changes_results", "fixed_on_resume", "on_card", "is_config_field")  # of a flag, not for argparse
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def _flag(default, help, **options):
-    return field(default=default, metadata={"help": help, **options})
+def _flag(default, help, changes_results=True, fixed_on_resume=None, on_card=True, **options):
+    """
+    A flag of the command line.
+
+    Args:
+        default, help, options: as in `HfArgumentParser`.
+        changes_results: whether another value gives another model or other scores; a grid's cell is one of its values.
+        fixed_on_resume: whether it must be the same when a run resumes from a checkpoint; as `changes_results` if not
+            given.
+        on_card: whether the model card shows it.
+    """
+    metadata = {
+        "help": help,
+        "changes_results": changes_results,
+        "fixed_on_resume": changes_results if fixed_on_resume is None else fixed_on_resume,
+        "on_card": on_card,
+        **options,
+    }
+    if isinstance(default, tuple):  # a dataclass wants a new list for each object
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _place(default, help):
+    """A flag that says where something is or goes, which changes no result."""
+    return _flag(default, help, changes_results=False, on_card=False)
+
+
+def _head_flag(name, help):
+    """A flag for a field of `EmoShareConfig`, with the same name and default."""
+    default = inspect.signature(EmoShareConfig.__init__).parameters[name].default
+    return _flag(default, help, is_config_field=True)
 
 
 def is_published(dataset):
@@ -31,13 +66,13 @@ class DataArguments:
 
     dataset: str = _flag(
         "synthetic",
-        "'synthetic' for the embedded corpus, 'compare2023', 'csv' for a folder in its layout with labels of your own, "
+        "'synthetic' for the embedded corpus, 'compare2023', 'csv' for a folder in its layout with your own labels, "
         "or a dataset that `python -m emoshare.dataset_script` published: its Hub id ORG/NAME or folder",
     )
-    data_dir: str | None = _flag(None, "folder with wav/*.wav and lab/{train,devel,test}.csv: of compare2023 and csv")
-    max_train_samples: int | None = _flag(None, "train on the first so many clips only")
-    feature_cache_dir: str | None = _flag(None, "where frame features are kept; OUTPUT_DIR/features if not given")
-    feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "how frame features are kept")
+    data_dir: str | None = _place(None, "folder with wav/*.wav and lab/{train,devel,test}.csv: of compare2023 and csv")
+    max_train_samples: int | None = _flag(None, "train on this many clips only, the first ones")
+    feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
+    feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
 
     def __post_init__(self):
         if is_published(self.dataset):
@@ -58,68 +93,100 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """What to train; the fields of `EmoShareConfig`, where its documentation says more."""
+    """What to train; where a flag is a field of `EmoShareConfig`, its documentation says more."""
 
     backbone: str = _flag(ACOUSTIC, "'acoustic' for no backbone, or the Hub id or folder of a speech encoder")
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
     acoustic_features: Literal["mel", "mfcc"] = _flag("mel", "frame features of --backbone acoustic")
-    architecture: Literal["cnn_lstm", "cnn_lstm_attention", "transformer"] = _flag(
-        "cnn_lstm_attention", "the paper's 1 or 2, or the transformer that it tried and dropped"
+    architecture: str = _head_flag("architecture", f"how a head is built: {', '.join(ARCHITECTURES)}")
+    conv_channels: list[int] = _head_flag("conv_channels", "output channels of the convolutions")
+    pool_size: int = _head_flag("pool_size", "frames per step after max-pooling")
+    lstm_hidden_size: int = _head_flag("lstm_hidden_size", "width of the LSTM")
+    lstm_num_layers: int = _head_flag("lstm_num_layers", "layers of the LSTM")
+    ffn_sizes: list[int] | None = _head_flag("ffn_sizes", "hidden sizes of the FFN; the architecture's if not given")
+    normalization: str = _head_flag(
+        "normalization", f"LayerNorms: {', '.join(NORMALIZATIONS)}; 'sequence' is the released network"
     )
-    conv_channels: list[int] | None = _flag(None, "output channels of the convolutions; the released ones if not given")
-    pool_size: int = _flag(2, "frames per step after max-pooling")
-    lstm_hidden_size: int = _flag(512, "width of the LSTM")
-    lstm_num_layers: int = _flag(2, "layers of the LSTM")
-    ffn_sizes: list[int] | None = _flag(None, "hidden sizes of the FFNN; the released ones if not given")
-    normalization: Literal["frame", "none", "sequence"] = _flag(
-        "frame", "LayerNorms; 'sequence' is the released network"
+    max_frames: int = _head_flag(
+        "max_frames", "length that normalization 'sequence' pads to; 797 for acoustic features"
     )
-    max_frames: int = _flag(398, "length that normalization 'sequence' pads to; 797 for acoustic features")
-    output_activation: Literal["sigmoid", "relu"] = _flag("sigmoid", "last activation")
-    separate_heads: bool = _flag(True, "one network per emotion, or one with all outputs")
+    output_activation: str = _head_flag("output_activation", f"last activation: {', '.join(OUTPUT_ACTIVATIONS)}")
+    separate_heads: bool = _head_flag("separate_heads", "one head per emotion, or one shared trunk with all outputs")
+    loss: str = _head_flag("loss", f"what training minimises: {', '.join(LOSSES)}")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
 
     def __post_init__(self):
         if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
             raise ValueError(f"--backbone_layer: got {self.backbone_layer!r}; expected an integer or 'weighted'")
         _require_positive(self, "pool_size", "lstm_hidden_size", "lstm_num_layers", "max_frames", "chunk_length_s")
-        if self.backbone == ACOUSTIC and (self.backbone_layer != "-1" or self.backbone_revision is not None):
+        choices = {
+            "architecture": ARCHITECTURES,
+            "normalization": NORMALIZATIONS,
+            "output_activation": OUTPUT_ACTIVATIONS,
+            "loss": LOSSES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name}: invalid choice: {getattr(self, name)!r}; expected {', '.join(allowed)}")
+        if self.is_acoustic and (self.backbone_layer != "-1" or self.backbone_revision is not None):
             raise ValueError("--backbone_layer and --backbone_revision are for a backbone; got --backbone acoustic")
-        if self.backbone != ACOUSTIC and self.acoustic_features != "mel":
+        if not self.is_acoustic and self.acoustic_features != "mel":
             raise ValueError(f"--acoustic_features is for --backbone acoustic; got --backbone {self.backbone}")
+
+    @property
+    def is_acoustic(self):
+        """Whether the model has no backbone, and takes acoustic features."""
+        return self.backbone == ACOUSTIC
+
+    @property
+    def layer(self):
+        """`--backbone_layer` as `EmoShareConfig.backbone_layer`."""
+        return self.backbone_layer if self.backbone_layer == "weighted" else int(self.backbone_layer)
+
+    @property
+    def config_fields(self):
+        """The fields of `EmoShareConfig` that flags of the same name give, as a dict."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if "is_config_field" in entry.metadata}
 
 
 @dataclass
 class RunArguments:
     """How to train, and what to write."""
 
-    output_dir: str = _flag("outputs/emoshare", "folder for the model, the results and the checkpoint")
-    num_train_epochs: int = _flag(50, "passes over the training data, at most")
-    per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: long ones are fewer")
+    output_dir: str = _place("outputs/emoshare", "folder for the model, the results and the checkpoint")
+    num_train_epochs: int = _flag(50, "passes over the training data, at most", fixed_on_resume=False)
+    per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: fewer if they are long")
     learning_rate: float = _flag(1e-4, "of Adam")
     mixed_precision: Literal["auto", "bf16", "no"] = _flag(
-        "auto", "heads compute in bfloat16 where the hardware has it"
+        "auto", "'auto' trains the heads in bfloat16 if the device can, and in float32 otherwise"
     )
-    early_stopping_patience: int = _flag(10, "epochs without a better devel score after which an emotion is done")
+    early_stopping_patience: int = _flag(
+        10, "epochs without a better devel score after which an emotion's head is done", fixed_on_resume=False
+    )
     seed: int = _flag(0, "of the initial weights and the order of clips")
-    head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's network")
-    restart_dead_heads: int = _flag(
-        0, "start a network anew, at most so often, that gives the same share for every devel clip"
+    head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's head")
+    restart_dead_heads: int = _flag(0, "re-initialise a head that predicts a constant on devel, at most N times")
+    bootstrap: int = _flag(
+        1000,
+        "resamples for the confidence intervals of the final scores; 0 for none",
+        fixed_on_resume=False,
+        on_card=False,
     )
-    bootstrap: int = _flag(1000, "resamples for the confidence intervals of the final scores; 0 for none")
-    controls: bool = _flag(False, "after training, run the controls that the demo's numbers should be read beside")
-    checkpoint_minutes: float = _flag(5.0, "time between checkpoints, at least; 0 for one after each epoch")
-    report_to: str = _flag("none", "experiment tracker: none, tensorboard, wandb, ... as accelerate knows them")
-    push_to_hub: bool = _flag(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
-    hub_model_id: str | None = _flag(None, "name of its repository there: ORG/NAME")
-    hub_private: bool = _flag(False, "whether that repository is private, if it is a new one")
-    push_backbone: bool = _flag(
-        True, "the saved model holds the backbone's weights too; false: the heads alone, loading fetches the backbone"
+    controls: bool = _place(False, "after training, run controls that the scores should be compared with")
+    checkpoint_minutes: float = _place(5.0, "least time between checkpoints; 0 for one after each epoch")
+    report_to: str = _place("none", "experiment tracker: none, tensorboard, wandb, ... as in accelerate")
+    push_to_hub: bool = _place(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
+    hub_model_id: str | None = _place(None, "name of its repository there: ORG/NAME")
+    hub_private: bool = _place(False, "whether that repository is private, if it is new")
+    push_backbone: bool = _place(
+        True, "whether the saved model holds the backbone's weights; if false, loading fetches the backbone"
     )
     resume_from_checkpoint: str | None = _flag(
         None,
-        "go on from a checkpoint folder, or from the last one in OUTPUT_DIR if no folder follows",
+        "resume from a checkpoint folder, or from the last one in OUTPUT_DIR if no folder follows",
+        changes_results=False,
+        on_card=False,
         nargs="?",
         const="last",
     )
@@ -143,6 +210,36 @@ class RunArguments:
                 raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
 
 
+@dataclass
+class Arguments:
+    """All arguments of a run."""
+
+    data: DataArguments
+    model: ModelArguments
+    run: RunArguments
+
+    def __post_init__(self):
+        if self.run.push_to_hub and not self.run.push_backbone and Path(self.model.backbone).exists():
+            raise ValueError(
+                f"--push_backbone false: the backbone is the local folder {self.model.backbone}, which nobody else "
+                "could fetch"
+            )
+        for name in ("head_seeds", "restart_dead_heads"):
+            if getattr(self.run, name) and not self.model.separate_heads:
+                raise ValueError(f"--{name} is for one head per emotion; got --separate_heads false")
+
+    @property
+    def feature_cache_dir(self):
+        """Folder of the feature stores."""
+        return Path(self.data.feature_cache_dir or Path(self.run.output_dir) / "features")
+
+    def values(self, kind):
+        """The flags whose field says yes to `kind`, such as `"changes_results"` or `"on_card"`, as a flat dict."""
+        groups = (self.data, self.model, self.run)
+        chosen = {entry.name for group in groups for entry in fields(group) if entry.metadata[kind]}
+        return {name: value for group in groups for name, value in asdict(group).items() if name in chosen}
+
+
 def _require_positive(arguments, *names):
     for name in names:
         value = getattr(arguments, name)
@@ -151,24 +248,26 @@ def _require_positive(arguments, *names):
 
 
 class _Parser(HfArgumentParser):
-    """Says what is wrong by a ValueError."""
+    """Raises ValueError for everything that is wrong."""
 
     def __init__(self):
         super().__init__((DataArguments, ModelArguments, RunArguments), prog="train.py", allow_abbrev=False)
         self.usage = "train.py [CONFIG.yaml] [--FLAG VALUE ...]"
 
+    def add_argument(self, *names, **options):
+        # HfArgumentParser passes on all metadata of a field, and argparse refuses what it does not know.
+        return super().add_argument(*names, **{name: options[name] for name in options if name not in _PROPERTIES})
+
     def error(self, message):
         raise ValueError(message)
 
     def parse(self, flags):
-        # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags by itself, and reads no other file.
+        # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags, and reads no other file.
         values = vars(self.parse_args(flags))
-        data, model, run = (
-            arguments(**{name: values[name] for name in arguments.__dataclass_fields__})
-            for arguments in self.dataclass_types
-        )
-        _check_together(model, run)
-        return data, model, run
+        groups = [
+            group(**{entry.name: values[entry.name] for entry in fields(group)}) for group in self.dataclass_types
+        ]
+        return Arguments(*groups)
 
 
 def parse_arguments(argv):
@@ -177,8 +276,7 @@ def parse_arguments(argv):
         argv: `[]` for the demo; flags; or the path of a YAML file (`flag: value`), and then flags that override it.
 
     Returns:
-        `DataArguments`, `ModelArguments`, `RunArguments`. Anything unknown, abbreviated or of a wrong type ends the
-        program with a message that names it.
+        `Arguments`. Anything unknown, abbreviated or of a wrong type ends the program with a message that names it.
     """
     parser = _Parser()
     if not argv:
@@ -196,10 +294,10 @@ def arguments_of(entries, source):
     """
     Args:
         entries: dict of flags and values, as a YAML file of `parse_arguments` has them.
-        source: where they are from, for messages.
+        source: where they come from, for messages.
 
     Returns:
-        What `parse_arguments` returns.
+        `Arguments`.
 
     Raises:
         ValueError: on anything unknown or of a wrong type; names it.
@@ -208,40 +306,8 @@ def arguments_of(entries, source):
     return parser.parse(_flags(entries, source, parser))
 
 
-def _check_together(model, run):
-    if run.push_to_hub and not run.push_backbone and Path(model.backbone).exists():
-        raise ValueError(
-            f"--push_backbone false: the backbone is the local folder {model.backbone}, which nobody else could fetch"
-        )
-    for name in ("head_seeds", "restart_dead_heads"):
-        if getattr(run, name) and not model.separate_heads:
-            raise ValueError(f"--{name} is for a network per emotion; got --separate_heads false")
-
-
-def fixed_settings(data, model, run):
-    """The arguments that decide a run's result, as a flat dict; of the corpus, its content counts, not its place."""
-    settings = {**asdict(data), **asdict(model), **asdict(run)}
-    free = (
-        "data_dir",
-        "feature_cache_dir",
-        "output_dir",
-        "num_train_epochs",
-        "early_stopping_patience",
-        "bootstrap",
-        "controls",
-        "checkpoint_minutes",
-        "report_to",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_private",
-        "push_backbone",
-        "resume_from_checkpoint",
-    )
-    return {name: value for name, value in settings.items() if name not in free}
-
-
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets the last of two equal keys win."""
+    """PyYAML would silently take the last of two equal keys."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -256,7 +322,7 @@ def read_yaml(path):
     A YAML file of keys and values as a dict.
 
     Raises:
-        ValueError: if there is none, or it holds anything else, or a key twice.
+        ValueError: if there is no such file, or it holds anything else, or a key twice.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
@@ -272,11 +338,7 @@ def read_yaml(path):
 
 def _flags(entries, source, parser):
     """The entries of a YAML file as command line flags, so that both are checked in the same way."""
-    known = {
-        name: field.type
-        for arguments in parser.dataclass_types
-        for name, field in arguments.__dataclass_fields__.items()
-    }
+    known = {entry.name: entry.type for group in parser.dataclass_types for entry in fields(group)}
     flags = []
     for name, value in entries.items():
         if name not in known:

@@ -1,4 +1,4 @@
-"""Batches of windows of like length, so that hardly anything is padded, and their way to the device."""
+"""Batches of windows of similar length, so that hardly anything is padded, and their way to the device."""
 
 import time
 from itertools import cycle, islice
@@ -6,7 +6,7 @@ from itertools import cycle, islice
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-# How much longer or shorter than it is a clip may be taken for, so that its neighbours change from epoch to epoch.
+# Relative noise on lengths before sorting, so that a clip's neighbours change from epoch to epoch.
 LENGTH_JITTER = 0.02
 
 
@@ -15,9 +15,9 @@ def batches_by_length(lengths, budget, rng=None):
     Cuts clips into batches of neighbours in length, each of at most `budget` frames, padding included, or one clip.
 
     Args:
-        lengths: (clips,) lengths, in frames or whatever the budget counts.
-        budget: most that a batch may hold: its longest length times its clips.
-        rng: `np.random.Generator` that shuffles: clips of like length among each other, and the order of the batches.
+        lengths: (clips,) lengths, in frames or any other unit.
+        budget: the most that a batch may hold, in the same unit: its longest length times its number of clips.
+        rng: `np.random.Generator` that shuffles clips of similar length, and the order of the batches.
 
     Returns:
         `list[np.ndarray]`: the indices of each batch.
@@ -39,14 +39,15 @@ def batches_by_length(lengths, budget, rng=None):
 
 class LengthBatchSampler(Sampler):
     """
-    One process's batches of clips of like length: all of them once, or, shuffled anew in each epoch, its share of them.
+    One process's part of the batches of clips of similar length.
 
     Args:
         lengths: (clips,) frames.
-        clips_per_batch: on average; a batch holds so many times the mean length.
+        clips_per_batch: on average; a batch holds this many times the mean length.
         accelerator: `accelerate.Accelerator`, which knows the processes.
-        seed: of the shuffling, together with the epoch. Each process then has as many batches as any other: where they
-            do not come out even, the first ones are taken again. Without a seed, nothing is shuffled or taken again.
+        seed: of the shuffling, together with the epoch. Every process then has the same number of batches; if they
+            cannot be divided evenly, some of the first batches are repeated. Without a seed, nothing is shuffled or
+            repeated.
     """
 
     def __init__(self, lengths, clips_per_batch, accelerator, seed=None):
@@ -64,7 +65,7 @@ class LengthBatchSampler(Sampler):
 
     @property
     def padding(self):
-        """Share of padding in all frames of an epoch."""
+        """Fraction of padding in all frames of an epoch."""
         held = sum(len(batch) * self.lengths[batch].max() for batch in self.all_batches)
         return 1 - sum(self.lengths[batch].sum() for batch in self.all_batches) / held
 
@@ -77,7 +78,7 @@ class LengthBatchSampler(Sampler):
 
 class FeatureLoader:
     """
-    Batches of a store on the device, and how long one had to wait for them.
+    Batches of a store on the device, and how long the caller waited for them.
 
     Args:
         store: `FrameFeatureStore`.
@@ -85,19 +86,19 @@ class FeatureLoader:
         clips_per_batch, accelerator, seed: as in `LengthBatchSampler`.
 
     Attributes:
-        padding: share of padding in all frames of an epoch.
-        waited: seconds spent on waiting for batches, in all.
+        padding: fraction of padding in all frames of an epoch.
+        waited: total seconds spent on waiting for batches.
     """
 
     def __init__(self, store, config, clips_per_batch, accelerator, seed=None):
         self.store = store
         self.device = accelerator.device
-        frames = store.frames
+        frames = store.num_frames
         if config.normalization == "sequence":
-            frames = np.full_like(frames, config.max_frames)  # the model pads all to this length: any batch will do
+            frames = np.full_like(frames, config.max_frames)  # the model pads every clip to this length
         self.sampler = LengthBatchSampler(frames, clips_per_batch, accelerator, seed)
         self.padding = self.sampler.padding
-        on_accelerator = self.device.type != "cpu"  # whose work leaves the processor free to read ahead
+        on_accelerator = self.device.type != "cpu"  # leaves the CPU free to read ahead
         self.loader = DataLoader(
             store,
             batch_sampler=self.sampler,

@@ -1,4 +1,4 @@
-"""The rolling checkpoint of a training run, and how a run goes on from one."""
+"""The rolling checkpoint of a training run, and how a run resumes from it."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ SETTINGS = "run.json"
 
 
 class CheckpointClock:
-    """Says, on each process alike, when so many minutes have passed since the last checkpoint."""
+    """Says, equally on all processes, whether this many minutes have passed since the last checkpoint."""
 
     def __init__(self, minutes):
         self.minutes = minutes
@@ -22,19 +22,19 @@ class CheckpointClock:
         self.started = time.monotonic()
 
     def is_due(self):
-        (passed,) = broadcast_object_list([time.monotonic() - self.started])  # the main process's
+        (passed,) = broadcast_object_list([time.monotonic() - self.started])  # of the main process
         return passed >= 60 * self.minutes
 
 
 def save_checkpoint(run, accelerator, progress, settings):
     """
-    Replaces the last checkpoint by one of now; there is a whole one at any moment.
+    Replaces the last checkpoint by a new one; at any moment, one of them is complete.
 
     Args:
         run: `RunArguments`.
-        accelerator: `accelerate.Accelerator`, which knows the model, the optimizer and `progress`.
+        accelerator: `accelerate.Accelerator`, with which `progress` is registered.
         progress: `Progress`.
-        settings: what must be the same when a run goes on from it, as a flat dict.
+        settings: what must be the same when a run resumes from it, as a flat dict.
     """
     output_dir = Path(run.output_dir)
     folder = output_dir / f"{CHECKPOINT}{progress.epochs_done}"
@@ -56,17 +56,16 @@ def save_checkpoint(run, accelerator, progress, settings):
 
 def resume(run, accelerator, progress, settings):
     """
-    Brings model, optimizer and `progress` to where the checkpoint was that `--resume_from_checkpoint` names, if any.
+    Restores the checkpoint that `--resume_from_checkpoint` names, if any.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is of a run with other settings.
+        ValueError: if there is no such checkpoint, or it is from a run with other settings.
     """
     found = checkpoints(run.output_dir)
     if run.resume_from_checkpoint is None:
         if found:
             accelerator.print(
-                f"{found[-1]} of an earlier run will be replaced after the first epoch; --resume_from_checkpoint goes "
-                "on from it"
+                f"{found[-1]} of an earlier run will be replaced; to resume from it, add --resume_from_checkpoint"
             )
         return
     if run.resume_from_checkpoint == "last":
@@ -76,21 +75,21 @@ def resume(run, accelerator, progress, settings):
     else:
         folder = Path(run.resume_from_checkpoint)
         if not folder.is_dir():
-            raise ValueError(f"--resume_from_checkpoint: {folder} is no checkpoint folder")
+            raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
     check_settings(folder, settings)
     accelerator.load_state(str(folder))
-    accelerator.print(f"Going on after epoch {progress.epochs_done}, from {folder}")
+    accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
 
 
 def check_settings(folder, settings):
-    """Refuses to go on from the checkpoint of a run that would have ended otherwise."""
+    """Raises ValueError if the checkpoint is from a run with other settings."""
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
     then = json.loads((folder / SETTINGS).read_text())
     now = json.loads(json.dumps(settings))
     changed = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
     if changed:
-        raise ValueError(f"--resume_from_checkpoint: {folder} is of another run: " + "; ".join(changed))
+        raise ValueError(f"--resume_from_checkpoint: {folder} is from another run: " + "; ".join(changed))
 
 
 def checkpoints(output_dir):

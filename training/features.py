@@ -1,4 +1,4 @@
-"""Extracts frame features: the frozen backbone runs once over every clip, and what it gives is kept in a store."""
+"""Extracts frame features: the frozen backbone runs once over every clip, and a store keeps the result."""
 
 import copy
 import hashlib
@@ -21,20 +21,20 @@ from ..dataset_script.labels import FILENAME
 from .batches import batches_by_length
 from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
 
-# Part of every store's fingerprint: raise it when this code computes other features from the same input.
+# Part of every store's fingerprint: increase it when this code computes other features from the same input.
 FEATURES_VERSION = 3
-# What one process holds and writes at once, and loses at most when it is killed; of n layers, one n-th of the clips.
+# What one process holds in memory and writes at once, and loses at most when it is killed; for n layers, 1/n of it.
 CLIPS_PER_SHARD = 128
-# Audio files that are opened at most to know how long the clips of a split are.
+# The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
-# Audio that the backbone runs on at once. On a CPU, a batch costs more than it gains: window by window.
+# Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
 
 
-def extract_frame_features(clips, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
+def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
     """
-    The frame features of a split, of the model's `backbone_layer`, as `extract_layers` keeps them.
+    The frame features of a split, of the model's `backbone_layer`.
 
     Args and errors are those of `extract_layers`.
 
@@ -42,36 +42,37 @@ def extract_frame_features(clips, split, model, feature_extractor, cache_dir, ac
         `FrameFeatureStore`.
     """
     layer = model.config.backbone_layer
-    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
-    return FrameFeatureStore(stores[layer], clips, list(model.config.id2label.values()))
+    stores = extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
+    return FrameFeatureStore(stores[layer], corpus, split)
 
 
-def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
+def extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
     """
-    Sees to it that `cache_dir` holds the frame features of a split, a store for each layer; a store that nothing has
-    changed for stays as it is. The backbone runs over the clips once, for all layers that are missing.
+    Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
+    used as it is. The backbone runs over the clips once, for all layers that are missing.
 
-    Each process extracts its part of the clips, shard by shard. An extraction that was interrupted goes on after its
-    last whole shards, also if it is for other layers now. A store gets its name when it is whole.
+    Each process extracts its part of the clips, shard by shard. An interrupted extraction continues after its last
+    finished shards, even if it is for other layers now. A store gets its name when it is complete.
 
     Args:
-        clips: the split, a `datasets.Dataset` with `filename`, `audio` and a column per label of the model.
-        split: its name, for messages.
+        corpus: `Corpus`.
+        split: name of the split.
         model: `EmoShareModel`; without a backbone, the acoustic features are the frame features.
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
-        dtype: how features are kept: `"float16"`, `"bfloat16"` or `"float32"`.
-        layers: each as `EmoShareConfig.backbone_layer`; that of the model's own config does not matter.
+        dtype: of the stored features: `"float16"`, `"bfloat16"` or `"float32"`.
+        layers: each as `EmoShareConfig.backbone_layer`; the one in the model's config does not matter.
 
     Returns:
-        `dict`: the folder of each layer's store, the one that `extract_frame_features` takes for a model of that layer.
+        `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer.
 
     Raises:
         ValueError: if the model has no such layer, or a clip cannot be read, is too short, or has features that `dtype`
             cannot hold; names it.
         OSError: if the features cannot be written.
     """
+    clips = corpus.splits[split]
     for layer in layers:
         _check_layer(layer, model.config)
     stores = None
@@ -82,8 +83,8 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
     (stores,) = broadcast_object_list([stores])
     with ExitStack() as locks:
         if accelerator.is_main_process:
-            # Another run that wants one of these features waits here, and then finds them; in the order of their names,
-            # so that no two runs wait for each other.
+            # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
+            # order of their names, so that no two runs wait for each other.
             for store in sorted(store for store in stores.values() if not store.is_dir()):
                 locks.enter_context(FileLock(f"{store}.lock"))
         (missing,) = broadcast_object_list([[layer for layer, store in stores.items() if not store.is_dir()]])
@@ -107,11 +108,12 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
 
 def expected_bytes(clips, config, feature_extractor, dtype, layers):
     """
-    The disk that stores will take, before anything is extracted. Lengths of clips are taken from the headers of their
-    files, in a split of more than `FILES_OPENED` clips from those of every second one, or third, and so on.
+    Bytes on disk that stores will take, before anything is extracted. The lengths of clips come from the headers of
+    their files; in a split of more than `FILES_OPENED` clips, of every second file, or every third, and so on.
 
     Args:
-        clips, feature_extractor, dtype, layers: as in `extract_layers`.
+        clips: the split, a `datasets.Dataset`.
+        feature_extractor, dtype, layers: as in `extract_layers`.
         config: `EmoShareConfig` of the model.
 
     Returns:
@@ -151,7 +153,7 @@ def _check_layer(layer, config):
 
 
 def _num_hidden_states(layer, config):
-    """How many of the backbone's hidden states the features of a layer are."""
+    """Number of hidden states of the backbone in the features of a layer."""
     if layer != "weighted":
         return 1
     return family_of(config.backbone_config).num_layers(config.backbone_config) + 1
@@ -162,7 +164,7 @@ def _title(split, layer):
 
 
 def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype):
-    """This process's shards, in a folder for each layer; those that are there already stay as they are."""
+    """Writes this process's shards, in a folder for each layer; existing ones stay as they are."""
     process, processes = accelerator.process_index, accelerator.num_processes
     mine = range(process, len(clips), processes)
     written = {layer: written_clips(folder, process, processes) for layer, folder in folders.items()}
@@ -170,7 +172,7 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
         done = len(written[layer])
         accelerator.print(
             f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
-            + (f", going on after {done} of {len(mine)}" if done else "")
+            + (f", continuing after {done} of {len(mine)}" if done else "")
         )
     shards = list(_missing_shards(mine, written, model.config))
     done = len(mine) - sum(len(shard) for shard, _ in shards)
@@ -191,8 +193,8 @@ def _missing_shards(mine, written, config):
     """
     Args:
         mine: the clips of this process, in order.
-        written: the clips that are written already, a set for each layer. They may differ from layer to layer, where
-            an extraction was interrupted between two layers' shards, or was for other layers.
+        written: the clips that are already written, a set for each layer. They differ between layers if an extraction
+            was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
 
     Yields:
@@ -225,7 +227,7 @@ def _windows(row, clip, feature_extractor):
 
 
 def _add_features(windows, model, feature_extractor, dtype, layers):
-    """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of like length."""
+    """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
     seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
@@ -254,7 +256,7 @@ def _frame_features(inputs, model, feature_extractor, layers):
 
 
 def _fingerprints(clips, model, feature_extractor, dtype, layers):
-    """For each layer, everything that decides its features of a split, as one hexadecimal name."""
+    """For each layer, a hexadecimal name made of everything that decides its features of a split."""
     versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
     settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
     digest = hashlib.blake2b(json.dumps([versions, dtype, settings], sort_keys=True).encode(), digest_size=16)

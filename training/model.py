@@ -1,35 +1,14 @@
-"""The model of a run, its heads fresh, and the feature extractor that fits it."""
+"""A run's model, its heads untrained, and the feature extractor that fits it."""
 
+from ..configuration_emoshare import EmoShareConfig
 from ..feature_extraction_emoshare import MIN_FRAMES, EmoShareFeatureExtractor
-from ..modeling_emoshare import EmoShareConfig, EmoShareModel
-from .arguments import ACOUSTIC
+from ..modeling_emoshare import EmoShareModel
 
-# Arguments that are fields of the configuration under the same name.
-HEAD_FIELDS = (
-    "architecture",
-    "conv_channels",
-    "pool_size",
-    "max_frames",
-    "lstm_hidden_size",
-    "lstm_num_layers",
-    "ffn_sizes",
-    "normalization",
-    "output_activation",
-    "separate_heads",
-)
-
-
-def head_fields(arguments):
-    """The fields of `EmoShareConfig` that say what a head is, of `ModelArguments`."""
-    return {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
-
-
-def build_model(arguments, labels, head_seeds=None):
+def build_model(arguments, labels):
     """
     Args:
-        arguments: `ModelArguments`.
+        arguments: `Arguments`. Without `--head_seeds`, the initial weights follow torch's global seed.
         labels: label names.
-        head_seeds: a seed for the initial weights of each label's network; without, they follow torch's global seed.
 
     Returns:
         `EmoShareModel` and `EmoShareFeatureExtractor`.
@@ -37,19 +16,19 @@ def build_model(arguments, labels, head_seeds=None):
     Raises:
         ValueError: if there is not one seed for each label.
     """
+    head_seeds, arguments = arguments.run.head_seeds, arguments.model
     if head_seeds is not None and len(head_seeds) != len(labels):
         raise ValueError(f"--head_seeds: got {len(head_seeds)}; expected one for each of the {len(labels)} labels")
-    fields = {**head_fields(arguments), "id2label": dict(enumerate(labels))}
+    fields = {**arguments.config_fields, "id2label": dict(enumerate(labels))}
     windows = {"chunk_length_s": arguments.chunk_length_s, "min_frames": max(MIN_FRAMES, arguments.pool_size)}
-    if arguments.backbone == ACOUSTIC:
+    if arguments.is_acoustic:
         model = EmoShareModel(EmoShareConfig(**fields))
         feature_extractor = EmoShareFeatureExtractor(arguments.acoustic_features, **windows)
     else:
-        layer = arguments.backbone_layer
         model = EmoShareModel.from_backbone_pretrained(
             arguments.backbone,
             revision=arguments.backbone_revision,
-            backbone_layer=layer if layer == "weighted" else int(layer),
+            backbone_layer=arguments.layer,
             **fields,
         )
         feature_extractor = EmoShareFeatureExtractor.for_backbone(

@@ -1,4 +1,4 @@
-"""The frame feature store: what a frozen backbone made of every clip, unpadded, read from disk without copying."""
+"""The frame feature store: the frame features of every clip, unpadded, read from disk without copying."""
 
 import errno
 import json
@@ -11,7 +11,9 @@ import torch
 from datasets import DatasetInfo, Features, load_from_disk
 from datasets.fingerprint import Hasher
 
-# How features are kept. Arrow has no bfloat16, so that is kept as its bits.
+from ..frames_emoshare import length_mask
+
+# How features are stored. Arrow has no bfloat16, so its bits are stored as integers.
 FEATURE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ARROW_TYPES = {"float16": pa.float16(), "bfloat16": pa.int16(), "float32": pa.float32()}
 
@@ -19,26 +21,36 @@ ARROW_TYPES = {"float16": pa.float16(), "bfloat16": pa.int16(), "float32": pa.fl
 class FrameFeatureStore(torch.utils.data.Dataset):
     """
     The frame features of a split, one item per window, in the order of the clips. On disk it is a dataset that
-    `datasets.load_from_disk` reads, with a row per window.
+    `datasets.load_from_disk` reads, with a row per window. Labels and facts about the clips are not on disk: they come
+    from the corpus, so that changing them extracts nothing again.
+
+    Args:
+        folder (`Path`): the store.
+        corpus: `Corpus`.
+        split: the split of the corpus whose features these are.
 
     Attributes:
         clips: the split, a `datasets.Dataset`.
         labels: label names.
-        shares: (clips, labels) float32, NaN where a share is not known.
-        frames: (windows,) int64, each window's number of frames.
+        shares: (clips, labels) float32, NaN where a share is unknown.
+        metadata: facts about the clips, by name, a value per clip.
+        clip_of_window: (windows,) int64, index of each window's clip.
+        num_samples: (windows,) int64, each window's length in samples.
+        num_frames: (windows,) int64, each window's number of frames.
         fingerprint: changes with the features, the labels and their shares.
     """
 
-    def __init__(self, folder, clips, labels):
-        self.clips = clips
-        self.labels = labels
-        self.shares = np.array([clips[label] for label in labels], dtype=np.float32).T
-        self.fingerprint = f"{folder.name}-{Hasher.hash((labels, self.shares))}"
+    def __init__(self, folder, corpus, split):
+        self.clips = corpus.splits[split]
+        self.labels = corpus.labels
+        self.shares = corpus.shares(split).astype(np.float32)
+        self.metadata = corpus.metadata[split]
+        self.fingerprint = f"{folder.name}-{Hasher.hash((self.labels, self.shares))}"
         table = load_from_disk(str(folder)).data
         clip, start = (table.column(name).to_numpy() for name in ("clip", "start"))
-        if set(clip) != set(range(len(clips))):
+        if set(clip) != set(range(len(self.clips))):
             raise ValueError(
-                f"{folder}: holds features of other clips than the split's {len(clips)}; delete the folder"
+                f"{folder}: holds features of other clips than the split's {len(self.clips)}; delete the folder"
             )
         self.rows = np.lexsort([start, clip])
         self.clip_of_window = clip[self.rows]
@@ -46,7 +58,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.shape = table.column("shape")
         self.features = table.column("features")
         (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind == self.features.type.value_type)
-        self.frames = np.array([shape[-2].as_py() for shape in self.shape])[self.rows]
+        self.num_frames = np.array([shape[-2].as_py() for shape in self.shape])[self.rows]
 
     def __len__(self):
         return len(self.rows)
@@ -54,33 +66,33 @@ class FrameFeatureStore(torch.utils.data.Dataset):
     def __getitem__(self, index):
         row = int(self.rows[index])
         return {
-            "features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
-            "shares": self.shares[self.clip_of_window[index]],
-            "clip": self.clip_of_window[index],
-            "num_samples": self.num_samples[index],
+            "frame_features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
+            "labels": self.shares[self.clip_of_window[index]],
+            "window": index,
         }
 
     def collate(self, windows):
-        """Items to one batch of tensors, features (batch, frames, width) zero-padded to the longest."""
-        features = [window["features"] for window in windows]
-        frames = [array.shape[-2] for array in features]
-        batch = np.zeros(
-            (len(features), *features[0].shape[:-2], max(frames), features[0].shape[-1]), features[0].dtype
-        )
+        """
+        Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask` and `labels`, as
+        `EmoShareModel.forward` takes them, and `window`, (batch,) the index of each.
+        """
+        features = [window["frame_features"] for window in windows]
+        lengths = torch.tensor([array.shape[-2] for array in features])
+        longest = int(lengths.max())
+        batch = np.zeros((len(features), *features[0].shape[:-2], longest, features[0].shape[-1]), features[0].dtype)
         for padded, array in zip(batch, features, strict=True):
             padded[..., : array.shape[-2], :] = array
         return {
-            "features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
-            "lengths": torch.tensor(frames),
-            "shares": torch.from_numpy(np.stack([window["shares"] for window in windows])),
-            "clip": torch.tensor([window["clip"] for window in windows]),
-            "num_samples": torch.tensor([window["num_samples"] for window in windows]),
+            "frame_features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
+            "attention_mask": length_mask(lengths, longest),
+            "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
+            "window": torch.tensor([window["window"] for window in windows]),
         }
 
 
 def as_stored(features, dtype):
     """
-    A float32 array as the store keeps it.
+    A float32 array in the form that the store keeps.
 
     Raises:
         ValueError: if `dtype` cannot hold a value.
@@ -91,12 +103,12 @@ def as_stored(features, dtype):
         stored = features.astype(dtype)
     if not np.isfinite(stored).all():
         largest = np.abs(features).max()
-        raise ValueError(f"the largest feature, {largest:.3g}, does not fit {dtype}; take another --feature_dtype")
+        raise ValueError(f"the largest feature, {largest:.3g}, does not fit into {dtype}; choose another --feature_dtype")
     return stored
 
 
 def shard_path(folder, clips, process, processes):
-    """Where a process keeps the shard of `clips`, neighbours among its own, which are every `processes`-th."""
+    """Path of a shard: `clips` are neighbours among the clips of its process, which has every `processes`-th clip."""
     return folder / f"shard-{process:05d}-of-{processes:05d}-{clips[0]:06d}-{clips[-1]:06d}.arrow"
 
 
@@ -110,7 +122,7 @@ def written_clips(folder, process, processes):
 
 
 def begin(folder, processes):
-    """Makes a folder for shards, or leaves in one that is there the whole shards of as many processes."""
+    """Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept."""
     folder.mkdir(exist_ok=True)
     for path in set(folder.iterdir()) - set(folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow")):
         path.unlink()
@@ -118,12 +130,12 @@ def begin(folder, processes):
 
 def write_shard(path, windows, dtype):
     """
-    Writes windows to a shard that is there whole or not at all.
+    Writes windows to a shard, which appears whole or not at all.
 
     Args:
         path: of the shard.
         windows: dicts of `clip`, `start`, `num_samples` and `features`, an array as `as_stored` returns it.
-        dtype: its name.
+        dtype: name of its dtype.
 
     Raises:
         OSError: if it cannot be written; says where.
@@ -138,15 +150,15 @@ def write_shard(path, windows, dtype):
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"frame features cannot be written to {path.parent}: {error}. Shards that are whole are kept, and the next "
-            "start goes on from them",
+            f"frame features cannot be written to {path.parent}: {error}. Finished shards are kept, and the next "
+            "run continues from them",
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def stored_bytes(windows, values, dtype):
-    """The disk that a store takes: so many windows, with so many values of features in all."""
+    """Bytes on disk of a store with this many windows and feature values."""
     dtype_of_values = ARROW_TYPES[dtype]
     empty = {"clip": 0, "start": 0, "num_samples": 0, "features": np.zeros((0, 0), dtype_of_values.to_pandas_dtype())}
     bytes_per_window = pa.ipc.get_record_batch_size(_record_batch(empty, _schema(dtype)))
@@ -154,7 +166,7 @@ def stored_bytes(windows, values, dtype):
 
 
 def finish(folder, store, dtype):
-    """Makes a folder of whole shards a dataset that `load_from_disk` reads, and gives it its final name."""
+    """Turns a folder of shards into a dataset that `load_from_disk` reads, and gives it its final name."""
     shards = sorted(path.name for path in folder.glob("shard-*.arrow"))
     DatasetInfo(features=Features.from_arrow_schema(_schema(dtype))).write_to_directory(str(folder))
     state = {
