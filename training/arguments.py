@@ -10,19 +10,15 @@ from typing import Literal
 import yaml
 from transformers import HfArgumentParser
 
+from ..dataset_script.corpora import CORPORA, is_published
+
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
-LOCAL_CORPORA = ("synthetic", "compare2023", "csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def _flag(default, help, **options):
     return field(default=default, metadata={"help": help, **options})
-
-
-def is_published(dataset):
-    """Whether `--dataset` is on the Hub or in a folder of Parquet files, rather than clips and CSVs."""
-    return dataset not in LOCAL_CORPORA
 
 
 @dataclass
@@ -43,8 +39,7 @@ class DataArguments:
         if is_published(self.dataset):
             if not Path(self.dataset).is_dir() and not HUB_ID.fullmatch(self.dataset):
                 raise ValueError(
-                    f"--dataset: got {self.dataset!r}; expected {', '.join(LOCAL_CORPORA)}, a Hub id ORG/NAME or a "
-                    "folder"
+                    f"--dataset: got {self.dataset!r}; expected {', '.join(CORPORA)}, a Hub id ORG/NAME or a folder"
                 )
             if Path(self.dataset, "lab").is_dir():
                 raise ValueError(

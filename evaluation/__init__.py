@@ -1,0 +1,1 @@
+"""What is made of trained models: predictions, scores, and what reports them."""
