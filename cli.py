@@ -55,7 +55,7 @@ def predict(arguments):
     """`emoshare predict`: a row per clip, written as it comes. Broken files are listed at the end."""
     from transformers.utils.logging import tqdm
 
-    from .training.evaluation import PredictionsCsv, PredictionsJsonLines
+    from .evaluation.predictions import PredictionsCsv, PredictionsJsonLines
 
     clips = find_clips(arguments.inputs)
     emotion_share = _load_pipeline(arguments)
@@ -166,7 +166,8 @@ def evaluate(arguments):
     from transformers.pipelines.pt_utils import KeyDataset
     from transformers.utils.logging import tqdm
 
-    from .training.evaluation import Scorer, score_table, write_predictions, write_results
+    from .evaluation.predictions import write_predictions
+    from .training.evaluation import Scorer, score_table, write_results
 
     split = arguments.split
     clips, labels, references = _load_split(arguments)
@@ -197,8 +198,9 @@ def _load_split(arguments):
     import numpy as np
     from accelerate import PartialState
 
+    from .dataset_script.corpus import known_shares
     from .training.arguments import DataArguments
-    from .training.corpus import known_shares, load_splits
+    from .training.corpus import load_splits
 
     data = DataArguments(dataset=arguments.dataset, data_dir=arguments.data_dir)
     splits, labels = load_splits(data, PartialState())
@@ -215,10 +217,11 @@ def ensemble(arguments):
     """`emoshare ensemble`: checks the predictions of runs, averages them, prints devel ρ of each and of the mean."""
     from accelerate import PartialState
 
+    from .dataset_script.corpus import known_shares
+    from .evaluation.predictions import read_members, write_predictions
     from .training.arguments import DataArguments
-    from .training.corpus import known_shares, load_splits
-    from .training.evaluation import Scorer, score_table, write_predictions, write_results
-    from .training.submission import read_members
+    from .training.corpus import load_splits
+    from .training.evaluation import Scorer, score_table, write_results
 
     output_dir = Path(arguments.output_dir)
     folders = [Path(folder).resolve() for folder in arguments.run_dirs]

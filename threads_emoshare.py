@@ -35,7 +35,9 @@ def _call(task):
 @cache
 def _pool(num_threads):
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="emoshare", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(
+        num_threads, thread_name_prefix="emoshare", initializer=torch.set_num_threads, initargs=(1,)
+    )
     # The pool starts its threads with their first tasks. Each sets the number for itself, but also that of threads that
     # come later, which is set back here.
     list(pool.map(_call, [torch.get_num_threads] * num_threads))

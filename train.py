@@ -20,12 +20,13 @@ A corpus of one's own, on two CPU processes:
 import sys
 from pathlib import Path
 
+from emoshare.evaluation.predictions import write_predictions
 from emoshare.training.arguments import fixed_settings, parse_arguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.card import model_card
 from emoshare.training.controls import report_controls
 from emoshare.training.corpus import load_splits
-from emoshare.training.evaluation import Scorer, predict_shares, report, write_history, write_predictions, write_results
+from emoshare.training.evaluation import Scorer, predict_shares, report, write_history, write_results
 from emoshare.training.features import extract_frame_features
 from emoshare.training.figures import plot_shares
 from emoshare.training.heads import train_heads

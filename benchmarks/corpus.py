@@ -4,8 +4,8 @@ import numpy as np
 import soundfile
 
 from emoshare import EMOTIONS
-from emoshare.dataset_script.labels import FILENAME
 from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
+from emoshare.dataset_script.tables import FILENAME
 
 
 def write_corpus(folder, **splits):

@@ -12,15 +12,18 @@ import sys
 import warnings
 from pathlib import Path
 
+from .corpora import CORPORA
 from .emotion_share import EmotionShare
 from .publishing import create_repository, push_dataset, write_dataset
 
 
 def main(argv):
     arguments = _parse(argv)
-    if arguments.public and arguments.config == "compare2023":
+    corpus = CORPORA[arguments.config]
+    if arguments.public and not corpus.is_redistributable:
         warnings.warn(
-            "--public: the data of ComParE 2023 may not be redistributed; publish only what its owners let you publish",
+            f"--public: the data of {corpus.title} may not be redistributed; publish only what its owners let you "
+            "publish",
             stacklevel=2,
         )
     name = create_repository(arguments.push_to_hub, arguments.public) if arguments.push_to_hub else None
@@ -40,9 +43,9 @@ def _parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    corpora = [config.name for config in EmotionShare.BUILDER_CONFIGS]
-    parser.add_argument("--config", required=True, choices=corpora, help="the corpus")
-    parser.add_argument("--data_dir", help="its folder with wav/*.wav and lab/*.csv; not for synthetic")
+    parser.add_argument("--config", required=True, choices=list(CORPORA), help="the corpus")
+    layouts = [f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir]
+    parser.add_argument("--data_dir", help=f"its folder: with {', '.join(layouts)}")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish it in this dataset repository on the Hub")
     target.add_argument("--output_dir", help="write it to this folder, which must be new or empty")

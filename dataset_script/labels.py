@@ -1,110 +1,81 @@
-"""Reads and checks the label files of a corpus in the ComParE 2023 layout: `DIR/wav/*.wav`, `DIR/lab/SPLIT.csv`."""
+"""Reads and checks a corpus in the ComParE 2023 layout: `DIR/wav/*.wav`, `DIR/lab/SPLIT.csv`, `DIR/lab/clips.csv`."""
 
-import csv
-import math
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
-FILENAME = "filename"
-UNKNOWN = ("", "?")
-SPLITS = ("train", "devel", "test")
-SHOWN_PROBLEMS = 5
+from .facts import read_facts
+from .tables import AUDIO, FILENAME, SHARE, SPLITS, UNKNOWN, ClipTable, CorpusTables, Problems, read_rows, share_in
 
 
-@dataclass
-class LabelTable:
-    """
-    The labels of one split.
-
-    Attributes:
-        filenames: clip names, relative to `DIR/wav`, in the order of the CSV.
-        rows: each clip's row in the CSV, counted as in a spreadsheet: the header is row 1.
-        shares: per clip its shares in [0, 1], in the order of the labels; `None` where a share is not known.
-    """
-
-    filenames: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    shares: list[list[float | None]] = field(default_factory=list)
+def load_folder(info, data_dir, cache_dir):
+    """`CorpusInfo.loader` of corpora in this layout; `cache_dir` is not used."""
+    return read_folder(data_dir, info.labels, info.test_is_optional)
 
 
-class Problems:
-    """Collects everything wrong with a corpus, so that one error can tell all of it."""
-
-    def __init__(self, corpus):
-        self.corpus = corpus
-        self.found = []
-
-    def add(self, table, row, message):
-        self.found.append(f"{table}, row {row}: {message}")
-
-    def raise_if_any(self):
-        if not self.found:
-            return
-        shown = "".join(f"\n  {problem}" for problem in self.found[:SHOWN_PROBLEMS])
-        rest = len(self.found) - SHOWN_PROBLEMS
-        more = f"\n  ... and {rest} more" if rest > 0 else ""
-        raise ValueError(f"{self.corpus}: {len(self.found)} problem(s) in the labels{shown}{more}")
-
-
-def read_labels(data_dir, expected_labels=None, test_is_optional=False):
+def read_folder(data_dir, expected_labels=None, test_is_optional=False):
     """
     Args:
-        data_dir (`Path`): the corpus, with `lab/train.csv`, `lab/devel.csv`, `lab/test.csv` and the folder `wav`.
+        data_dir (`Path`): the corpus, with `lab/train.csv`, `lab/devel.csv`, `lab/test.csv`, the folder `wav` and, if
+            facts about the clips are known, `lab/clips.csv`.
         expected_labels: the labels that there must be, in their order; `None` takes those of `lab/train.csv`.
         test_is_optional: whether there may be no `lab/test.csv`.
 
     Returns:
-        The labels (`list[str]`) and the splits (`dict[str, LabelTable]`).
+        `CorpusTables`, clips in the order of the label files.
 
     Raises:
         FileNotFoundError: if a folder or label file is missing.
-        ValueError: if anything is wrong with the labels or a clip is missing; counts all problems, shows the first.
+        ValueError: if anything is wrong with labels or facts, or a clip is missing; counts all problems, shows the
+            first.
     """
     for folder in (data_dir, data_dir / "wav", data_dir / "lab"):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected DIR/wav/*.wav, DIR/lab/*.csv")
     problems = Problems(data_dir)
-    labels, tables = expected_labels, {}
+    labels, splits, rows = expected_labels, {}, {}
     for split in SPLITS:
         path = data_dir / "lab" / f"{split}.csv"
         if split == "test" and test_is_optional and not path.is_file():
             continue
-        labels, tables[split] = _read_table(path, labels, problems, may_be_unknown=split == "test")
-    _check_clips(data_dir, tables, problems)
+        labels, splits[split], rows[split] = _read_labels(path, labels, problems, may_be_unknown=split == "test")
+    clips = _check_clips(data_dir, splits, rows, problems)
+    facts = read_facts(data_dir, labels, clips, problems)
     problems.raise_if_any()
-    return list(labels), tables
+    for table in splits.values():
+        table.paths = [data_dir / "wav" / filename for filename in table.filenames]
+        table.facts = {
+            fact: [values.get(Path(filename)) for filename in table.filenames] for fact, values in facts.items()
+        }
+    return CorpusTables(list(labels), splits)
 
 
-def _read_table(path, labels, problems, may_be_unknown):
+def _read_labels(path, labels, problems, may_be_unknown):
+    """A label file's labels, its `ClipTable`, and the row number of each of its clips."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such label file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            rows = list(csv.reader(file))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    header = [column.strip() for column in rows[0]] if rows else []
+    name = f"lab/{path.name}"
+    header, rows = read_rows(path, name, problems)
+    header = [column.strip() for column in header]
     labels = _check_header(path, header, labels, may_be_unknown)
-    columns = {column: index for index, column in enumerate(header)}
-    table = LabelTable()
-    for number, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
-        if len(row) != len(header):
-            problems.add(f"lab/{path.name}", number, f"has {len(row)} fields; expected {len(header)}, as in the header")
-            continue
-        filename = row[columns[FILENAME]].strip()
+    table, numbers = ClipTable(), []
+    for number, row in rows:
+        fields = dict(zip(header, (text.strip() for text in row), strict=True))
+        filename = fields[FILENAME]
         if not filename or Path(filename).is_absolute() or ".." in Path(filename).parts:
-            problems.add(f"lab/{path.name}", number, f"filename is {filename!r}; expected a file in the folder wav")
+            problems.add(name, number, f"filename is {filename!r}; expected a file in the folder wav")
             continue
         table.filenames.append(filename)
-        table.rows.append(number)
-        cells = [(label, row[columns[label]].strip() if label in columns else "") for label in labels]
-        table.shares.append([_share(path, number, cell, problems, may_be_unknown) for cell in cells])
+        numbers.append(number)
+        texts = [(label, fields.get(label, "")) for label in labels]
+        table.shares.append(
+            [
+                None if may_be_unknown and text in UNKNOWN else share_in(text, label, SHARE, name, number, problems)
+                for label, text in texts
+            ]
+        )
     if not table.filenames:
-        problems.add(f"lab/{path.name}", 1, "is followed by no clip; a split must not be empty")
-    return labels, table
+        problems.add(name, 1, "is followed by no clip; a split must not be empty")
+    return labels, table, numbers
 
 
 def _check_header(path, header, labels, labels_may_be_absent):
@@ -117,8 +88,8 @@ def _check_header(path, header, labels, labels_may_be_absent):
     found = [column for column in header if column != FILENAME]
     if labels is None:
         if not found:
-            raise ValueError(f"{path}, row 1: got no label columns beside {FILENAME!r}")
-        if "" in found or "audio" in found:
+            raise ValueError(f"{path}, row 1: got no label columns, only {FILENAME!r}")
+        if "" in found or AUDIO in found:
             raise ValueError(f"{path}, row 1: got the columns {found}; a label cannot be called 'audio' or nothing")
         return found
     unknown = [label for label in found if label not in labels]
@@ -131,29 +102,15 @@ def _check_header(path, header, labels, labels_may_be_absent):
     return labels
 
 
-def _share(path, number, cell, problems, may_be_unknown):
-    label, text = cell
-    if text in UNKNOWN and may_be_unknown:
-        return None
-    try:
-        share = float(text.replace("_", "?"))  # Python takes 0_5 for 5
-    except ValueError:
-        problems.add(f"lab/{path.name}", number, f"{label} is {text!r}; expected a number in [0, 1]")
-        return None
-    if not (math.isfinite(share) and 0 <= share <= 1):
-        problems.add(f"lab/{path.name}", number, f"{label} is {text}; expected a number in [0, 1]")
-    return share
-
-
-def _check_clips(data_dir, tables, problems):
+def _check_clips(data_dir, splits, rows, problems):
+    """Each clip must be listed once in the corpus, and be there. Returns the clips, a set of `Path`."""
     first_seen = {}
-    for split, table in tables.items():
-        path = data_dir / "lab" / f"{split}.csv"
-        for row, filename in zip(table.rows, table.filenames, strict=True):
-            clip = Path(filename)  # ./a.wav is a.wav
-            if clip in first_seen:
-                problems.add(f"lab/{path.name}", row, f"{filename} is listed again; first in {first_seen[clip]}")
-                continue
-            first_seen[clip] = f"{split}.csv, row {row}"
-            if not (data_dir / "wav" / filename).is_file():
-                problems.add(f"lab/{path.name}", row, f"wav/{filename}: no such file")
+    for split, table in splits.items():
+        for row, filename in zip(rows[split], table.filenames, strict=True):
+            clip, place = Path(filename), f"{split}.csv, row {row}"  # ./a.wav is a.wav
+            first = first_seen.setdefault(clip, place)
+            if first != place:
+                problems.add(f"lab/{split}.csv", row, f"{filename} is listed again; first in {first}")
+            elif not (data_dir / "wav" / filename).is_file():
+                problems.add(f"lab/{split}.csv", row, f"wav/{filename}: no such file")
+    return set(first_seen)

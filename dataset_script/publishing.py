@@ -9,21 +9,10 @@ import datasets
 from datasets.info import DatasetInfosDict
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
-from .emotion_share import CITATION
+from .corpora import CORPORA
+from .published import CARD, CARD_KEY
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
-TITLES = {"compare2023": "ComParE 2023", "csv": "a corpus of its own", "synthetic": "the synthetic corpus"}
-LICENSES = {"compare2023": "other", "csv": "unknown", "synthetic": "apache-2.0"}  # as the Hub calls them
-SOURCES = {
-    "compare2023": "The data of the ComParE 2023 Emotion Share sub-challenge (Schuller et al., arXiv:2304.14882; "
-    "collected by Hume AI). Its organisers give it to researchers under an end-user licence. **It may not be "
-    "redistributed**: keep this repository private, and within what that licence allows.",
-    "csv": "Whoever published this corpus knows where its clips and shares come from, and what may be done with them. "
-    "This is the place to say so.",
-    "synthetic": "Voices made of pulses and filters, and simulated listeners who vote; made by "
-    "`emoshare.dataset_script`. **They show that software works, and say nothing about people, voices or emotions**; "
-    "a score on them says nothing about a score on real speech.",
-}
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
@@ -104,41 +93,49 @@ def write_dataset(builder, folder, name):
         for shard in parquet.glob("*.parquet"):
             shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
         builder.info.download_size = sum(shard.stat().st_size for shard in (dataset / "data").iterdir())
-        dataset_card(builder.info, name).save(dataset / "README.md")
+        dataset_card(builder.info, name, builder.tables.labels, builder.tables.facts).save(dataset / CARD)
         os.replace(dataset, folder)
 
 
-def dataset_card(info, name):
+def dataset_card(info, name, labels, facts):
     """
     Args:
-        info: `datasets.DatasetInfo` of a corpus that was written.
+        info: `datasets.DatasetInfo` of a corpus that was written; its configuration's name is the corpus's.
         name: what people should load.
+        labels: label names.
+        facts: names of the facts about clips.
 
     Returns:
-        `huggingface_hub.DatasetCard`. Its metadata tell the Hub and `datasets` which file is of which split. The
-        configuration has the corpus's name, so that whoever loads it knows which corpus it is.
+        `huggingface_hub.DatasetCard`. Its metadata tell the Hub and `datasets` which file is of which split, and
+        `load_corpus` which columns are labels and which are facts. The configuration has the corpus's name, so that
+        whoever loads it knows which corpus it is.
     """
-    corpus = info.config_name
+    corpus = CORPORA[info.config_name]
     clips = sum(split.num_examples for split in info.splits.values())
     data_files = [{"split": split, "path": f"data/{split}*.parquet"} for split in info.splits]
     metadata = DatasetCardData(
-        pretty_name=f"Emotion Share: {TITLES[corpus]}",
-        license=LICENSES[corpus],
-        license_name="compare-2023-end-user-licence" if corpus == "compare2023" else None,
+        pretty_name=f"Emotion Share: {corpus.title}",
+        license=corpus.licence,
+        license_name=corpus.licence_name,
         task_categories=["audio-classification"],
-        tags=["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if corpus == "synthetic" else [])],
+        tags=["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if corpus.is_synthetic else [])],
         size_categories=[next((text for limit, text in SIZE_CATEGORIES.items() if clips < limit), "n>1M")],
-        configs=[{"config_name": corpus, "data_files": data_files}],
+        configs=[{"config_name": info.config_name, "data_files": data_files}],
+        **{CARD_KEY: {"labels": list(labels), "facts": list(facts)}},
     )
-    DatasetInfosDict({corpus: info}).to_dataset_card_data(metadata)
-    labels = [column for column, feature in info.features.items() if feature == datasets.Value("float64")]
+    DatasetInfosDict({info.config_name: info}).to_dataset_card_data(metadata)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=TITLES[corpus],
+        title=corpus.title,
         name=name,
         labels=", ".join(labels),
-        label_columns=", ".join(f"`{label}`" for label in labels),
+        label_columns=_in_code(labels),
+        facts=f"\n| {_in_code(facts)} | facts about the clip; null where they are not known |" if facts else "",
         splits="\n".join(f"| {split} | {part.num_examples:,} |" for split, part in info.splits.items()),
-        source=SOURCES[corpus],
-        citation=f"\n## Citation\n\n```bibtex\n{CITATION}```\n" if corpus == "compare2023" else "",
+        source=corpus.source,
+        citation=f"\n## Citation\n\n```bibtex\n{corpus.citation}```\n" if corpus.citation else "",
     )
     return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
+
+
+def _in_code(columns):
+    return ", ".join(f"`{column}`" for column in columns)

@@ -23,7 +23,8 @@ from scipy.signal import istft, stft
 from scipy.stats import spearmanr
 
 from ..configuration_emoshare import EMOTIONS
-from .labels import FILENAME
+from .labels import read_folder
+from .tables import FILENAME, SPLITS
 
 SAMPLING_RATE = 16000
 MIN_SECONDS, MAX_SECONDS = 1.0, 8.0
@@ -92,7 +93,7 @@ class SyntheticCorpus:
 
     def utterances(self, split):
         """Draws the utterances of a split, without their sound."""
-        index = ("train", "devel", "test").index(split)
+        index = SPLITS.index(split)
         rng = np.random.default_rng([self.seed, index])
         count = self.train_speakers if split == "train" else self.other_speakers
         speakers = [_draw_speaker(rng) for _ in range(count)]
@@ -108,6 +109,10 @@ class SyntheticCorpus:
         shares = np.array([utterance.shares for utterance in utterances])
         return float(np.mean([spearmanr(probabilities[:, e], shares[:, e]).statistic for e in range(len(EMOTIONS))]))
 
+    def load(self, info, data_dir, cache_dir):
+        """`CorpusInfo.loader` of the synthetic corpus; there is no `data_dir`."""
+        return read_folder(self.build(cache_dir), info.labels)
+
     def build(self, cache_dir):
         """Writes the corpus under `cache_dir`, in the ComParE 2023 layout, unless it is there; returns its folder."""
         source = Path(__file__).read_bytes()
@@ -118,7 +123,7 @@ class SyntheticCorpus:
         try:
             (unfinished / "wav").mkdir(parents=True)
             (unfinished / "lab").mkdir()
-            for split in ("train", "devel", "test"):
+            for split in SPLITS:
                 self._write_split(unfinished, split)
             os.replace(unfinished, folder)  # in one step, so that a folder under this name is always whole
         except OSError:

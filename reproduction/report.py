@@ -6,12 +6,12 @@ from string import Template
 
 import numpy as np
 
-from ..dataset_script.emotion_share import COMPARE2023_SPLIT_SIZES
-from ..dataset_script.labels import FILENAME
+from ..dataset_script import corpora
+from ..dataset_script.corpus import known_shares
+from ..dataset_script.tables import FILENAME
+from ..evaluation.predictions import read_predictions, read_submission
 from ..training.card import UNTOLD
-from ..training.corpus import known_shares
 from ..training.paper import PAPER
-from ..training.submission import read_predictions, read_submission
 from .figures import (
     LAYER_NAMES,
     plot_architectures,
@@ -137,8 +137,9 @@ class _Page:
     def head(self):
         sizes = {split: len(clips) for split, clips in self.splits.items()}
         caution = Template(CAUTIONS.get(self.dataset, OTHER_CAUTION)).substitute(corpus=self.corpus)
-        if self.is_papers and sizes != COMPARE2023_SPLIT_SIZES:
-            caution += "\n\n" + Template(OTHER_SIZES).substitute(expected=_sizes(COMPARE2023_SPLIT_SIZES))
+        expected = corpora.CORPORA[COMPARE2023].split_sizes
+        if self.is_papers and sizes != expected:
+            caution += "\n\n" + Template(OTHER_SIZES).substitute(expected=_sizes(expected))
         counts = {"finished": len(self.runs), "planned": len(self.cells)}
         return self.section("", title=self.title, caution=caution, clips=_sizes(sizes), **counts)
 

@@ -5,9 +5,10 @@ import csv
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from emoshare.dataset_script.corpus import known_shares
+from emoshare.evaluation.predictions import write_predictions
 from emoshare.reproduction.grid import Cell
-from emoshare.training.corpus import known_shares
-from emoshare.training.evaluation import Scorer, write_predictions, write_results
+from emoshare.training.evaluation import Scorer, write_results
 
 
 def corpus(labels, sizes=None, unknown=()):

@@ -12,11 +12,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, OUTPUT_ACTIVATIONS, EmoShareConfig
+from ..dataset_script.corpora import CORPORA, is_published
 from ..losses_emoshare import LOSSES
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
-LOCAL_CORPORA = ("synthetic", "compare2023", "csv")
 _PROPERTIES = ("changes_results", "fixed_on_resume", "on_card", "is_config_field")  # of a flag, not for argparse
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -55,11 +55,6 @@ def _head_flag(name, help):
     return _flag(default, help, is_config_field=True)
 
 
-def is_published(dataset):
-    """Whether `--dataset` is on the Hub or in a folder of Parquet files, rather than clips and CSVs."""
-    return dataset not in LOCAL_CORPORA
-
-
 @dataclass
 class DataArguments:
     """What to train on."""
@@ -78,8 +73,7 @@ class DataArguments:
         if is_published(self.dataset):
             if not Path(self.dataset).is_dir() and not HUB_ID.fullmatch(self.dataset):
                 raise ValueError(
-                    f"--dataset: got {self.dataset!r}; expected {', '.join(LOCAL_CORPORA)}, a Hub id ORG/NAME or a "
-                    "folder"
+                    f"--dataset: got {self.dataset!r}; expected {', '.join(CORPORA)}, a Hub id ORG/NAME or a folder"
                 )
             if Path(self.dataset, "lab").is_dir():
                 raise ValueError(

@@ -7,7 +7,8 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .arguments import ACOUSTIC, is_published
+from ..dataset_script.corpora import is_published
+from .arguments import ACOUSTIC
 from .paper import PAPER, row_of
 
 TEMPLATE = Path(__file__).parent / "model_card.md"

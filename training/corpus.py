@@ -1,13 +1,14 @@
 """The corpus of a run, loaded once and checked before anything is trained."""
 
-import numpy as np
+from dataclasses import replace
 
-from ..dataset_script import load_emotion_share, load_published
-from ..dataset_script.labels import FILENAME
-from .arguments import is_published
+import datasets
+
+from ..dataset_script import load_corpus
+from ..dataset_script.tables import AUDIO, FILENAME
 
 
-def load_splits(data, accelerator):
+def load_run_corpus(data, accelerator):
     """
     Args:
         data: `DataArguments`.
@@ -15,19 +16,19 @@ def load_splits(data, accelerator):
             then read.
 
     Returns:
-        `datasets.DatasetDict` with `train`, `devel` and, where there is one, `test`; and the label names.
+        `Corpus`, its train split cut to `max_train_samples` clips.
     """
     with accelerator.local_main_process_first():
-        if is_published(data.dataset):
-            splits = load_published(data.dataset)
-        else:
-            splits = load_emotion_share(data.dataset, data_dir=data.data_dir)
+        corpus = load_corpus(data.dataset, data_dir=data.data_dir)
     if data.max_train_samples is not None:
-        splits["train"] = splits["train"].take(min(data.max_train_samples, len(splits["train"])))
-    accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in splits.items()))
-    return splits, [column for column in splits["train"].column_names if column not in (FILENAME, "audio")]
+        train = corpus.splits["train"]
+        train = train.take(min(data.max_train_samples, len(train)))
+        corpus = replace(corpus, splits=datasets.DatasetDict({**corpus.splits, "train": train}))
+    accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in corpus.splits.items()))
+    return corpus
 
 
-def known_shares(clips, labels):
-    """The true shares (clips, labels) of a split of `load_splits`, float64; NaN where one is not known."""
-    return np.array([clips[label] for label in labels], dtype=np.float64).T
+def load_splits(data, accelerator):
+    """The splits of `load_run_corpus`, without facts, and the label names."""
+    corpus = load_run_corpus(data, accelerator)
+    return corpus.splits.select_columns([FILENAME, AUDIO, *corpus.labels]), corpus.labels

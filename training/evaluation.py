@@ -9,8 +9,6 @@ import evaluate
 import numpy as np
 import torch
 
-from ..dataset_script.labels import FILENAME
-
 METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 
 # Shares of different clips that are no further apart are the same but for float32's rounding. An untrained network
@@ -124,51 +122,6 @@ def report(results, shares, labels, best_epochs, accelerator):
             "emotion's network has closed, a new run with --restart_dead_heads N starts such a network anew with "
             "another seed, at most N times; with --output_activation sigmoid it cannot die in this way."
         )
-
-
-class PredictionsCsv:
-    """
-    Predicted shares as the challenge wants them: `filename`, a column per label, a row per clip.
-
-    Args:
-        file: text file, opened with `newline=""`; the header is written at once.
-        labels: label names.
-    """
-
-    def __init__(self, file, labels):
-        self.writer = csv.writer(file, lineterminator="\n")
-        self.writer.writerow([FILENAME, *labels])
-
-    def write(self, filename, shares):
-        """Adds a clip's row; `shares` in the order of the labels."""
-        self.writer.writerow([filename, *(f"{share:.9g}" for share in shares)])
-
-
-class PredictionsJsonLines:
-    """
-    Predicted shares as JSON lines: `{"filename": ..., "shares": {label: share}}` for each clip.
-
-    Args:
-        file: text file.
-        labels: label names.
-    """
-
-    def __init__(self, file, labels):
-        self.file = file
-        self.labels = labels
-
-    def write(self, filename, shares):
-        """Adds a clip's line; `shares` in the order of the labels."""
-        row = {FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_predictions(path, filenames, shares, labels):
-    """Writes predicted shares (clips, labels) as `PredictionsCsv`, rows in the given order."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        predictions = PredictionsCsv(file, labels)
-        for filename, row in zip(filenames, shares, strict=True):
-            predictions.write(filename, row)
 
 
 def write_history(path, history, labels):

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
-from ..dataset_script.labels import FILENAME
+from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
 from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
 

@@ -4,6 +4,7 @@ from ..configuration_emoshare import EmoShareConfig
 from ..feature_extraction_emoshare import MIN_FRAMES, EmoShareFeatureExtractor
 from ..modeling_emoshare import EmoShareModel
 
+
 def build_model(arguments, labels):
     """
     Args:

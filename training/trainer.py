@@ -24,7 +24,6 @@ from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .precision import training_dtype
 
-
 SHUFFLED_EPOCHS = 3
 
 
@@ -156,7 +155,9 @@ def _step_alone(head, batch):
 
 def _average_gradients(heads, accelerator):
     """Replaces gradients by their mean over all processes, in one exchange for all heads."""
-    gradients = [parameter.grad for head in heads for parameter in head.model.parameters() if parameter.grad is not None]
+    gradients = [
+        parameter.grad for head in heads for parameter in head.model.parameters() if parameter.grad is not None
+    ]
     averaged = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, averaged.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

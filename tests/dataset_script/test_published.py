@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emoshare import EMOTIONS
-from emoshare.dataset_script import load_published
+from emoshare.dataset_script import load_corpus
 
 AUDIO = datasets.Audio(decode=False)
 NUMBER = datasets.Value("float64")
@@ -43,7 +43,7 @@ def whole(**changed):
 def test_anybodys_dataset_is_taken(tmp_path):
     splits = whole(test=split("test", joy=[None, 0.5]), validation=split("validation", joy=[7.0, 8.0]))
     features = {"audio": datasets.Audio(), "joy": datasets.Value("float32")}
-    loaded = load_published(publish(tmp_path / "data", splits, features))
+    loaded = load_corpus(publish(tmp_path / "data", splits, features)).splits
     assert list(loaded) == ["train", "devel", "test"]  # what else there is, is nobody's business
     assert loaded["train"][1] == {"audio": {"bytes": b"RIFF", "path": "a.wav"}, "filename": "train_1.wav", "joy": 1.0}
     assert loaded["test"]["joy"][:] == [None, 0.5]
@@ -63,7 +63,7 @@ def test_anybodys_dataset_is_taken(tmp_path):
 )
 def test_wrong_rows_are_named(splits, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        load_published(publish(tmp_path / "data", splits))
+        load_corpus(publish(tmp_path / "data", splits))
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_wrong_columns_are_named(features, columns, got, tmp_path):
     filenames = {name: {"filename": [f"{name}_0.wav", f"{name}_1.wav"]} for name in ("train", "devel")}
     splits = {name: {**filename, **columns} for name, filename in filenames.items()}
     with pytest.raises(ValueError, match=r"expected 'filename' \(string\), 'audio' \(Audio\), a column of") as error:
-        load_published(publish(tmp_path / "data", splits, features))
+        load_corpus(publish(tmp_path / "data", splits, features))
     assert got in str(error.value)
 
 
 def test_what_is_called_compare2023_must_look_like_it(tmp_path):
     splits = {name: split(name, **{emotion: [0.5, 0.5] for emotion in EMOTIONS}) for name in ("train", "devel")}
-    with pytest.warns(UserWarning, match="the splits have {'train': 2, 'devel': 2} clips; the challenge's have"):
-        load_published(publish(tmp_path / "data", splits, config_name="compare2023"))
+    with pytest.warns(UserWarning, match="the splits have {'train': 2, 'devel': 2} clips; ComParE 2023's have"):
+        load_corpus(publish(tmp_path / "data", splits, config_name="compare2023"))
     with pytest.raises(ValueError, match=r"got the labels \['joy'\]; its configuration is compare2023: expected"):
-        load_published(publish(tmp_path / "other", whole(), config_name="compare2023"))
+        load_corpus(publish(tmp_path / "other", whole(), config_name="compare2023"))

@@ -251,7 +251,7 @@ def test_the_card_comes_back_as_it_went(corpus_name, license_, text, tmp_path):
         features=datasets.Features(features),
         splits=datasets.SplitDict({split: datasets.SplitInfo(split, 10, clips) for split, clips in splits.items()}),
     )
-    card = dataset_card(info, NAME)
+    card = dataset_card(info, NAME, EMOTIONS, [])
     card.save(tmp_path / "README.md")
     loaded = DatasetCard.load(tmp_path / "README.md")
     assert loaded.data.to_dict() == card.data.to_dict()

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from conftest import read_csv, small_model, write_corpus
+from conftest import small_model, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmotionSharePipeline
 from emoshare.dataset_script import load_emotion_share
 from emoshare.training.batches import FeatureLoader
-from emoshare.training.evaluation import Scorer, predict_shares, write_predictions, write_results
+from emoshare.training.evaluation import Scorer, predict_shares, write_results
 from emoshare.training.features import extract_frame_features
 
 LABELS = ["joy", "awe"]
@@ -39,15 +39,6 @@ def test_the_scorer_gives_one_rho_per_label():
     assert scorer.rhos(references * [1, -1], [0, 1]) == pytest.approx([1, -1])
     assert scorer.rhos(-references[:, [1]], [1]) == pytest.approx([-1])
     assert set(scorer.scores(references, bootstrap=10)) >= {"spearman", "spearman_awe", "spearman_awe_ci95"}
-
-
-def test_written_predictions(tmp_path):
-    write_predictions(tmp_path / "p.csv", ["b.wav", "a.wav"], np.array([[0.25, 1 / 3], [0, 1]]), LABELS)
-    assert read_csv(tmp_path / "p.csv") == [
-        ["filename", "joy", "awe"],
-        ["b.wav", "0.25", "0.333333333"],
-        ["a.wav", "0", "1"],
-    ]
 
 
 def test_written_results_are_json_even_without_a_rho(tmp_path):

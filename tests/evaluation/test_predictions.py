@@ -2,10 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import read_csv, write_csv
 
-from emoshare.training.evaluation import write_predictions
-from emoshare.training.submission import read_predictions, read_submission
+from emoshare.evaluation.predictions import read_predictions, read_submission, write_predictions
 
 FILENAMES = ["b.wav", "a.wav", "c.wav"]
 LABELS = ["joy", "awe"]
@@ -15,6 +14,15 @@ ROWS = [["b.wav", "0.5", "0"], ["a.wav", "0.25", "1"], ["c.wav", "1e-3", "0.125"
 def written(folder, rows, header=("filename", *LABELS)):
     write_csv(folder / "predictions.csv", list(header), rows)
     return folder / "predictions.csv"
+
+
+def test_written_predictions(tmp_path):
+    write_predictions(tmp_path / "p.csv", ["b.wav", "a.wav"], np.array([[0.25, 1 / 3], [0, 1]]), LABELS)
+    assert read_csv(tmp_path / "p.csv") == [
+        ["filename", "joy", "awe"],
+        ["b.wav", "0.25", "0.333333333"],
+        ["a.wav", "0", "1"],
+    ]
 
 
 def test_predictions_come_back_as_they_were_written(tmp_path):

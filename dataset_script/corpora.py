@@ -1,0 +1,167 @@
+"""
+The corpora, by name. What cards, reports, help texts and checks say about a corpus stands here and nowhere else.
+
+To add a corpus: a module with its loader, which finds its clips, shares and facts, and an entry in `CORPORA`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..configuration_emoshare import EMOTIONS
+from .labels import load_folder
+from .synthetic import SyntheticCorpus
+from .tables import CorpusTables
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusInfo:
+    """
+    What is known about a corpus.
+
+    Args:
+        title: a short name: of headings and figures, and within sentences.
+        description: a sentence on what it is, for model cards.
+        licence: of the data, as the Hub calls it: `apache-2.0`, `other`, ...
+        licence_note: a sentence on it, for the cards of models that were trained on the corpus.
+        source: where it comes from and what may be done with it, for its own card. Markdown.
+        loader: `loader(info, data_dir, cache_dir) -> CorpusTables`, with this object and two `Path`s (`data_dir` is
+            `None` where there is no `layout`). It raises ValueError or FileNotFoundError, naming file and row, if
+            anything is wrong with the corpus.
+        layout: the files that `data_dir` must hold; `None` for a corpus that makes its own.
+        labels: its label names, in their order; `None` if they are those of its files.
+        test_is_optional: whether it may have no test split.
+        split_sizes: clips per split of the whole corpus, where results are comparable on the whole alone.
+        licence_name: what the licence is called, where `licence` is `other`.
+        citation: BibTeX.
+        caution: what must be said next to any score on it. Plain text.
+        is_named: whether it is one particular corpus; `False` for a layout that may hold anybody's, of which nothing
+            is known.
+        is_synthetic: whether no people are heard in it.
+        is_redistributable: `False` where copies must not be passed on.
+        is_papers: whether the paper's results are on it, and may stand next to ours.
+        noise_ceiling: for a split's name, the best mean Spearman's ρ that a model can be expected to reach.
+    """
+
+    title: str
+    description: str
+    licence: str
+    licence_note: str
+    source: str
+    loader: Callable[..., CorpusTables]
+    layout: str | None = None
+    labels: tuple[str, ...] | None = None
+    test_is_optional: bool = False
+    split_sizes: Mapping[str, int] | None = None
+    licence_name: str | None = None
+    citation: str = ""
+    caution: str = ""
+    is_named: bool = True
+    is_synthetic: bool = False
+    is_redistributable: bool = True
+    is_papers: bool = False
+    noise_ceiling: Callable[[str], float] | None = None
+
+    @property
+    def needs_data_dir(self):
+        return self.layout is not None
+
+    def read(self, data_dir, cache_dir):
+        """
+        Reads the corpus and checks all of it.
+
+        Args:
+            data_dir: its folder, where it needs one.
+            cache_dir: where it may keep what it makes.
+
+        Returns:
+            `CorpusTables`.
+
+        Raises:
+            ValueError, FileNotFoundError: naming file and row, if anything is wrong with it.
+        """
+        if self.needs_data_dir:
+            data_dir = Path(data_dir).expanduser().resolve()
+        tables = self.loader(self, data_dir, Path(cache_dir).expanduser().resolve())
+        self.warn_of_other_sizes({split: len(table.filenames) for split, table in tables.splits.items()})
+        return tables
+
+    def warn_of_other_sizes(self, sizes):
+        """Warns if splits of these sizes are not those of the whole corpus."""
+        if self.split_sizes is not None and sizes != self.split_sizes:
+            warnings.warn(
+                f"the splits have {sizes} clips; {self.title}'s have {self.split_sizes}: results are not comparable "
+                "with published ones",
+                stacklevel=2,
+            )
+
+
+COMPARE_LAYOUT = "wav/*.wav and lab/*.csv"
+
+CORPORA = {
+    "synthetic": CorpusInfo(
+        title="the synthetic corpus",
+        description="The **synthetic corpus** that comes with the code: voices made of pulses and filters, and "
+        "simulated listeners.",
+        licence="apache-2.0",
+        licence_note="The data: made by the code, and under its licence.",
+        source="Voices made of pulses and filters, and simulated listeners who vote; made by "
+        "`emoshare.dataset_script`. **They show that software works, and say nothing about people, voices or "
+        "emotions**; a score on them says nothing about a score on real speech.",
+        loader=SyntheticCorpus().load,
+        labels=EMOTIONS,
+        caution="The corpus is synthetic: voices made of pulses and filters, and simulated listeners. These numbers "
+        "show that the software works, and nothing about people, nor about which features or architecture are better "
+        "on speech.",
+        is_synthetic=True,
+        noise_ceiling=SyntheticCorpus().noise_ceiling,
+    ),
+    "compare2023": CorpusInfo(
+        title="ComParE 2023",
+        description="The Emotion Share corpus of the ComParE 2023 challenge (a part of HUME-Prosody).",
+        licence="other",
+        licence_name="compare-2023-end-user-licence",
+        licence_note="The data: given to participants of the challenge under an agreement of its own, which does not "
+        "let it be passed on; ask its owners which uses of a model that was trained on it they allow.",
+        source="The data of the ComParE 2023 Emotion Share sub-challenge (Schuller et al., arXiv:2304.14882; collected "
+        "by Hume AI). Its organisers give it to researchers under an end-user licence. **It may not be "
+        "redistributed**: keep this repository private, and within what that licence allows.",
+        citation="""\
+@inproceedings{schuller2023compare,
+  title = {The {ACM} Multimedia 2023 Computational Paralinguistics Challenge: Emotion Share & Requests},
+  author = {Schuller, Bj{\\"o}rn W. and Batliner, Anton and Amiriparian, Shahin and others},
+  year = {2023},
+  note = {arXiv:2304.14882},
+}
+""",
+        loader=load_folder,
+        layout=COMPARE_LAYOUT,
+        labels=EMOTIONS,
+        split_sizes={"train": 31745, "devel": 9925, "test": 10143},
+        is_redistributable=False,
+        is_papers=True,
+    ),
+    "csv": CorpusInfo(
+        title="a corpus of one's own",
+        description="A corpus in a local folder.",
+        licence="unknown",
+        licence_note="The data: whoever trained this model knows its licence.",
+        source="Whoever published this corpus knows where its clips and shares come from, and what may be done with "
+        "them. This is the place to say so.",
+        loader=load_folder,
+        layout=COMPARE_LAYOUT,
+        test_is_optional=True,
+        is_named=False,
+    ),
+}
+
+
+def corpus_named(name):
+    """The key of `CORPORA` for a published dataset whose configuration has this name: itself, or `"csv"`."""
+    return name if name in CORPORA else "csv"
+
+
+def is_published(dataset):
+    """Whether a dataset is on the Hub or in a folder of Parquet files, rather than one of `CORPORA`."""
+    return dataset not in CORPORA

@@ -1,0 +1,89 @@
+"""A loaded corpus: its clips, their shares, and what else is known about them."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import datasets
+import numpy as np
+
+from .corpora import CORPORA, corpus_named, is_published
+from .emotion_share import EmotionShare
+from .facts import LISTENERS
+from .published import load_published
+from .tables import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """
+    Attributes:
+        name: key of `CORPORA`. A published dataset has that of the corpus it is a copy of, or `"csv"`.
+        splits (`datasets.DatasetDict`): `train`, `devel` and, where there is one, `test`. A row is a clip: `filename`,
+            `audio` (`{"bytes", "path"}`, not decoded), a column per label and a column per fact.
+        labels: label names, in their order.
+        facts: names of the facts about clips.
+    """
+
+    name: str
+    splits: datasets.DatasetDict
+    labels: list[str]
+    facts: list[str] = field(default_factory=list)
+
+    @property
+    def info(self):
+        """`CorpusInfo`."""
+        return CORPORA[self.name]
+
+    @cached_property
+    def metadata(self):
+        """The facts: {split: {fact: list of a value per clip}}, `None` where a value is not known."""
+        return {
+            split: {fact: [_known(value) for value in clips[fact][:]] for fact in self.facts}
+            for split, clips in self.splits.items()
+        }
+
+    def shares(self, split):
+        """The true shares of a split's clips: (clips, labels) float64, NaN where one is not known."""
+        return known_shares(self.splits[split], self.labels)
+
+    def listeners(self, split):
+        """How many listeners heard each clip: (clips,) float64, NaN where that is not known."""
+        if LISTENERS not in self.facts:
+            return np.full(len(self.splits[split]), np.nan)
+        return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
+
+
+def _known(value):
+    is_unknown = value in UNKNOWN if isinstance(value, str) else value is None or math.isnan(value)
+    return None if is_unknown else value
+
+
+def known_shares(clips, labels):
+    """The shares in a `datasets.Dataset`: (clips, labels) float64, NaN where one is not known."""
+    # The slice reads a column in one go; without it NumPy would read the column value by value.
+    return np.array([clips[label][:] for label in labels], dtype=np.float64).T
+
+
+def load_corpus(dataset, data_dir=None, cache_dir=None):
+    """
+    Args:
+        dataset: a key of `CORPORA`, or a published dataset: its Hub id `ORG/NAME` or its folder of Parquet files.
+        data_dir: the corpus's folder, for those that need one.
+        cache_dir: where Arrow files and corpora that are made are kept; the cache of `datasets` by default.
+
+    Returns:
+        `Corpus`.
+
+    Raises:
+        ValueError, FileNotFoundError: if anything is wrong with the corpus; names file, split and row.
+        datasets.exceptions.DatasetNotFoundError: if there is no such dataset on the Hub, or it is private and not ours.
+    """
+    if not is_published(dataset):
+        builder = EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir)
+        builder.download_and_prepare()
+        return Corpus(dataset, builder.as_dataset(), builder.tables.labels, builder.tables.facts)
+    if data_dir is not None:
+        raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
+    splits, labels, facts = load_published(dataset, cache_dir)
+    return Corpus(corpus_named(splits["train"].info.config_name), splits, labels, facts)

@@ -1,0 +1,87 @@
+"""Facts about clips (speaker, language, sex, age, number of listeners, ...): `DIR/lab/clips.csv`, and its checks."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
+
+CLIPS_CSV = "lab/clips.csv"
+LISTENERS = "listeners"  # the fact that says how many listeners a clip's shares are of
+
+
+def read_facts(data_dir, labels, clips, problems):
+    """
+    Reads the facts of a corpus, if it has any: a CSV file with the column `filename` and a column per fact.
+
+    Args:
+        data_dir (`Path`): the corpus.
+        labels: label names; no fact may have the name of one.
+        clips: set of `Path`, the clips of all splits, relative to the folder `wav`.
+        problems: `Problems`; whatever is wrong with the facts is added.
+
+    Returns:
+        `dict` from a fact's name to a `dict` from a clip (`Path`) to its value: a number where all known values of the
+        fact are numbers, otherwise text. A clip whose fact is not known is not there.
+
+    Raises:
+        ValueError: if it is not a CSV file in UTF-8.
+    """
+    path = data_dir / CLIPS_CSV
+    if not path.is_file():
+        return {}
+    header, rows = read_rows(path, CLIPS_CSV, problems)
+    header = [column.strip() for column in header]
+    if not _is_header_right(header, labels, problems):
+        return {}
+    if not rows:
+        problems.add(CLIPS_CSV, 1, "is followed by no clip; a corpus without facts has no such file")
+    texts = {column: {} for column in header if column != FILENAME}
+    first_seen = {}
+    for number, row in rows:
+        fields = dict(zip(header, (text.strip() for text in row), strict=True))
+        filename = fields.pop(FILENAME)
+        clip = Path(filename)  # ./a.wav is a.wav
+        if clip not in clips:
+            problems.add(CLIPS_CSV, number, f"{filename!r} is in no split")
+        elif (first := first_seen.setdefault(clip, number)) != number:
+            problems.add(CLIPS_CSV, number, f"{filename} is listed again; first in row {first}")
+        else:
+            for fact, text in fields.items():
+                if text not in UNKNOWN:
+                    texts[fact][clip] = text
+        check_listeners(fields.get(LISTENERS), CLIPS_CSV, number, problems)
+    return {fact: _numbers_if_all_are(values) for fact, values in texts.items()}
+
+
+def _is_header_right(header, labels, problems):
+    """Whether rows can be read under this header; its problems are added."""
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if FILENAME not in header:
+        problems.add(CLIPS_CSV, 1, f"got the columns {header}; expected a column {FILENAME!r}")
+    elif twice:
+        problems.add(CLIPS_CSV, 1, f"got the columns {twice} more than once")
+    else:
+        if header == [FILENAME]:
+            problems.add(CLIPS_CSV, 1, f"got no column but {FILENAME!r}; expected a column for each fact")
+        for column in header:
+            if column in labels:
+                problems.add(CLIPS_CSV, 1, f"got the column {column!r}; a fact cannot be called as a label is")
+            elif column in (AUDIO, ""):
+                problems.add(CLIPS_CSV, 1, f"got the column {column!r}; a fact cannot be called {AUDIO!r} or nothing")
+        return True
+    return False
+
+
+def check_listeners(value, table, row, problems):
+    """Adds to `problems` if a number of listeners, text or a number, is known and not a positive whole number."""
+    if value is None or value in UNKNOWN:
+        return
+    number = number_in(value) if isinstance(value, str) else value
+    if not (math.isfinite(number) and number > 0 and number == int(number)):
+        problems.add(table, row, f"{LISTENERS} is {value!r}; expected a positive whole number")
+
+
+def _numbers_if_all_are(texts):
+    numbers = {clip: number_in(text) for clip, text in texts.items()}
+    return numbers if all(map(math.isfinite, numbers.values())) else texts
