@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 
 import torch
 
@@ -35,12 +36,11 @@ def _call(task):
 @cache
 def _pool(num_threads):
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        num_threads, thread_name_prefix="emoshare", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    # The pool starts its threads with their first tasks. Each sets the number for itself, but also that of threads that
-    # come later, which is set back here.
-    list(pool.map(_call, [torch.get_num_threads] * num_threads))
+    pool = ThreadPoolExecutor(num_threads, "emoshare", initializer=torch.set_num_threads, initargs=(1,))
+    # Each thread sets the number for itself, and also the default for threads that start later: all start now, each
+    # with a task that waits for the others, and then the default is restored.
+    all_started = Barrier(num_threads)
+    list(pool.map(_call, [all_started.wait] * num_threads))
     torch.set_num_threads(before)
     return pool
 

@@ -61,10 +61,14 @@ class DataArguments:
 
     dataset: str = _flag(
         "synthetic",
-        "'synthetic' for the embedded corpus, 'compare2023', 'csv' for a folder in its layout with your own labels, "
-        "or a dataset that `python -m emoshare.dataset_script` published: its Hub id ORG/NAME or folder",
+        f"the corpus: {', '.join(CORPORA)} ('csv': your own folder and labels); or a dataset that `python -m "
+        "emoshare.dataset_script` published: its Hub id ORG/NAME or folder",
     )
-    data_dir: str | None = _place(None, "folder with wav/*.wav and lab/{train,devel,test}.csv: of compare2023 and csv")
+    data_dir: str | None = _place(
+        None,
+        "folder of the corpus: "
+        + "; ".join(f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir),
+    )
     max_train_samples: int | None = _flag(None, "train on this many clips only, the first ones")
     feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
@@ -80,7 +84,8 @@ class DataArguments:
                     f"--dataset: {self.dataset} holds clips and CSVs; expected --dataset csv --data_dir {self.dataset}"
                 )
             if self.data_dir is not None:
-                raise ValueError(f"--data_dir is for compare2023 and csv; got --dataset {self.dataset}")
+                with_folder = " and ".join(name for name, info in CORPORA.items() if info.needs_data_dir)
+                raise ValueError(f"--data_dir is for {with_folder}; got --dataset {self.dataset}")
         if self.max_train_samples is not None:
             _require_positive(self, "max_train_samples")
 

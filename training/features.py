@@ -36,17 +36,21 @@ def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, a
     """
     The frame features of a split, of the model's `backbone_layer`.
 
-    Args and errors are those of `extract_layers`.
+    Args:
+        corpus: `Corpus`.
+        split: name of the split.
+        model, feature_extractor, cache_dir, accelerator, dtype: as in `extract_layers`, errors too.
 
     Returns:
         `FrameFeatureStore`.
     """
     layer = model.config.backbone_layer
-    stores = extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
+    clips = corpus.splits[split]
+    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
     return FrameFeatureStore(stores[layer], corpus, split)
 
 
-def extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
+def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
     """
     Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
     used as it is. The backbone runs over the clips once, for all layers that are missing.
@@ -55,8 +59,8 @@ def extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerat
     finished shards, even if it is for other layers now. A store gets its name when it is complete.
 
     Args:
-        corpus: `Corpus`.
-        split: name of the split.
+        clips: the split, a `datasets.Dataset`.
+        split: its name, for messages.
         model: `EmoShareModel`; without a backbone, the acoustic features are the frame features.
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
@@ -72,7 +76,6 @@ def extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerat
             cannot hold; names it.
         OSError: if the features cannot be written.
     """
-    clips = corpus.splits[split]
     for layer in layers:
         _check_layer(layer, model.config)
     stores = None

@@ -48,8 +48,8 @@ def can_train_in_bfloat16(device):
 @cache
 def _cpu_trains_lstm_in_bfloat16():
     """
-    Tries it: oneDNN has no bfloat16 LSTM for every CPU, and ONEDNN_MAX_CPU_ISA can take it away from any. The error comes
-    as a RuntimeError ("could not create a primitive descriptor for the LSTM forward propagation primitive").
+    Tries it: oneDNN does not have a bfloat16 LSTM for every CPU, and ONEDNN_MAX_CPU_ISA can disable it on any. Then it
+    raises RuntimeError ("could not create a primitive descriptor for the LSTM forward propagation primitive").
     """
     lstm, steps = torch.nn.LSTM(2, 2, batch_first=True), torch.zeros(1, 2, 2)
     try:

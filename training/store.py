@@ -103,9 +103,7 @@ def as_stored(features, dtype):
         stored = features.astype(dtype)
     if not np.isfinite(stored).all():
         largest = np.abs(features).max()
-        raise ValueError(
-            f"the largest feature, {largest:.3g}, does not fit into {dtype}; choose another --feature_dtype"
-        )
+        raise ValueError(f"the largest feature, {largest:.3g}, does not fit {dtype}; choose another --feature_dtype")
     return stored
 
 

@@ -2,8 +2,8 @@
 Trains the heads on stored frame features, all in one pass over the data; each emotion keeps the weights of its own best
 devel epoch.
 
-A head is dead if it gives the same share for every clip. In the authors' released design this happens when its last ReLU
-closes for good: then it has no gradient and no ρ.
+A head is dead if it gives the same share for every clip. In the authors' released design this happens when its last
+ReLU closes for good: then it has no gradient and no ρ.
 """
 
 import copy
@@ -342,8 +342,8 @@ class HeadTrainer:
     def _restart_dead_heads(self):
         for label, seed in self.progress.restart_dead_heads().items():
             self.accelerator.print(
-                f"{self.labels[label]} is dead: its head gives the same share for every devel clip; re-initialised with "
-                f"seed {seed} ({self.progress.heads[label].best.restarts} of {self.run.restart_dead_heads})"
+                f"{self.labels[label]} is dead: its head gives the same share for every devel clip; re-initialised "
+                f"with seed {seed} ({self.progress.heads[label].best.restarts} of {self.run.restart_dead_heads})"
             )
 
     def _report(self, epoch, rhos):
@@ -368,8 +368,8 @@ class HeadTrainer:
 
 def predict_after_shuffling(model, stores, score, arguments, accelerator):
     """
-    A control: trains a new model of the same kind for a few epochs on shares that belong to other clips, drawn separately
-    for each emotion. Nothing is selected on devel, so its devel ρ should be near 0.
+    A control: trains a new model of the same kind for a few epochs on shares that belong to other clips, permuted
+    separately for each emotion. Nothing is selected on devel, so its devel ρ should be near 0.
 
     Args:
         model, stores, score, arguments, accelerator: as in `HeadTrainer`; the model stays as it is.

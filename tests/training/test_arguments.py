@@ -1,8 +1,8 @@
 import pytest
 from conftest import ROOT
 
-from emoshare import EMOTIONS
-from emoshare.training.arguments import fixed_settings, parse_arguments
+from emoshare import EMOTIONS, EmoShareConfig
+from emoshare.training.arguments import ModelArguments, parse_arguments
 
 
 def refused(argv, capsys):
@@ -20,15 +20,15 @@ def config(tmp_path, text):
 
 def test_no_arguments_are_the_demo():
     assert parse_arguments([]) == parse_arguments([str(ROOT / "configs" / "demo.yaml")])
-    data, model, run = parse_arguments([])
-    assert (data.dataset, model.backbone, run.controls) == ("synthetic", "acoustic", True)
+    arguments = parse_arguments([])
+    assert (arguments.data.dataset, arguments.model.backbone, arguments.run.controls) == ("synthetic", "acoustic", True)
 
 
 def test_flags_override_the_yaml_file(tmp_path):
     path = config(tmp_path, "seed: 3\nlearning_rate: 2e-3\nconv_channels: [8, 4]\nseparate_heads: false\n")
-    _, model, run = parse_arguments([path, "--seed", "5", "--conv_channels", "7"])
-    assert (run.seed, run.learning_rate) == (5, 2e-3)
-    assert (model.conv_channels, model.separate_heads) == ([7], False)
+    arguments = parse_arguments([path, "--seed", "5", "--conv_channels", "7"])
+    assert (arguments.run.seed, arguments.run.learning_rate) == (5, 2e-3)
+    assert (arguments.model.conv_channels, arguments.model.separate_heads) == ([7], False)
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "paper_recipe.yaml"])
@@ -37,16 +37,18 @@ def test_the_configs_are_valid(name):
 
 
 def test_the_papers_settings():
-    _, model, run = parse_arguments([str(ROOT / "configs" / "compare2023_hubert_large.yaml")])
+    arguments = parse_arguments([str(ROOT / "configs" / "compare2023_hubert_large.yaml")])
+    model, run = arguments.model, arguments.run
     assert (run.per_device_train_batch_size, run.learning_rate) == (128, 1e-4)
     assert model.backbone == "facebook/hubert-large-ll60k"
     assert (model.conv_channels, model.lstm_hidden_size, model.lstm_num_layers) == ([768, 384, 192], 512, 2)
 
 
 def test_the_papers_recipe():
-    _, model, run = parse_arguments([str(ROOT / "configs" / "paper_recipe.yaml")])
+    arguments = parse_arguments([str(ROOT / "configs" / "paper_recipe.yaml")])
+    model, run = arguments.model, arguments.run
     assert (model.normalization, model.output_activation, model.max_frames) == ("sequence", "relu", 398)
-    assert (model.conv_channels, model.ffn_sizes) == (None, None)  # the released ones
+    assert (model.conv_channels, model.ffn_sizes) == ([768, 384, 192], None)  # the released ones
     assert run.head_seeds == [66 if emotion in ("Boredom", "Concentration") else 999 for emotion in EMOTIONS]
     assert (run.per_device_train_batch_size, run.learning_rate, run.num_train_epochs) == (128, 1e-4, 150)
     assert run.early_stopping_patience == run.num_train_epochs
@@ -90,8 +92,8 @@ def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
         (["--seed", "5000000000"], "--seed: got 5000000000"),
         (["--head_seeds", "1", "-2"], "--head_seeds: got -2"),
         (["--restart_dead_heads", "-1"], "--restart_dead_heads: got -1"),
-        (["--restart_dead_heads", "1", "--separate_heads", "false"], "--restart_dead_heads is for a network per"),
-        (["--head_seeds", "1", "--separate_heads", "false"], "--head_seeds is for a network per"),
+        (["--restart_dead_heads", "1", "--separate_heads", "false"], "--restart_dead_heads is for one head per emotion"),
+        (["--head_seeds", "1", "--separate_heads", "false"], "--head_seeds is for one head per emotion"),
         (["--pool_size", "0"], "--pool_size: got 0"),
         (["--chunk_length_s", "nan"], "--chunk_length_s: got nan"),
         (["--output_dir", ""], "--output_dir: got nothing"),
@@ -107,12 +109,11 @@ def test_wrong_flags_are_named(argv, message, capsys):
 
 def test_a_folder_of_clips_is_no_published_dataset(corpus_folder, tmp_path, capsys):
     assert f"expected --dataset csv --data_dir {corpus_folder}" in refused(["--dataset", str(corpus_folder)], capsys)
-    assert parse_arguments(["--dataset", str(tmp_path)])[0].dataset == str(tmp_path)
+    assert parse_arguments(["--dataset", str(tmp_path)]).data.dataset == str(tmp_path)
 
 
 def test_an_empty_value_in_yaml_is_the_default(tmp_path):
-    data, _, _ = parse_arguments([config(tmp_path, "data_dir:\nseed: 1\n")])
-    assert data.data_dir is None
+    assert parse_arguments([config(tmp_path, "data_dir:\nseed: 1\n")]).data.data_dir is None
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,42 @@ def test_an_empty_value_in_yaml_is_the_default(tmp_path):
     [([], None), (["--resume_from_checkpoint"], "last"), (["--resume_from_checkpoint", "some/folder"], "some/folder")],
 )
 def test_resume_from_checkpoint(argv, value):
-    assert parse_arguments(["--seed", "0", *argv])[2].resume_from_checkpoint == value
+    assert parse_arguments(["--seed", "0", *argv]).run.resume_from_checkpoint == value
+
+
+def values(kind, *argv):
+    return parse_arguments(["--seed", "0", *argv]).values(kind)
 
 
 def test_settings_that_may_not_change_on_resuming():
-    first = fixed_settings(*parse_arguments(["--output_dir", "a", "--num_train_epochs", "3"]))
-    assert first == fixed_settings(*parse_arguments(["--output_dir", "b", "--num_train_epochs", "5"]))
-    assert first != fixed_settings(*parse_arguments(["--learning_rate", "0.1"]))
+    kind = "fixed_on_resume"
+    first = values(kind, "--output_dir", "a", "--num_train_epochs", "3")
+    assert first == values(kind, "--output_dir", "b", "--num_train_epochs", "5")
+    assert first != values(kind, "--output_dir", "a", "--learning_rate", "0.1")
+    assert {"dataset", "architecture", "seed", "loss"} <= set(first)
+
+
+def test_settings_that_change_results():
+    kind = "changes_results"
+    first = values(kind, "--output_dir", "a", "--controls", "--push_backbone", "false")
+    assert first == values(kind, "--output_dir", "b", "--report_to", "tensorboard")
+    for other in (["--num_train_epochs", "3"], ["--bootstrap", "10"], ["--feature_dtype", "float32"]):
+        assert first != values(kind, *other)
+
+
+def test_places_and_the_hub_are_not_on_the_card():
+    shown = values("on_card", "--data_dir", "here")
+    assert {"dataset", "architecture", "num_train_epochs", "learning_rate"} <= set(shown)
+    assert not {"data_dir", "output_dir", "feature_cache_dir", "hub_model_id", "push_to_hub", "bootstrap"} & set(shown)
+
+
+def test_flags_of_the_head_have_the_defaults_of_the_config():
+    config = EmoShareConfig(**ModelArguments().config_fields)
+    assert config.to_dict() == EmoShareConfig().to_dict()
+    assert set(ModelArguments().config_fields) >= {
+        "architecture",
+        "conv_channels",
+        "ffn_sizes",
+        "loss",
+        "separate_heads",
+    }

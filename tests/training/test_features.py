@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
-from emoshare.backbone_emoshare import length_mask
-from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script import load_corpus
 from emoshare.training import features
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
 from emoshare.training.store import FrameFeatureStore
@@ -26,63 +25,67 @@ def accelerator():
 
 
 @pytest.fixture
-def clips(tmp_path):
+def corpus(tmp_path):
     folder = write_corpus(tmp_path / "corpus", {"train": 5, "devel": 2}, labels=LABELS)
-    return load_emotion_share("csv", data_dir=folder, cache_dir=tmp_path / "cache")["train"]
+    return load_corpus("csv", data_dir=folder, cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def clips(corpus):
+    return corpus.splits["train"]
 
 
 def model_with(**fields):
     return small_model(id2label=dict(enumerate(LABELS)), **fields)
 
 
-def test_acoustic_features_are_those_of_the_feature_extractor(clips, tmp_path, accelerator):
+def test_acoustic_features_are_those_of_the_feature_extractor(corpus, clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel")
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
+    store = extract_frame_features(corpus, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
     assert len(store) == 5
     for index, row in enumerate(clips):
         expected = extractor(load_audio(row["audio"]), sampling_rate=16000)["input_features"][0]
-        np.testing.assert_array_equal(store[index]["features"], expected)
-        assert store[index]["clip"] == index
-        np.testing.assert_allclose(store[index]["shares"], [row["joy"], row["awe"]])
+        np.testing.assert_array_equal(store[index]["frame_features"], expected)
+        assert store.clip_of_window[index] == index
+        np.testing.assert_allclose(store[index]["labels"], [row["joy"], row["awe"]])
 
 
 @pytest.mark.parametrize("fields", [{}, {"feat_extract_norm": "group", "do_stable_layer_norm": False}])
 @pytest.mark.parametrize("layer", [-1, "weighted"])
 @pytest.mark.parametrize("seconds", [0, 3])
 def test_stored_features_give_the_shares_of_the_waveforms(
-    fields, layer, seconds, clips, tmp_path, accelerator, monkeypatch
+    fields, layer, seconds, corpus, clips, tmp_path, accelerator, monkeypatch
 ):
     monkeypatch.setattr(features, "SECONDS_PER_PASS", {"cpu": seconds})
     model = model_with(backbone_config=backbone_config(**fields), backbone_layer=layer)
     extractor = EmoShareFeatureExtractor()
-    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32")
+    store = extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32")
     batch = store.collate([store[index] for index in range(5)])
-    mask = length_mask(batch["lengths"], batch["features"].shape[-2])
-    from_store = model(input_features=batch["features"], attention_mask=mask).logits
+    from_store = model(frame_features=batch["frame_features"], attention_mask=batch["attention_mask"]).logits
     for row, shares in zip(clips, from_store, strict=True):
         inputs = extractor(load_audio(row["audio"]), sampling_rate=16000, return_tensors="pt")
         torch.testing.assert_close(shares, model(**inputs).logits[0], atol=1e-5, rtol=0)
 
 
-def test_long_clips_are_stored_by_window_each_with_the_clips_labels(clips, tmp_path, accelerator):
+def test_long_clips_are_stored_by_window_each_with_the_clips_labels(corpus, clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel", chunk_length_s=0.25)
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
+    store = extract_frame_features(corpus, "train", model_with(), extractor, tmp_path / "store", accelerator, "float32")
     expected = [extractor.windows(len(load_audio(row["audio"]))) for row in clips]
     assert len(store) == sum(len(windows) for windows in expected) > len(clips)
     windows = [store[index] for index in range(len(store))]
-    assert [window["clip"] for window in windows] == [clip for clip, cuts in enumerate(expected) for _ in cuts]
-    assert [window["num_samples"] for window in windows] == [end - start for cuts in expected for start, end in cuts]
+    assert store.clip_of_window.tolist() == [clip for clip, cuts in enumerate(expected) for _ in cuts]
+    assert store.num_samples.tolist() == [end - start for cuts in expected for start, end in cuts]
     first = extractor(load_audio(clips[0]["audio"])[:4000], sampling_rate=16000)["input_features"][0]
-    np.testing.assert_array_equal(windows[0]["features"], first)
-    np.testing.assert_allclose(windows[1]["shares"], [clips[0]["joy"], clips[0]["awe"]])
+    np.testing.assert_array_equal(windows[0]["frame_features"], first)
+    np.testing.assert_allclose(windows[1]["labels"], [clips[0]["joy"], clips[0]["awe"]])
 
 
-def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_path, accelerator, capsys, corpus_folder):
+def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, accelerator, capsys, corpus_folder):
     def stores():
         return {path.name for path in (tmp_path / "store").iterdir() if path.is_dir()}
 
     def extract(model, extractor):
-        return extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)
+        return extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator)
 
     torch.manual_seed(3)
     model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
@@ -98,7 +101,7 @@ def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_pa
     seen = len(first)
     for change in (
         lambda: extract(model, EmoShareFeatureExtractor(do_normalize=False)),
-        lambda: extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
+        lambda: extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
         lambda: (
             model.backbone.encoder.layers[1].feed_forward.output_dense.bias.data.add_(0.1),
             extract(model, extractor),
@@ -114,7 +117,7 @@ def test_a_store_is_reused_until_something_that_decides_it_changes(clips, tmp_pa
         assert len(stores()) == seen
 
 
-def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(clips, tmp_path):
+def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(corpus, tmp_path):
     """Two processes that know nothing of each other."""
     script = tmp_path / "extract.py"
     script.write_text(EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path)))
@@ -127,14 +130,15 @@ def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(clips, t
 EXTRACTION = """
 from accelerate import Accelerator
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script import load_corpus
 from emoshare.training import features
 
 features.CLIPS_PER_SHARD = 2
-clips = load_emotion_share("csv", data_dir="{corpus}", cache_dir="{folder}/cache")["train"]
+corpus = load_corpus("csv", data_dir="{corpus}", cache_dir="{folder}/cache")
+clips = corpus.splits["train"]
 model = EmoShareModel(EmoShareConfig(id2label={{0: "joy", 1: "awe"}}, conv_channels=(4,), lstm_hidden_size=4))
 extractor = EmoShareFeatureExtractor("mel")
-features.extract_frame_features(clips, "train", model, extractor, "{folder}/store", Accelerator(cpu=True))
+features.extract_frame_features(corpus, "train", model, extractor, "{folder}/store", Accelerator(cpu=True))
 """
 
 
@@ -153,13 +157,13 @@ def stop_after(shards, monkeypatch):
 
 
 def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
-    clips, tmp_path, accelerator, monkeypatch, capsys
+    corpus, tmp_path, accelerator, monkeypatch, capsys
 ):
     monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
     model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
 
     def extract(folder):
-        return extract_frame_features(clips, "train", model, extractor, tmp_path / folder, accelerator)
+        return extract_frame_features(corpus, "train", model, extractor, tmp_path / folder, accelerator)
 
     extract("whole")
     with monkeypatch.context() as patch:
@@ -173,7 +177,7 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
     (shard.parent / "shard-00001-of-00002-000000.arrow").write_bytes(b"of a run with two processes")
     capsys.readouterr()
     extract("parts")
-    assert "going on after 2 of 5" in capsys.readouterr().out
+    assert "continuing after 2 of 5" in capsys.readouterr().out
     files = {}
     for folder in ("whole", "parts"):
         (store,) = (path for path in (tmp_path / folder).iterdir() if path.is_dir())
@@ -184,7 +188,7 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
     assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
 
 
-def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(clips, tmp_path):
+def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(corpus, tmp_path):
     script = tmp_path / "extract.py"
     text = EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path))
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -205,10 +209,10 @@ LAYERS = [-1, 0, 1, 2, "weighted"]  # all that a backbone of two layers has
 POST_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 
 
-def contents(folders, clips):
+def contents(folders, corpus):
     """Of each layer's store, the features of each clip."""
-    stores = {layer: FrameFeatureStore(folder, clips, LABELS) for layer, folder in folders.items()}
-    return {layer: [window["features"] for window in store] for layer, store in stores.items()}
+    stores = {layer: FrameFeatureStore(folder, corpus, "train") for layer, folder in folders.items()}
+    return {layer: [window["frame_features"] for window in store] for layer, store in stores.items()}
 
 
 def files(folder):
@@ -222,7 +226,7 @@ def times_of_shards(folder):
 
 @pytest.mark.parametrize("fields", [{}, POST_NORM], ids=["stable layer norm", "post-norm"])
 def test_one_pass_writes_for_each_layer_the_store_of_a_model_of_that_layer(
-    fields, clips, tmp_path, accelerator, capsys
+    fields, corpus, clips, tmp_path, accelerator, capsys
 ):
     config, extractor = backbone_config(**fields), EmoShareFeatureExtractor()
 
@@ -238,15 +242,15 @@ def test_one_pass_writes_for_each_layer_the_store_of_a_model_of_that_layer(
     assert len(passes) == len(clips)
     capsys.readouterr()
     for layer in LAYERS:
-        extract_frame_features(clips, "train", model_of(layer), *arguments)
+        extract_frame_features(corpus, "train", model_of(layer), *arguments)
         assert f"using {folders[layer]}\n" in capsys.readouterr().out
-        extract_frame_features(clips, "train", model_of(layer), extractor, tmp_path / "alone", accelerator, "float32")
+        extract_frame_features(corpus, "train", model_of(layer), extractor, tmp_path / "alone", accelerator, "float32")
     together, alone = (
         {path.parent.name for path in (tmp_path / name).glob("*/state.json")} for name in ("together", "alone")
     )
     assert together == alone
-    found = contents(folders, clips)
-    expected = contents({layer: tmp_path / "alone" / folder.name for layer, folder in folders.items()}, clips)
+    found = contents(folders, corpus)
+    expected = contents({layer: tmp_path / "alone" / folder.name for layer, folder in folders.items()}, corpus)
     for index, row in enumerate(clips):
         waveform = torch.from_numpy(extractor(load_audio(row["audio"]), sampling_rate=16000)["input_values"][0])
         with torch.no_grad():
@@ -327,7 +331,7 @@ def test_an_extraction_of_layers_that_dies_between_any_two_shards_goes_on_there(
     assert times_of_shards(tmp_path / "parts").items() >= shards.items()
 
 
-def test_what_an_interrupted_extraction_wrote_serves_other_layers_too(clips, tmp_path, accelerator, monkeypatch):
+def test_shards_of_an_interrupted_extraction_serve_other_layers_too(corpus, clips, tmp_path, accelerator, monkeypatch):
     """Shards of three layers hold two clips, those of one layer all."""
     monkeypatch.setattr(features, "CLIPS_PER_SHARD", 6)
     model = model_with(backbone_config=backbone_config())
@@ -336,7 +340,7 @@ def test_what_an_interrupted_extraction_wrote_serves_other_layers_too(clips, tmp
         arguments = (EmoShareFeatureExtractor(), tmp_path / folder, accelerator, "float16")
         return extract_layers(clips, "train", model, *arguments, layers)
 
-    expected = contents(extract("whole", LAYERS), clips)
+    expected = contents(extract("whole", LAYERS), corpus)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -346,7 +350,7 @@ def test_what_an_interrupted_extraction_wrote_serves_other_layers_too(clips, tmp
         with pytest.raises(KeyboardInterrupt):
             extract("parts", [1, "weighted"])
     extract("parts", [0])
-    found = contents(extract("parts", LAYERS), clips)
+    found = contents(extract("parts", LAYERS), corpus)
     for layer in LAYERS:
         assert len(found[layer]) == len(clips)
         for features_found, features_expected in zip(found[layer], expected[layer], strict=True):
@@ -371,11 +375,12 @@ def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, m
 LAYERS_IN_TWO_PROCESSES = """
 from accelerate import Accelerator
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script import load_corpus
 from emoshare.training import features
 
 features.CLIPS_PER_SHARD = 2
-clips = load_emotion_share("csv", data_dir="{corpus}", cache_dir="{folder}/cache")["train"]
+corpus = load_corpus("csv", data_dir="{corpus}", cache_dir="{folder}/cache")
+clips = corpus.splits["train"]
 model = EmoShareModel.from_pretrained("{folder}/model")
 accelerator = Accelerator(cpu=True)
 arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
@@ -401,7 +406,7 @@ accelerator.end_training()
 """
 
 
-def test_two_processes_that_die_with_their_layers_out_of_step_go_on(clips, tmp_path, accelerator):
+def test_two_processes_that_die_with_their_layers_out_of_step_go_on(corpus, clips, tmp_path, accelerator):
     """The first one between the two layers' shards, the second one after both."""
     model_with(backbone_config=backbone_config()).save_pretrained(tmp_path / "model")
     script = tmp_path / "extract.py"
@@ -409,13 +414,13 @@ def test_two_processes_that_die_with_their_layers_out_of_step_go_on(clips, tmp_p
     launch = (Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, script)
     output = run_command(*launch, cwd=tmp_path).stdout
     assert output.count("interrupted") == 2
-    assert output.count("going on after 1 of 3") == 1  # as the first process says it
+    assert output.count("continuing after 1 of 3") == 1  # as the first process says it
 
     model = EmoShareModel.from_pretrained(tmp_path / "model")
     arguments = (EmoShareFeatureExtractor(), tmp_path / "one", accelerator, "float32")
     folders = extract_layers(clips, "train", model, *arguments, [0, 2])
-    expected = contents(folders, clips)
-    found = contents({layer: tmp_path / "two" / folder.name for layer, folder in folders.items()}, clips)
+    expected = contents(folders, corpus)
+    found = contents({layer: tmp_path / "two" / folder.name for layer, folder in folders.items()}, corpus)
     for layer in folders:
         assert len(found[layer]) == len(clips)
         for shared, alone in zip(found[layer], expected[layer], strict=True):
@@ -434,7 +439,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused_at_once(clips, tmp_path
 @pytest.mark.parametrize("feature_type", ["waveform", "mel"])
 def test_the_expected_disk_is_that_of_the_store(feature_type, dtype, tmp_path, accelerator):
     folder = write_corpus(tmp_path / "corpus", {"train": 24, "devel": 1}, labels=LABELS, mixed_formats=True)
-    clips = load_emotion_share("csv", data_dir=folder, cache_dir=tmp_path / "cache")["train"]
+    clips = load_corpus("csv", data_dir=folder, cache_dir=tmp_path / "cache").splits["train"]
     fields = {} if feature_type == "mel" else {"backbone_config": backbone_config(hidden_size=128)}
     model, extractor = model_with(**fields), EmoShareFeatureExtractor(feature_type, chunk_length_s=0.5)
     layers = [-1] if feature_type == "mel" else [0, -1, "weighted"]
@@ -458,54 +463,54 @@ def test_the_expected_disk_of_a_large_split_is_that_of_a_part_of_it(clips, monke
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-4), ("bfloat16", 4e-3), ("float32", 0)])
-def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, clips, tmp_path, accelerator):
+def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, corpus, clips, tmp_path, accelerator):
     extractor = EmoShareFeatureExtractor("mel")
-    store = extract_frame_features(clips, "train", model_with(), extractor, tmp_path / "store", accelerator, dtype)
+    store = extract_frame_features(corpus, "train", model_with(), extractor, tmp_path / "store", accelerator, dtype)
     batch = store.collate([store[0]])
-    assert batch["features"].dtype == getattr(torch, dtype)
+    assert batch["frame_features"].dtype == getattr(torch, dtype)
     expected = extractor(load_audio(clips[0]["audio"]), sampling_rate=16000)["input_features"][0]
-    np.testing.assert_allclose(batch["features"][0].float(), expected, rtol=tolerance, atol=1e-7)
+    np.testing.assert_allclose(batch["frame_features"][0].float(), expected, rtol=tolerance, atol=1e-7)
 
 
-def test_features_that_do_not_fit_are_named(clips, tmp_path, accelerator, monkeypatch):
+def test_features_that_do_not_fit_are_named(corpus, tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(
         features, "_frame_features", lambda inputs, *_: [{-1: np.full((3, 40), 1e5, np.float32)} for _ in inputs]
     )
-    arguments = (clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
+    arguments = (corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
     with pytest.raises(ValueError, match=r"clip train_\d*\.wav: the largest feature, 1e\+05, does not fit float16"):
         extract_frame_features(*arguments, "float16")
     extract_frame_features(*arguments, "float32")
 
 
-def test_a_backbone_with_counters_among_its_weights(clips, tmp_path, accelerator):
+def test_a_backbone_with_counters_among_its_weights(corpus, tmp_path, accelerator):
     model = model_with(backbone_config=backbone_config(conv_pos_batch_norm=True))
     extractor = EmoShareFeatureExtractor()
-    assert len(extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator)) == 5
+    assert len(extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator)) == 5
 
 
-def test_an_unreadable_clip_is_named_and_leaves_no_store(clips, tmp_path, accelerator):
+def test_an_unreadable_clip_is_named_and_leaves_no_store(corpus, clips, tmp_path, accelerator):
     Path(clips[3]["audio"]["path"]).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"clip train_003\.wav: .*not an audio file"):
         extract_frame_features(
-            clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
+            corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
         )
     assert not list((tmp_path / "store").glob("*/state.json"))
 
 
-def test_too_short_a_clip_is_named(clips, tmp_path, accelerator):
+def test_too_short_a_clip_is_named(corpus, clips, tmp_path, accelerator):
     import soundfile
 
     soundfile.write(clips[1]["audio"]["path"], speech(0.3)[:300], 16000)
     with pytest.raises(ValueError, match=r"clip train_001\.wav: .*300 samples"):
         extract_frame_features(
-            clips, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
+            corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
         )
 
 
-def test_the_real_backbone_is_loaded_from_its_folder(clips, tmp_path, accelerator, backbone_folder):
+def test_the_real_backbone_is_loaded_from_its_folder(corpus, clips, tmp_path, accelerator, backbone_folder):
     model = EmoShareModel.from_backbone_pretrained(backbone_folder, id2label=dict(enumerate(LABELS)), **SMALL_HEAD)
     extractor = EmoShareFeatureExtractor.for_backbone(backbone_folder, model.config.backbone_config)
-    store = extract_frame_features(clips, "train", model, extractor, tmp_path / "store", accelerator, "float32")
+    store = extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32")
     waveform = torch.from_numpy(load_audio(clips[0]["audio"]))
     plain = model.backbone(waveform[None]).last_hidden_state[0].detach()
-    np.testing.assert_allclose(store[0]["features"], plain.numpy(), atol=1e-5)
+    np.testing.assert_allclose(store[0]["frame_features"], plain.numpy(), atol=1e-5)

@@ -8,8 +8,7 @@ SCRIPT = """
 import torch
 from emoshare.training.arguments import parse_arguments
 from emoshare.training.launch import start
-_, _, run = parse_arguments(["--output_dir", "out", {flags}])
-accelerator = start(run, {{}})
+accelerator = start(parse_arguments(["--output_dir", "out", {flags}]))
 print("threads", torch.get_num_threads(), "processes", accelerator.num_processes)
 """
 

@@ -3,14 +3,18 @@ import torch
 from conftest import SMALL_HEAD
 
 from emoshare import EmoShareConfig, EmotionHead
-from emoshare.training.arguments import ModelArguments
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.model import build_model
 
 SMALL = {name: list(sizes) if isinstance(sizes, tuple) else sizes for name, sizes in SMALL_HEAD.items()}
 
 
+def arguments_with(head_seeds=None, **model):
+    return Arguments(DataArguments(), ModelArguments(**{**SMALL, **model}), RunArguments(head_seeds=head_seeds))
+
+
 def test_acoustic():
-    model, extractor = build_model(ModelArguments(acoustic_features="mfcc", pool_size=3, **SMALL), ["joy", "awe"])
+    model, extractor = build_model(arguments_with(acoustic_features="mfcc", pool_size=3), ["joy", "awe"])
     assert model.backbone is None
     assert model.config.id2label == {0: "joy", 1: "awe"}
     assert (model.config.conv_channels, model.config.pool_size) == ((16, 8), 3)
@@ -19,7 +23,7 @@ def test_acoustic():
 
 @pytest.mark.parametrize(("flag", "layer"), [("-1", -1), ("1", 1), ("weighted", "weighted")])
 def test_backbone(flag, layer, backbone_folder):
-    arguments = ModelArguments(backbone=str(backbone_folder), backbone_layer=flag, separate_heads=False, **SMALL)
+    arguments = arguments_with(backbone=str(backbone_folder), backbone_layer=flag, separate_heads=False)
     model, extractor = build_model(arguments, ["joy"])
     assert model.config.backbone_layer == layer
     assert model.config.backbone_config.model_type == "hubert"
@@ -29,7 +33,7 @@ def test_backbone(flag, layer, backbone_folder):
 
 @pytest.mark.parametrize(("max_frames", "seconds"), [(398, 4.004), (797, 7.994), (900, 8.0)])
 def test_the_released_network_gets_windows_that_it_can_take(max_frames, seconds):
-    arguments = ModelArguments(normalization="sequence", max_frames=max_frames, **SMALL)
+    arguments = arguments_with(normalization="sequence", max_frames=max_frames)
     model, extractor = build_model(arguments, ["joy"])
     assert extractor.chunk_length_s == pytest.approx(seconds)
     frames = 1 + (extractor.max_window_samples - extractor.frame_length) // extractor.hop_length
@@ -37,20 +41,19 @@ def test_the_released_network_gets_windows_that_it_can_take(max_frames, seconds)
     assert model.config.max_frames == max_frames
 
 
-def test_each_network_has_the_initial_weights_of_its_own_seed():
+def test_each_head_has_the_initial_weights_of_its_own_seed():
     torch.manual_seed(9)
     state = torch.get_rng_state()
-    arguments = ModelArguments(**SMALL)
     expected = [head_of_seed(seed) for seed in (999, 66, 999)]
     torch.set_rng_state(state)
-    model, _ = build_model(arguments, ["joy", "awe", "fear"], head_seeds=[999, 66, 999])
+    model, _ = build_model(arguments_with(head_seeds=[999, 66, 999]), ["joy", "awe", "fear"])
     after = torch.rand(1)
     for head, fresh in zip(model.heads, expected, strict=True):
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in head.state_dict().items())
     assert not torch.equal(model.heads[0].output.weight, model.heads[1].output.weight)
 
     torch.set_rng_state(state)
-    build_model(arguments, ["joy", "awe", "fear"])
+    build_model(arguments_with(), ["joy", "awe", "fear"])
     assert torch.equal(after, torch.rand(1))  # the global seed is left alone
 
 
@@ -61,4 +64,4 @@ def head_of_seed(seed):
 
 def test_there_must_be_a_seed_for_each_label():
     with pytest.raises(ValueError, match=r"--head_seeds: got 3; expected one for each of the 2 labels"):
-        build_model(ModelArguments(**SMALL), ["joy", "awe"], head_seeds=[1, 2, 3])
+        build_model(arguments_with(head_seeds=[1, 2, 3]), ["joy", "awe"])

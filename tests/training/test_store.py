@@ -1,14 +1,15 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from accelerate import Accelerator
 from conftest import small_model, write_corpus
-from datasets import load_from_disk
+from datasets import DatasetDict, load_from_disk
 
 from emoshare import EmoShareFeatureExtractor
-from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script import load_corpus
 from emoshare.training.features import extract_frame_features
 from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, write_shard, written_clips
 
@@ -16,10 +17,10 @@ LABELS = ["joy", "awe"]
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
+def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "data", {"train": 5, "devel": 1}, labels=LABELS)
-    return load_emotion_share("csv", data_dir=folder / "data", cache_dir=folder / "cache")["train"]
+    return load_corpus("csv", data_dir=folder / "data", cache_dir=folder / "cache")
 
 
 def window(clip, start, frames, value=1.0):
@@ -27,7 +28,7 @@ def window(clip, start, frames, value=1.0):
     return {"clip": clip, "start": start, "num_samples": 100 + frames, "features": features}
 
 
-def write_store(folder, shards, clips, processes=1):
+def write_store(folder, shards, corpus, processes=1):
     """`shards`: for each process, a list of its shards."""
     unfinished = folder / "store.unfinished"
     begin(unfinished, processes)
@@ -36,51 +37,54 @@ def write_store(folder, shards, clips, processes=1):
             of_clips = [window["clip"] for window in windows]
             write_shard(shard_path(unfinished, of_clips, process, processes), windows, "float16")
     finish(unfinished, folder / "store", "float16")
-    return FrameFeatureStore(folder / "store", clips, LABELS)
+    return FrameFeatureStore(folder / "store", corpus, "train")
 
 
-def test_windows_come_in_the_order_of_the_clips_whichever_process_wrote_them(clips, tmp_path):
+def test_windows_come_in_the_order_of_the_clips_whichever_process_wrote_them(corpus, tmp_path):
     shards = [
         [[window(0, 50, 4, 0.5), window(0, 0, 3, 0.0)], [window(4, 0, 9, 4.0)], [window(2, 0, 6, 2.0)]],
         [[window(3, 0, 7, 3.0)], [window(1, 0, 5, 1.0)]],
     ]
-    store = write_store(tmp_path, shards, clips, processes=2)
-    assert [window["features"][0, 0] for window in store] == [0.0, 0.5, 1.0, 2.0, 3.0, 4.0]
-    assert [int(window["clip"]) for window in store] == [0, 0, 1, 2, 3, 4]
-    assert [len(window["features"]) for window in store] == store.frames.tolist() == [3, 4, 5, 6, 7, 9]
-    assert [int(window["num_samples"]) for window in store] == [103, 104, 105, 106, 107, 109]
-    np.testing.assert_allclose(store[4]["shares"], [clips[3]["joy"], clips[3]["awe"]])
+    store = write_store(tmp_path, shards, corpus, processes=2)
+    assert [window["frame_features"][0, 0] for window in store] == [0.0, 0.5, 1.0, 2.0, 3.0, 4.0]
+    assert [len(window["frame_features"]) for window in store] == store.num_frames.tolist() == [3, 4, 5, 6, 7, 9]
+    assert store.clip_of_window.tolist() == [0, 0, 1, 2, 3, 4]
+    assert store.num_samples.tolist() == [103, 104, 105, 106, 107, 109]
+    clip = corpus.splits["train"][3]
+    np.testing.assert_allclose(store[4]["labels"], [clip["joy"], clip["awe"]])
 
 
-def test_datasets_reads_a_store(clips, tmp_path):
-    write_store(tmp_path, [[[window(clip, 0, 3 + clip) for clip in range(5)]]], clips)
+def test_datasets_reads_a_store(corpus, tmp_path):
+    write_store(tmp_path, [[[window(clip, 0, 3 + clip) for clip in range(5)]]], corpus)
     dataset = load_from_disk(str(tmp_path / "store"))
     assert dataset.column_names == ["clip", "start", "num_samples", "shape", "features"]
     assert dataset[2]["shape"] == [5, 2]
     assert dataset[2]["features"] == [1.0] * 10
 
 
-def test_features_are_sliced_from_the_mapped_file_without_copying(clips, tmp_path):
-    store = write_store(tmp_path, [[[window(clip, 0, 2000) for clip in range(5)]]], clips)
+def test_features_are_sliced_from_the_mapped_file_without_copying(corpus, tmp_path):
+    store = write_store(tmp_path, [[[window(clip, 0, 2000) for clip in range(5)]]], corpus)
     before = pa.total_allocated_bytes()
-    features = [item["features"] for item in store]
+    features = [item["frame_features"] for item in store]
     assert pa.total_allocated_bytes() - before < 1000
     assert not any(array.flags.owndata or array.flags.writeable for array in features)
 
 
-def test_a_store_of_other_clips_is_refused(clips, tmp_path):
-    write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], clips)
+def test_a_store_of_other_clips_is_refused(corpus, tmp_path):
+    write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], corpus)
+    of_three = replace(corpus, splits=DatasetDict(train=corpus.splits["train"].select(range(3))))
     with pytest.raises(ValueError, match="other clips than the split's 3; delete the folder"):
-        FrameFeatureStore(tmp_path / "store", clips.select(range(3)), LABELS)
+        FrameFeatureStore(tmp_path / "store", of_three, "train")
 
 
-def test_a_batch_is_padded_to_its_longest(clips, tmp_path):
-    store = write_store(tmp_path, [[[window(clip, 0, 3 + clip) for clip in range(5)]]], clips)
+def test_a_batch_is_padded_to_its_longest(corpus, tmp_path):
+    store = write_store(tmp_path, [[[window(clip, 0, 3 + clip) for clip in range(5)]]], corpus)
     batch = store.collate([store[0], store[2]])
-    assert batch["features"].shape == (2, 5, 2)
-    assert batch["lengths"].tolist() == [3, 5]
-    assert batch["features"][0, 3:].abs().sum() == 0
-    assert (batch["features"][0, :3] == 1).all()
+    assert batch["frame_features"].shape == (2, 5, 2)
+    assert batch["attention_mask"].tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert batch["window"].tolist() == [0, 2]
+    assert batch["frame_features"][0, 3:].abs().sum() == 0
+    assert (batch["frame_features"][0, :3] == 1).all()
 
 
 def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
@@ -102,24 +106,24 @@ def test_a_process_knows_the_clips_of_its_whole_shards(tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_released_sizes_take_an_eighth_of_the_released_arrays(clips, tmp_path):
+def test_released_sizes_take_an_eighth_of_the_released_arrays(corpus, tmp_path):
     """Clips of 4 s: 199 frames of 1024 in float16, against 398 in float64."""
     features = np.zeros((199, 1024), dtype=np.float16)
     windows = [{"clip": clip, "start": 0, "num_samples": 64000, "features": features} for clip in range(5)]
-    write_store(tmp_path, [[windows]], clips)
+    write_store(tmp_path, [[windows]], corpus)
     size = sum(path.stat().st_size for path in (tmp_path / "store").iterdir()) / 5
     assert 398 * 1024 * 8 / size > 7.9
 
 
-def test_two_stores_of_the_same_features_and_other_labels_differ(clips, tmp_path):
-    store = write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], clips)
-    other = FrameFeatureStore(tmp_path / "store", clips, LABELS[::-1])
+def test_two_stores_of_the_same_features_and_other_labels_differ(corpus, tmp_path):
+    store = write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], corpus)
+    other = FrameFeatureStore(tmp_path / "store", replace(corpus, labels=LABELS[::-1]), "train")
     assert store.fingerprint != other.fingerprint
     shutil.rmtree(tmp_path / "store")
 
 
-def test_an_extraction_is_such_a_store(clips, tmp_path):
+def test_an_extraction_is_such_a_store(corpus, tmp_path):
     model, accelerator = small_model(id2label=dict(enumerate(LABELS))), Accelerator(cpu=True)
-    store = extract_frame_features(clips, "train", model, EmoShareFeatureExtractor("mel"), tmp_path, accelerator)
+    store = extract_frame_features(corpus, "train", model, EmoShareFeatureExtractor("mel"), tmp_path, accelerator)
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert len(load_from_disk(str(folder))) == len(store) == 5

@@ -1,19 +1,17 @@
-import gc
-
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import small_model, write_corpus
 
-from emoshare import EmoShareFeatureExtractor
-from emoshare.dataset_script import load_emotion_share
-from emoshare.training import heads
-from emoshare.training.arguments import RunArguments
+from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from emoshare.dataset_script import load_corpus
+from emoshare.evaluation.predictions import predict
+from emoshare.training import trainer
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
-from emoshare.training.evaluation import predict_shares
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import Progress, mean_rho, train_heads
+from emoshare.training.trainer import HeadTrainer, Progress, mean_rho
 
 LABELS = {0: "joy", 1: "awe"}
 ALIVE = np.array([False, False])
@@ -22,11 +20,11 @@ ALIVE = np.array([False, False])
 def progress(separate_heads=True, patience=2):
     model = small_model(id2label=LABELS, separate_heads=separate_heads)
     run = RunArguments(early_stopping_patience=patience)
-    return model, Progress(model, run, Accelerator(cpu=True))
+    return model, Progress(model, run)
 
 
 def update(state, rhos, is_dead):
-    """Takes an epoch, whose losses are 0.1 for the first network that trains, 0.2 for the second."""
+    """Takes an epoch, whose losses are 0.1 for the first head that trains, 0.2 for the second."""
     state.update([0.1 * (1 + number) for number in range(len(state.training))], rhos, is_dead)
 
 
@@ -41,8 +39,8 @@ def test_each_emotion_keeps_the_weights_of_its_own_best_epoch():
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
         update(state, np.array(rhos), ALIVE)
-    assert [network.best.epoch for network in state.networks] == [2, 1]
-    assert [network.best.score for network in state.networks] == [0.4, 0.5]
+    assert [head.best.epoch for head in state.heads] == [2, 1]
+    assert [head.best.score for head in state.heads] == [0.4, 0.5]
     state.restore_best()
     assert [head.output.bias.item() for head in model.heads] == [2, 1]
 
@@ -52,8 +50,8 @@ def test_a_shared_trunk_keeps_the_epoch_of_the_best_mean():
     for epoch, rhos in enumerate([[0.1, 0.5], [0.4, 0.3], [0.2, 0.4]], start=1):
         mark(model, epoch)
         update(state, np.array(rhos), ALIVE)
-    assert state.networks[0].best.epoch == 2
-    assert state.networks[0].best.score == pytest.approx(0.35)
+    assert state.heads[0].best.epoch == 2
+    assert state.heads[0].best.score == pytest.approx(0.35)
     assert state.history[2:4] == [(2, 0, 0.1, 0.4), (2, 1, 0.1, 0.3)]
 
 
@@ -61,9 +59,9 @@ def test_each_emotion_stops_when_it_has_waited_long_enough():
     _, state = progress(patience=2)
     training = []
     for rhos in ([0.1, 0.1], [0.2, 0.0], [0.1, 0.3], [0.0, 0.2], [0.9, 0.1]):
-        trained = [network.labels[0] for network in state.training]
+        trained = [head.labels[0] for head in state.training]
         update(state, np.array(rhos)[trained], ALIVE[trained])
-        training.append([network.labels[0] for network in state.training])
+        training.append([head.labels[0] for head in state.training])
     assert training == [[0, 1], [0, 1], [0, 1], [1], []]
     assert [(epoch, label) for epoch, label, _, _ in state.history] == [
         (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1), (5, 1)
@@ -75,9 +73,9 @@ def test_an_emotion_without_rho_keeps_its_latest_weights_and_holds_nobody_up():
     for epoch, rho in enumerate([0.2, 0.1], start=1):
         mark(model, epoch)
         update(state, np.array([np.nan, rho]), ALIVE)
-    assert [network.labels for network in state.training] == [[1]]
+    assert [head.labels for head in state.training] == [[1]]
     state.restore_best()
-    assert [network.best.epoch for network in state.networks] == [0, 1]
+    assert [head.best.epoch for head in state.heads] == [0, 1]
     assert [head.output.bias.item() for head in model.heads] == [2, 1]
 
 
@@ -105,10 +103,10 @@ def test_snapshots_are_not_touched_by_further_training():
     update(state, np.array([0.5, 0.5]), ALIVE)
     with torch.no_grad():
         model.heads[0].output.bias.add_(1)
-    assert state.networks[0].best.weights["output.bias"].item() == 1.0
+    assert state.heads[0].best.weights["heads.0.output.bias"].item() == 1.0
 
 
-def test_a_dead_network_has_no_best_epoch_until_it_lives():
+def test_a_dead_head_has_no_best_epoch_until_it_lives():
     model, state = progress()
     for epoch, (rhos, is_dead) in enumerate(
         [([0.0, 0.3], [True, False]), ([-0.1, 0.0], [False, True]), ([0.0, 0.2], [True, False])], start=1
@@ -116,7 +114,7 @@ def test_a_dead_network_has_no_best_epoch_until_it_lives():
         mark(model, epoch)
         update(state, np.array(rhos), np.array(is_dead))
         assert state.dead == np.flatnonzero(is_dead).tolist()
-    assert [network.best.epoch for network in state.networks] == [2, 1]
+    assert [head.best.epoch for head in state.heads] == [2, 1]
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +122,18 @@ def stores(tmp_path_factory):
     """Log-mels of a few clips with two labels."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "data", {"train": 4, "devel": 3}, labels=["joy", "awe"])
-    splits = load_emotion_share("csv", data_dir=folder / "data", cache_dir=folder / "cache")
+    corpus = load_corpus("csv", data_dir=folder / "data", cache_dir=folder / "cache")
     model, extractor = small_model(id2label=LABELS), EmoShareFeatureExtractor("mel")
     return {
-        split: extract_frame_features(clips, split, model, extractor, folder / "store", Accelerator(cpu=True))
-        for split, clips in splits.items()
+        split: extract_frame_features(corpus, split, model, extractor, folder / "store", Accelerator(cpu=True))
+        for split in corpus.splits
     }
 
 
 def train(model, stores, score, output_dir, **fields):
     run = RunArguments(output_dir=str(output_dir), learning_rate=1e-3, per_device_train_batch_size=2, **fields)
-    return train_heads(model, stores["train"], stores["devel"], score, run, Accelerator(cpu=True), {})
+    arguments = Arguments(DataArguments(), ModelArguments(), run)
+    return HeadTrainer(model, stores, score, arguments, Accelerator(cpu=True)).fit()
 
 
 def test_trained_heads_end_with_their_best_weights_and_stop_early(stores, tmp_path):
@@ -152,12 +151,12 @@ def test_trained_heads_end_with_their_best_weights_and_stop_early(stores, tmp_pa
     assert asked == [[0, 1], [0, 1], [0, 1], [1]]  # joy was best in epoch 1: from epoch 4 on it costs nothing
     assert len({bias for _, bias in seen}) == 4  # every epoch trained
     assert seen[2][0] == seen[3][0]
-    assert [network.best.epoch for network in state.networks] == [1, 2]
+    assert [head.best.epoch for head in state.heads] == [1, 2]
     assert [head.output.bias.item() for head in model.heads] == [seen[0][0], seen[1][1]]
 
 
 def dying_model():
-    """The last ReLU of joy's network is closed for every clip."""
+    """The last ReLU of joy's head is closed for every clip."""
     torch.manual_seed(5)
     model = small_model(id2label=LABELS, normalization="sequence", max_frames=200, output_activation="relu")
     torch.nn.init.constant_(model.heads[0].output.bias, -10.0)
@@ -169,29 +168,16 @@ def spread(shares, labels):
     return np.ptp(shares, axis=0)
 
 
-def test_what_trained_the_heads_is_let_go(stores, tmp_path):
-    """With several processes, DistributedDataParallel must not outlive its process group."""
-    model = small_model(feature_size=40, id2label=LABELS)
-    run = RunArguments(output_dir=str(tmp_path), num_train_epochs=1)
-    accelerator = Accelerator(cpu=True)
-    kept = train_heads(model, stores["train"], stores["devel"], lambda *_: np.ones(2), run, accelerator, {})
-    gc.collect()
-    parameters = {id(parameter) for parameter in model.parameters()}
-    optimizers = [thing for thing in gc.get_objects() if isinstance(thing, torch.optim.Adam)]
-    assert not [o for o in optimizers if parameters & {id(p) for group in o.param_groups for p in group["params"]}]
-    assert [network.best.epoch for network in kept.networks] == [1, 1]
-
-
-def test_a_dead_network_is_named_and_left_alone_unless_it_may_start_anew(stores, tmp_path, capsys):
+def test_a_dead_head_is_named_and_left_alone_unless_it_may_restart(stores, tmp_path, capsys):
     model = dying_model()
     before = {name: tensor.clone() for name, tensor in model.heads[0].state_dict().items()}
     state = train(model, stores, spread, tmp_path, num_train_epochs=2)
     assert capsys.readouterr().out.count("joy dead") == 2
-    assert state.networks[0].best.epoch == 0
+    assert state.heads[0].best.epoch == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.heads[0].state_dict().items())
 
 
-def test_a_dead_network_starts_anew_by_itself(stores, tmp_path, capsys):
+def test_a_dead_head_restarts_by_itself(stores, tmp_path, capsys):
     left_alone, restarted = dying_model(), dying_model()
     train(left_alone, stores, spread, tmp_path / "a", num_train_epochs=6, early_stopping_patience=2)
     capsys.readouterr()
@@ -199,23 +185,28 @@ def test_a_dead_network_starts_anew_by_itself(stores, tmp_path, capsys):
         restarted, stores, spread, tmp_path / "b", num_train_epochs=6, restart_dead_heads=5, early_stopping_patience=2
     )
     printed = capsys.readouterr().out
-    assert "joy is dead: it gives the same share for every devel clip; started anew with seed 1 (1 of 5)" in printed
+    assert (
+        "joy is dead: its head gives the same share for every devel clip; re-initialised with seed 1 (1 of 5)"
+        in printed
+    )
     assert "awe is dead" not in printed
-    assert state.networks[0].best.restarts >= 1
-    assert state.networks[0].best.epoch > 1  # alive
-    # The other network is what it would have been.
+    assert state.heads[0].best.restarts >= 1
+    assert state.heads[0].best.epoch > 1  # alive
+    # The other head is what it would have been.
     for name, tensor in left_alone.heads[1].state_dict().items():
         assert torch.equal(tensor, restarted.heads[1].state_dict()[name])
 
 
 @pytest.mark.parametrize(("head_seeds", "expected"), [([30, 40], [31, 32]), (None, [8, 9])])
-def test_a_network_starts_anew_only_so_often_and_from_its_own_seed(head_seeds, expected, stores, tmp_path, monkeypatch):
+def test_a_head_restarts_no_more_often_than_allowed_and_from_its_own_seed(
+    head_seeds, expected, stores, tmp_path, monkeypatch
+):
     seeds = []
-    monkeypatch.setattr(heads, "initialize_head", lambda model, index, seed: seeds.append((index, seed)))  # stays dead
+    monkeypatch.setattr(EmoShareModel, "initialize_head", lambda model, *head: seeds.append(head))  # stays dead
     fields = {"num_train_epochs": 5, "restart_dead_heads": 2, "head_seeds": head_seeds, "seed": 7}
     state = train(dying_model(), stores, spread, tmp_path, **fields)
     assert seeds == [(0, seed) for seed in expected]
-    assert state.networks[0].best.restarts == 2
+    assert state.heads[0].best.restarts == 2
 
 
 def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
@@ -227,13 +218,13 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
     state = train(
         resumed, stores, spread, tmp_path / "parts", num_train_epochs=4, resume_from_checkpoint="last", **arguments
     )
-    assert state.networks[0].best.restarts >= 1
+    assert state.heads[0].best.restarts >= 1
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_a_live_network_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys):
-    """Clips of a young network differ by less than bfloat16 can tell apart: predictions are in float32."""
+def test_a_live_head_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys):
+    """Clips of an untrained head differ by less than bfloat16 can tell apart: predictions are in float32."""
     model = small_model(id2label=LABELS, architecture="cnn_lstm", normalization="none")
     with torch.no_grad():
         for head in model.heads:
@@ -253,14 +244,14 @@ def test_weights_stay_in_float32_and_bfloat16_trains_like_it(stores, tmp_path):
         train(model, stores, spread, tmp_path / precision, mixed_precision=precision, num_train_epochs=3)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         loader = FeatureLoader(stores["devel"], model.config, 2, Accelerator(cpu=True))
-        shares[precision] = predict_shares(model.heads, loader, Accelerator(cpu=True))
+        shares[precision] = predict(model, loader, Accelerator(cpu=True))
     np.testing.assert_allclose(shares["bf16"], shares["no"], atol=5e-3)
     assert not np.array_equal(shares["bf16"], shares["no"])
 
 
 def test_checkpoints_are_written_no_more_often_than_asked_for(stores, tmp_path, monkeypatch):
     epochs = []
-    monkeypatch.setattr(heads, "save_checkpoint", lambda *arguments: epochs.append(arguments[2].epochs_done))
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda *arguments: epochs.append(arguments[2].epochs_done))
     for minutes in (60, 0):
         fields = {"num_train_epochs": 3, "checkpoint_minutes": minutes}
         train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields)

@@ -1,0 +1,83 @@
+import sys
+
+import pytest
+import torch
+from conftest import run_python
+
+from emoshare.training.precision import can_train_in_bfloat16, training_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def device_that_can(request, monkeypatch):
+    monkeypatch.setattr("emoshare.training.precision.can_train_in_bfloat16", lambda device: request.param)
+
+
+@pytest.mark.parametrize(
+    ("device_that_can", "requested", "launched", "expected"),
+    [
+        (True, "auto", "no", torch.bfloat16),
+        (False, "auto", "no", torch.float32),
+        (True, "auto", "bf16", torch.bfloat16),
+        (True, "bf16", "no", torch.bfloat16),
+        (True, "no", "no", torch.float32),
+        (True, "no", "bf16", torch.float32),  # the flag overrides the launcher
+        (False, "no", "bf16", torch.float32),
+    ],
+    indirect=["device_that_can"],
+)
+@pytest.mark.usefixtures("device_that_can")
+def test_the_dtype_follows_flag_launcher_and_device(requested, launched, expected, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert training_dtype(requested, CPU) == expected
+
+
+@pytest.mark.parametrize("device_that_can", [False], indirect=True)
+@pytest.mark.parametrize(
+    ("requested", "launched", "message"),
+    [
+        ("bf16", "no", r"^--mixed_precision bf16: this device \(cpu\) cannot train in bfloat16"),
+        ("auto", "bf16", r"^accelerate launch --mixed_precision bf16: this device \(cpu\) cannot train in bfloat16"),
+        ("auto", "fp16", "accelerate launch --mixed_precision fp16: heads train in float32 or bf16"),
+    ],
+)
+@pytest.mark.usefixtures("device_that_can")
+def test_a_request_that_cannot_be_met_is_an_error(requested, launched, message, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(ValueError, match=message):
+        training_dtype(requested, CPU)
+
+
+def test_what_can_train_in_bfloat16_does():
+    """Every operator of a head, forward and backward."""
+    if not can_train_in_bfloat16(CPU):
+        pytest.skip("this CPU cannot train in bfloat16")
+    lstm, steps = torch.nn.LSTM(8, 8, batch_first=True), torch.rand(2, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        states, _ = lstm(steps)
+    states.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in lstm.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the variables are oneDNN's and ATen's on x86-64")
+def test_a_cpu_with_avx2_alone_cannot(tmp_path):
+    script = (
+        "import torch; from emoshare.training.precision import can_train_in_bfloat16; "
+        "print(can_train_in_bfloat16(torch.device('cpu')))"
+    )
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert run_python("-c", script, cwd=tmp_path, **limits).stdout.strip() == "False"
+
+
+def test_a_refused_precision_ends_a_run_before_the_corpus_is_read(tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(
+        "from emoshare.training.arguments import parse_arguments\n"
+        "from emoshare.training.launch import start\n"
+        "start(parse_arguments(['--output_dir', 'out', '--mixed_precision', 'bf16']))\n"
+    )
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    result = run_python(script, cwd=tmp_path, check=False, **limits)
+    assert result.returncode != 0
+    assert "--mixed_precision bf16: this device (cpu) cannot train in bfloat16" in result.stderr
