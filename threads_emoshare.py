@@ -33,10 +33,15 @@ def _call(task):
     return task()
 
 
+def _use_one_thread():
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes over the default once, when it first asks: later changes do not reach it
+
+
 @cache
 def _pool(num_threads):
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_threads, "emoshare", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(num_threads, "emoshare", initializer=_use_one_thread)
     # Each thread sets the number for itself, and also the default for threads that start later: all start now, each
     # with a task that waits for the others, and then the default is restored.
     all_started = Barrier(num_threads)
