@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForAudioClassification
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
+from emoshare.configuration_emoshare import ARCHITECTURES
 
-ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention", "transformer")
 MASKED_NORMALIZATIONS = ("frame", "none")
 
 
@@ -91,7 +91,7 @@ def test_a_head_computes_the_papers_network(architecture, normalization):
 @settings(max_examples=20, deadline=None)
 @given(lengths=st.lists(st.integers(2, 70), min_size=1, max_size=5), data=st.data())
 def test_a_clips_shares_do_not_depend_on_its_batch(lengths, data):
-    architecture = data.draw(st.sampled_from(ARCHITECTURES))
+    architecture = data.draw(st.sampled_from(sorted(ARCHITECTURES)))
     normalization = data.draw(st.sampled_from(MASKED_NORMALIZATIONS))
     separate = data.draw(st.booleans())
     model = small_model(architecture=architecture, normalization=normalization, separate_heads=separate)
@@ -101,7 +101,7 @@ def test_a_clips_shares_do_not_depend_on_its_batch(lengths, data):
     for index, clip in enumerate(clips):
         alone = model(input_features=clip[None], output_attentions=True)
         torch.testing.assert_close(together.logits[index], alone.logits[0], atol=1e-5, rtol=0)
-        if architecture == "cnn_lstm_attention":
+        if model.config.has_attention:
             steps = len(clip) // 2
             torch.testing.assert_close(together.attentions[index, :, :steps], alone.attentions[0], atol=1e-5, rtol=0)
             assert (together.attentions[index, :, steps:] == 0).all()
@@ -206,16 +206,17 @@ def test_backbone_layer_chooses_the_hidden_states(layer):
     waveforms = torch.randn(1, 8000)
     plain = model.backbone(waveforms, output_hidden_states=True)
     expected = plain.last_hidden_state if layer == -1 else plain.hidden_states[layer]
-    torch.testing.assert_close(model.frame_features(waveforms).features, expected)
+    torch.testing.assert_close(model.frame_features(waveforms).by_layer[layer], expected)
 
 
 def test_weighted_layers_are_learned_by_each_network():
     model = small_model(backbone_config=backbone_config(), backbone_layer="weighted")
     waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
-    features = model.frame_features(waveforms, mask)
-    assert features.features.shape == (2, 3, 24, 32)
-    frame_mask = (torch.arange(24) < features.lengths[:, None]).long()
-    from_features = model(input_features=features.features, attention_mask=frame_mask, labels=torch.rand(2, 9))
+    by_layer, lengths = model.frame_features(waveforms, mask)
+    features = by_layer["weighted"]
+    assert features.shape == (2, 3, 24, 32)
+    frame_mask = (torch.arange(24) < lengths[:, None]).long()
+    from_features = model(frame_features=features, attention_mask=frame_mask, labels=torch.rand(2, 9))
     torch.testing.assert_close(from_features.logits, model(input_values=waveforms, attention_mask=mask).logits)
     from_features.loss.backward()
     assert all(head.layer_weights.grad.abs().sum() > 0 for head in model.heads)
@@ -307,8 +308,8 @@ def test_bfloat16_features_rank_clips_as_float32_does(fields):
     if fields.get("backbone_layer") == "weighted":
         features = torch.stack([features, 2 * features, features], dim=1)
     with torch.inference_mode():
-        exact = model(input_features=features.float()).logits
-        rounded = model(input_features=features).logits
+        exact = model(frame_features=features.float()).logits
+        rounded = model(frame_features=features).logits
     assert rounded.dtype == torch.float32
     rhos = [spearmanr(a, b).statistic for a, b in zip(exact.T, rounded.T, strict=True)]
     assert min(rhos) > 0.999
@@ -341,7 +342,7 @@ def test_a_backbone_checkpoint_without_weights_is_refused(tmp_path, backbone_fol
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "exactly one of input_values and input_features"),
+        ({}, "exactly one of input_values, input_features, frame_features; got none"),
         ({"input_values": torch.zeros(1, 8000)}, "no backbone"),
         ({"input_features": torch.zeros(1, 20, 41)}, "width 40"),
         ({"input_features": torch.zeros(20, 40)}, "expected \\(batch, frames, width\\)"),

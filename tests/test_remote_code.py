@@ -12,7 +12,7 @@ from conftest import ROOT, run_python, speech
 from transformers import AutoModel, pipeline
 from transformers.dynamic_module_utils import get_imports
 
-from emoshare.configuration_emoshare import MODULES
+MODULES = sorted(path.name for path in ROOT.glob("*_emoshare.py"))
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
@@ -110,15 +110,25 @@ def test_the_installed_package_needs_no_trust(model_folder):
     ("module", "allowed"),
     [
         ("audio_emoshare.py", {"torch", "numpy", "soundfile", "torchaudio"}),
-        ("configuration_emoshare.py", {"transformers"}),
         ("backbone_emoshare.py", {"torch", "transformers"}),
-        ("modeling_emoshare.py", {"torch", "transformers"}),
+        ("configuration_emoshare.py", {"transformers"}),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
+        ("frames_emoshare.py", {"torch"}),
+        ("head_emoshare.py", {"torch"}),
+        ("losses_emoshare.py", set()),
+        ("modeling_emoshare.py", {"torch", "transformers"}),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
+        ("repository_emoshare.py", {"transformers", "huggingface_hub"}),
+        ("wav2vec2_emoshare.py", {"torch", "transformers"}),
+        ("windows_emoshare.py", {"numpy"}),
     ],
 )
 def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
     assert set(get_imports(ROOT / module)) - set(stdlib_module_names) == allowed
+
+
+def test_every_flat_module_travels(model_folder):
+    assert sorted(path.name for path in model_folder.glob("*.py")) == MODULES
 
 
 def test_the_model_card_names_what_they_import():
@@ -159,7 +169,7 @@ def test_to_import_them_touches_no_file_and_no_network(tmp_path):
     for name in MODULES:
         shutil.copy(ROOT / name, tmp_path / "repository")
     third_party = {name for module in MODULES for name in get_imports(ROOT / module)} - set(stdlib_module_names)
-    # The pipeline imports all others but the configuration, which they import.
+    # The pipeline imports all others, or what it imports does.
     run_python("-c", WATCH_THE_IMPORT, "pipeline_emoshare", *third_party, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
 
 

@@ -40,6 +40,20 @@ def shares(model):
         return model(input_values=waveform, attention_mask=torch.ones_like(waveform)).logits
 
 
+def assert_same_weights(model, expected):
+    """Bit for bit, of backbone and heads."""
+    weights, others = model.state_dict(), expected.state_dict()
+    assert weights.keys() == others.keys()
+    assert [name for name, weight in weights.items() if weight.dtype != others[name].dtype] == []
+    assert [name for name, weight in weights.items() if not torch.equal(weight, others[name])] == []
+
+
+def assert_same_model(model, expected):
+    """Weights bit for bit, shares to 1e-6: kernels may round differently for another alignment of memory."""
+    assert_same_weights(model, expected)
+    torch.testing.assert_close(shares(model), shares(expected), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heads_alone_are_the_whole_model_bit_for_bit(dtype, heads_alone, tmp_path):
     model, folder = heads_alone
@@ -50,16 +64,21 @@ def test_heads_alone_are_the_whole_model_bit_for_bit(dtype, heads_alone, tmp_pat
     assert alone.backbone.dtype == dtype
     assert not alone.training
     assert not any(parameter.requires_grad for parameter in alone.backbone.parameters())
-    assert torch.equal(shares(alone), shares(whole))
+    assert_same_weights(alone, whole)
     if dtype == torch.float32:
-        assert torch.equal(shares(alone), shares(model))
+        assert_same_weights(alone, model)
+    # Rounding to the 8 bits of bfloat16 moves these shares by 2e-4, and kernels that add in another order round
+    # differently, but no farther. Another backbone moves them by more than 1e-2.
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-3}[dtype]
+    for other in (whole, model):
+        torch.testing.assert_close(shares(alone), shares(other), atol=tolerance, rtol=0)
 
 
 def test_a_backbone_stored_in_16_bits_is_known_again(tmp_path, backbone_folder):
     AutoModel.from_pretrained(backbone_folder, dtype=torch.float16).save_pretrained(tmp_path / "half")
     model = EmoShareModel.from_backbone_pretrained(tmp_path / "half", **SMALL_HEAD).eval()
     model.save_pretrained(tmp_path / "heads", include_backbone=False)
-    assert torch.equal(shares(EmoShareModel.from_pretrained(tmp_path / "heads")), shares(model))
+    assert_same_model(EmoShareModel.from_pretrained(tmp_path / "heads"), model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,7 +94,7 @@ def test_a_backbone_that_has_moved_is_named_and_can_be_given(heads_alone, backbo
     moved = backbone.rename(backbone.with_name("moved"))
     with pytest.raises(OSError, match=r"heads alone, and their backbone '.*backbone'.*give backbone_name_or_path"):
         EmoShareModel.from_pretrained(folder)
-    assert torch.equal(shares(EmoShareModel.from_pretrained(folder, backbone_name_or_path=str(moved))), shares(model))
+    assert_same_model(EmoShareModel.from_pretrained(folder, backbone_name_or_path=str(moved)), model)
 
 
 def test_missing_keys_are_told_of_the_heads_and_not_of_the_backbone(heads_alone):
@@ -113,8 +132,8 @@ def test_load_save_load_keeps_everything_with_and_without_the_backbone(heads_alo
     again = EmoShareModel.from_pretrained(tmp_path / "again")
     shutil.rmtree(backbone)
     whole = EmoShareModel.from_pretrained(tmp_path / "whole")
-    assert torch.equal(shares(again), shares(model))
-    assert torch.equal(shares(whole), shares(model))
+    assert_same_model(again, model)
+    assert_same_model(whole, model)
 
 
 def test_a_pipeline_saves_heads_alone(heads_alone, tmp_path):
@@ -124,9 +143,12 @@ def test_a_pipeline_saves_heads_alone(heads_alone, tmp_path):
     emotion_share.save_pretrained(tmp_path / "copy", include_backbone=False)
     assert (tmp_path / "copy" / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
     copy = pipeline("emotion-share", model=str(tmp_path / "copy"))
-    assert copy(speech(1.0)) == emotion_share(speech(1.0))
-    scores = {share["label"]: share["score"] for share in copy(speech(1.0))}
-    assert list(scores) and scores["Anger"] == pytest.approx(shares(model)[0, 0].item(), abs=1e-6)
+    assert_same_weights(copy.model, emotion_share.model)
+    scores, expected = (
+        {share["label"]: share["score"] for share in saved(speech(1.0))} for saved in (copy, emotion_share)
+    )
+    assert list(scores) and scores == pytest.approx(expected, abs=1e-6)
+    assert scores["Anger"] == pytest.approx(shares(model)[0, 0].item(), abs=1e-6)
 
 
 def test_a_backbone_that_could_not_be_fetched_again_is_not_left_out(heads_alone, tmp_path):
@@ -136,7 +158,7 @@ def test_a_backbone_that_could_not_be_fetched_again_is_not_left_out(heads_alone,
         half.save_pretrained(tmp_path / "half", include_backbone=False)
     with torch.no_grad():
         model.backbone.feature_projection.projection.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="have been changed"):
+    with pytest.raises(ValueError, match="they were changed"):
         model.save_pretrained(tmp_path / "changed", include_backbone=False)
     new = small_model(backbone_config=backbone_config())
     with pytest.raises(ValueError, match="not loaded by from_backbone_pretrained"):
@@ -186,4 +208,4 @@ def test_the_stock_trainer_fine_tunes_backbone_and_heads(tmp_path, backbone):
     trainer.save_model(tmp_path / "tuned")
     tuned = EmoShareModel.from_pretrained(tmp_path / "tuned")
     assert not tuned.config.freeze_backbone
-    assert torch.equal(shares(tuned.eval()), shares(model.eval()))
+    assert_same_model(tuned.eval(), model.eval())

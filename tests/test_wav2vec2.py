@@ -1,3 +1,5 @@
+"""The wav2vec 2.0 family: exact in a batch, fast, and otherwise what Transformers computes."""
+
 import copy
 import functools
 import itertools
@@ -14,18 +16,12 @@ from torch import nn
 from transformers import AutoModel
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
-from emoshare.backbone_emoshare import (
-    FrontEnd,
-    PackedLinear,
-    frame_features,
-    layer_features,
-    length_mask,
-    make_exact_in_batch,
-    num_frames,
-    with_group_norm,
-)
 from emoshare.dataset_script import load_emotion_share
+from emoshare.frames_emoshare import length_mask
 from emoshare.training import features as training_features
+from emoshare.wav2vec2_emoshare import FrontEnd, PackedLinear, Wav2Vec2Family, with_group_norm
+
+FAMILY = Wav2Vec2Family()
 
 LENGTHS = (9600, 16000, 720, 12345)
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
@@ -60,10 +56,22 @@ def plain_backbone(model_type="hubert", fields=None, attention=None):
     return backbone
 
 
-def exact(backbone):
+def exact(backbone, fast=True):
     backbone = copy.deepcopy(backbone)
-    make_exact_in_batch(backbone)
+    FAMILY.prepare(backbone, fast)
     return backbone
+
+
+def features_of(backbone, waveforms, lengths, layer=-1):
+    """(batch, frames, width), or (batch, layers, frames, width) of all hidden states for "weighted"."""
+    if layer != "weighted":
+        return FAMILY.hidden_states(backbone, waveforms, lengths, [layer])[layer]
+    states = FAMILY.hidden_states(backbone, waveforms, lengths, all_layers(backbone))
+    return torch.stack(list(states.values()), dim=1)
+
+
+def all_layers(backbone):
+    return range(FAMILY.num_layers(backbone.config) + 1)
 
 
 def padded(clips, value=0.0):
@@ -89,8 +97,10 @@ def assert_exact_in_every_position(plain, clips, layer=-1, value=0.0):
         alone.append(choices[layer] if layer in choices else outputs.hidden_states[layer][0])
     for shift in range(len(clips)):
         order = np.roll(np.arange(len(clips)), shift)
-        output = frame_features(backbone, *padded([clips[index] for index in order], value), layer)
-        for index, features, frames in zip(order, output.features, output.lengths, strict=True):
+        waveforms, lengths = padded([clips[index] for index in order], value)
+        num_frames = FAMILY.num_frames(backbone.config, lengths)
+        together = features_of(backbone, waveforms, lengths, layer)
+        for index, features, frames in zip(order, together, num_frames, strict=True):
             assert frames == alone[index].shape[-2]
             torch.testing.assert_close(features[..., :frames, :].double(), alone[index], atol=1e-5, rtol=0)
 
@@ -132,9 +142,11 @@ def test_bfloat16_loses_no_more_than_in_plain_transformers_and_a_batch_less(mode
     clips = [torch.randn(length) for length in LENGTHS]
     half_clips = [clip.bfloat16() for clip in clips]
     with torch.no_grad():
-        output = frame_features(backbone, *padded(half_clips))
-        in_batch = torch.cat([own[:frames] for own, frames in zip(output.features, output.lengths, strict=True)])
-        alone = torch.cat([frame_features(backbone, *padded([clip])).features[0] for clip in half_clips])
+        waveforms, lengths = padded(half_clips)
+        num_frames = FAMILY.num_frames(backbone.config, lengths)
+        together = features_of(backbone, waveforms, lengths)
+        in_batch = torch.cat([own[:frames] for own, frames in zip(together, num_frames, strict=True)])
+        alone = torch.cat([features_of(backbone, *padded([clip]))[0] for clip in half_clips])
         plain_alone = torch.cat([plain_bfloat16(clip[None]).last_hidden_state[0] for clip in half_clips])
         in_float32 = torch.cat([plain(clip[None]).last_hidden_state[0] for clip in clips])
     rounding = root_mean_square(plain_alone - in_float32)
@@ -268,7 +280,7 @@ def test_autocast_works_as_in_plain_transformers(fields):
     plain = plain_backbone(fields=fields)
     clip = torch.randn(1, 8000)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = frame_features(exact(plain), *padded(list(clip))).features
+        features = features_of(exact(plain), *padded(list(clip)))
         torch.testing.assert_close(features, plain(clip).last_hidden_state)
 
 
@@ -280,21 +292,22 @@ def test_no_layer_runs_above_the_one_that_is_asked_for(model_type, fields):
         layer.register_forward_hook(lambda *_, index=index: runs.append(index))
     waveforms = padded([torch.randn(length) for length in LENGTHS])
     with torch.no_grad():
-        everything = frame_features(backbone, *waveforms, layer=2, output_hidden_states=True)
+        everything = FAMILY.hidden_states(backbone, *waveforms, all_layers(backbone))
         assert runs == [0, 1, 2, 3]
         # hidden_states[0] is the first layer's input.
         for layer, expected in {0: [0], 1: [0], 2: [0, 1], 4: [0, 1, 2, 3], -1: [0, 1, 2, 3]}.items():
             runs.clear()
-            features = frame_features(backbone, *waveforms, layer).features
+            features = features_of(backbone, *waveforms, layer)
             assert runs == expected
             if layer >= 0:
-                torch.testing.assert_close(features, everything.hidden_states[layer], atol=1e-6, rtol=0)
+                torch.testing.assert_close(features, everything[layer], atol=1e-6, rtol=0)
         for layers, expected in {(0,): [0], (2, 0): [0, 1], (1, -1): [0, 1, 2, 3]}.items():
             runs.clear()
-            outputs = layer_features(backbone, *waveforms, layers)
+            states = FAMILY.hidden_states(backbone, *waveforms, layers)
             assert runs == expected
-            for layer, output in zip(layers, outputs, strict=True):
-                torch.testing.assert_close(output, frame_features(backbone, *waveforms, layer), atol=1e-6, rtol=0)
+            assert states.keys() == set(layers)
+            for layer, features in states.items():
+                torch.testing.assert_close(features, features_of(backbone, *waveforms, layer), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +315,7 @@ def test_no_layer_runs_above_the_one_that_is_asked_for(model_type, fields):
     [("hubert", GROUP_NORM), ("hubert", {"conv_pos_batch_norm": True}), ("data2vec-audio", {})],
 )
 def test_plain_transformers_leaks_padding(model_type, fields):
-    """Why `make_exact_in_batch` exists: were this to pass one day, it would not be needed."""
+    """Why `prepare` exists: if this test fails one day, that part of it is not needed any more."""
     plain = plain_backbone(model_type, fields)
     clip = torch.randn(1, 8000)
     batch = torch.cat([nn.functional.pad(clip, (0, 8000)), torch.randn(1, 16000)])
@@ -324,7 +337,7 @@ def test_weights_go_to_and_from_plain_transformers_unchanged(model_type, fields,
     clip = torch.randn(1, 5000)
     with torch.no_grad():
         expected = plain(clip).last_hidden_state
-        torch.testing.assert_close(model.frame_features(clip).features, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.frame_features(clip).by_layer[-1], expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(back(clip).last_hidden_state, expected, atol=1e-5, rtol=0)
 
 
@@ -446,15 +459,14 @@ def test_other_backbones_take_the_attention_that_was_asked_for(attention, tmp_pa
 def test_hidden_states_come_padded_to_the_batch(fields):
     backbone = exact(plain_backbone(fields=fields))
     with torch.no_grad():
-        output = frame_features(
-            backbone, *padded([torch.randn(length) for length in LENGTHS]), output_hidden_states=True
-        )
-    assert len(output.hidden_states) == 3
-    assert all(states.shape == output.features.shape for states in output.hidden_states)
+        waveforms = padded([torch.randn(length) for length in LENGTHS])
+        states = FAMILY.hidden_states(backbone, *waveforms, [-1, *all_layers(backbone)])
+    assert list(states) == [-1, 0, 1, 2]
+    assert {features.shape for features in states.values()} == {(4, 49, 32)}
 
 
 @pytest.mark.parametrize("num_samples", [400, 719, 720, 16000, 127759, 127760])
 def test_num_frames_is_that_of_transformers(num_samples):
     backbone = AutoModel.from_config(backbone_config())
     expected = int(backbone._get_feat_extract_output_lengths(torch.tensor(num_samples)))
-    assert num_frames(backbone.config, num_samples) == expected
+    assert FAMILY.num_frames(backbone.config, num_samples) == expected
