@@ -192,6 +192,8 @@ class EmoShareConfig(PreTrainedConfig):
     ):
         if isinstance(backbone_config, dict):
             backbone_config = _backbone_config_from_dict(backbone_config)
+        if feature_size is None:
+            feature_size = _feature_size(backbone_config)
         self.backbone_config = backbone_config
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
@@ -199,6 +201,7 @@ class EmoShareConfig(PreTrainedConfig):
         self.include_backbone = include_backbone
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
+        self.feature_size = feature_size
         self.architecture = architecture
         self.conv_channels = _sizes("conv_channels", conv_channels)
         self.conv_kernel_size = conv_kernel_size
@@ -212,25 +215,13 @@ class EmoShareConfig(PreTrainedConfig):
         self.output_activation = output_activation
         self.separate_heads = separate_heads
         self.loss = loss
-        if feature_size is None:
-            feature_size = DEFAULT_FEATURE_SIZE if backbone_config is None else _backbone_width(backbone_config)
-        self.feature_size = feature_size
-
-        if id2label is None and kwargs.get("num_labels") in (None, len(EMOTIONS)):
-            id2label = dict(enumerate(EMOTIONS))
-        if id2label is not None:
-            id2label = _labels_by_index(id2label)
-            label2id = kwargs.get("label2id")
-            kwargs["label2id"] = {label: index for index, label in id2label.items()}
-            if label2id is not None and label2id != kwargs["label2id"]:
-                raise ValueError(f"label2id: got {label2id}, which is not the inverse of id2label {id2label}")
         if not is_remote_code():
             # The installed package has registered its task. If the config listed it too, `pipeline()` would take it for
             # remote code and ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         if problem_type != "regression":
             raise ValueError(f"problem_type: got {problem_type!r}; shares are predicted by 'regression' only")
-        super().__init__(id2label=id2label, problem_type=problem_type, **kwargs)
+        super().__init__(problem_type=problem_type, **_label_fields(id2label, kwargs))
         self.check()
 
     @property
@@ -331,7 +322,7 @@ def _is_positive_int(value):
 
 
 def _check_choice(field, value, allowed):
-    if value not in allowed:
+    if value not in list(allowed):  # a list also compares what cannot be a key
         raise ValueError(f"{field}: got {value!r}; expected one of {', '.join(allowed)}")
 
 
@@ -345,14 +336,27 @@ def _backbone_config_from_dict(fields):
         raise ValueError(f"backbone_config: {error}") from error
 
 
-def _backbone_width(backbone_config):
-    return family_of(backbone_config).width(backbone_config)
+def _feature_size(backbone_config):
+    return DEFAULT_FEATURE_SIZE if backbone_config is None else family_of(backbone_config).width(backbone_config)
 
 
 def _sizes(field, sizes):
     if not isinstance(sizes, list | tuple):
         raise ValueError(f"{field}: got {sizes!r}; expected a list of sizes")
     return tuple(sizes)
+
+
+def _label_fields(id2label, fields):
+    """`fields` with `id2label` and a `label2id` that matches it; without either if only `num_labels` was given."""
+    if id2label is None:
+        if fields.get("num_labels") not in (None, len(EMOTIONS)):
+            return fields
+        id2label = dict(enumerate(EMOTIONS))
+    id2label = _labels_by_index(id2label)
+    label2id = {label: index for index, label in id2label.items()}
+    if fields.get("label2id") not in (None, label2id):
+        raise ValueError(f"label2id: got {fields['label2id']}, which is not the inverse of id2label {id2label}")
+    return {**fields, "id2label": id2label, "label2id": label2id}
 
 
 def _labels_by_index(id2label):

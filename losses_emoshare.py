@@ -8,16 +8,16 @@ def mse(predicted, true, weights=None):
     Args:
         predicted: (batch, labels) shares.
         true: (batch, labels) shares; NaN where a share is unknown, which adds nothing.
-        weights: (batch,) weight of each clip; `None` weighs all clips alike.
+        weights: (batch,) weight of each clip, 0 or more; `None` weighs all clips alike.
 
     Returns:
-        Scalar float32; 0 where no share is known.
+        Scalar float32; 0 if no share is known, or only in clips of weight 0.
     """
     known = ~true.isnan()
     errors = (predicted.float() - true.float()).masked_fill(~known, 0).square()
     if weights is None:
         return errors.sum() / known.sum().clamp(min=1)
-    weights = weights[:, None] * known
+    weights = weights.float()[:, None] * known
     total = weights.sum()
     return (errors * weights).sum() / total.where(total > 0, 1)
 

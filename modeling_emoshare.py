@@ -218,7 +218,7 @@ class EmoShareModel(PreTrainedModel):
 
     def _init_weights(self, module):
         # PyTorch's own initialisation, as in the authors' code; the backbone initialises itself.
-        if isinstance(module, nn.Conv1d | nn.Linear | nn.LSTM | nn.LayerNorm):
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
         elif isinstance(module, nn.MultiheadAttention):
             module._reset_parameters()
@@ -237,12 +237,23 @@ class EmoShareModel(PreTrainedModel):
 
         Args:
             labels: their indices, in order; with `separate_heads=False`, where all labels share one head, all of them.
+
+        Raises:
+            ValueError: if labels that share a head are to be separated.
         """
-        heads = [self.heads[label] for label in labels] if self.config.separate_heads else list(self.heads)
+        labels = list(labels)
+        if self.config.separate_heads:
+            heads = [self.heads[label] for label in labels]
+        elif labels == list(range(self.config.num_labels)):
+            heads = list(self.heads)
+        else:
+            raise ValueError(f"labels: got {labels}; with separate_heads=False all labels share one head: select all")
         view = copy.copy(self)
+        view._modules = {"backbone": None, "heads": nn.ModuleList(heads)}
         view.config = copy.copy(self.config)
         view.config.id2label = {index: self.config.labels[label] for index, label in enumerate(labels)}
-        view._modules = {"backbone": None, "heads": nn.ModuleList(heads)}
+        view.config.label2id = {label: index for index, label in view.config.id2label.items()}
+        view.main_input_name = "frame_features" if self.backbone is not None else self.main_input_name
         return view
 
     def initialize_head(self, index, seed):
@@ -384,7 +395,8 @@ class EmoShareModel(PreTrainedModel):
         ((name, value),) = given.items()
         if name not in ("frame_features", self.main_input_name):
             kind = "no backbone" if self.backbone is None else f"a {self.config.backbone_config.model_type} backbone"
-            raise ValueError(f"{name}: this model has {kind}; it takes {self.main_input_name} or frame_features")
+            expected = " or ".join(dict.fromkeys((self.main_input_name, "frame_features")))
+            raise ValueError(f"{name}: this model has {kind}; it takes {expected}")
         return (name if self.backbone is not None else "frame_features"), value
 
     def _frame_lengths(self, features, attention_mask):

@@ -400,10 +400,12 @@ class GroupNormConvLayer(GradientCheckpointingLayer):
             return self.activation(self.layer_norm(maps))
         frames = (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
         mask = length_mask(frames, maps.shape[-1])[:, None]
-        return self.activation(self._norm(maps.float(), mask).to(maps.dtype) * mask)
+        return self.activation(self._norm(maps, mask).to(maps.dtype) * mask)
 
     def _norm(self, maps, mask):
+        """The GroupNorm of one group per channel, over the frames where `mask` is true."""
         norm, frames = self.layer_norm, mask.sum(dim=-1, keepdim=True)
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 16 bits would lose the sums over time
         mean = maps.masked_fill(~mask, 0).sum(dim=-1, keepdim=True) / frames
         centred = (maps - mean).masked_fill(~mask, 0)
         variance = centred.square().sum(dim=-1, keepdim=True) / frames

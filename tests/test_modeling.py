@@ -222,6 +222,130 @@ def test_weighted_layers_are_learned_by_each_network():
     assert all(head.layer_weights.grad.abs().sum() > 0 for head in model.heads)
 
 
+def test_acoustic_features_are_frame_features():
+    model = small_model()
+    features, mask = padded([torch.randn(20, 40), torch.randn(9, 40)])
+    as_inputs = model(input_features=features, attention_mask=mask, output_hidden_states=True)
+    assert as_inputs.hidden_states is None
+    torch.testing.assert_close(model(frame_features=features, attention_mask=mask).logits, as_inputs.logits)
+    with pytest.raises(ValueError, match="no backbone that could make frame features"):
+        model.frame_features(features)
+
+
+@pytest.mark.parametrize("layer", [-1, 1, "weighted"])
+def test_frame_features_skip_the_backbone(layer, monkeypatch):
+    model = small_model(backbone_config=backbone_config(), backbone_layer=layer)
+    waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
+    expected = model(input_values=waveforms, attention_mask=mask).logits
+    by_layer, lengths = model.frame_features(waveforms, mask)
+    assert list(by_layer) == [layer]
+    monkeypatch.delattr(type(model.backbone), "forward")
+    frame_mask = (torch.arange(24) < lengths[:, None]).long()
+    from_features = model(frame_features=by_layer[layer], attention_mask=frame_mask, output_hidden_states=True)
+    torch.testing.assert_close(from_features.logits, expected)
+    assert from_features.hidden_states is None
+
+
+def test_frame_features_of_several_layers_take_one_run_of_the_backbone():
+    model = small_model(backbone_config=backbone_config(), backbone_layer=1)
+    runs = []
+    model.backbone.register_forward_hook(lambda *_: runs.append(1))
+    waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
+    by_layer, lengths = model.frame_features(waveforms, mask, ["weighted", 2, -1])
+    assert runs == [1]
+    assert list(by_layer) == ["weighted", 2, -1]
+    assert lengths.tolist() == [24, 9]
+    torch.testing.assert_close(by_layer["weighted"][:, 2], by_layer[2])
+    alone = small_model(backbone_config=backbone_config(), backbone_layer=2)
+    alone.load_state_dict(model.state_dict())
+    torch.testing.assert_close(alone.frame_features(waveforms, mask).by_layer[2], by_layer[2])
+
+
+MODELS = [
+    pytest.param(fields, id="-".join(map(str, fields.values())) or "default")
+    for fields in (
+        {},
+        {"architecture": "transformer"},
+        {"architecture": "cnn_lstm", "normalization": "sequence", "max_frames": 40},
+    )
+]
+
+
+@pytest.mark.parametrize("layer", [None, -1, "weighted"])
+@pytest.mark.parametrize("fields", MODELS)
+def test_a_selection_of_labels_gives_their_columns(fields, layer):
+    if layer is not None:
+        fields = {**fields, "backbone_config": backbone_config(), "backbone_layer": layer}
+    model = small_model(**fields)
+    shape = (3, 3, 30, 32) if layer == "weighted" else (3, 30, 32 if layer else 40)
+    features, labels = torch.randn(shape), torch.rand(3, 9)
+    mask = (torch.arange(30) < torch.tensor([30, 12, 25])[:, None]).long()
+    whole = model(frame_features=features, attention_mask=mask, output_attentions=True)
+    view = model.select([7, 2])
+    output = view(frame_features=features, attention_mask=mask, output_attentions=True, labels=labels[:, [7, 2]])
+    torch.testing.assert_close(output.logits, whole.logits[:, [7, 2]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.loss, model.loss(whole.logits[:, [7, 2]], labels[:, [7, 2]]))
+    if model.config.has_attention:
+        torch.testing.assert_close(output.attentions, whole.attentions[:, [7, 2]], atol=1e-6, rtol=0)
+    assert view.config.labels == ["Sadness", "Calmness"]
+    assert view.config.label2id == {"Sadness": 0, "Calmness": 1}
+    assert view.select([1]).config.labels == ["Calmness"]
+
+
+def test_a_selection_shares_the_heads_and_leaves_the_model_whole():
+    model = small_model(backbone_config=backbone_config())
+    names, config = set(model.state_dict()), model.config.to_dict()
+    view = model.select([4])
+    assert isinstance(view, EmoShareModel)
+    assert view.backbone is None
+    assert [id(parameter) for parameter in view.parameters()] == [id(p) for p in model.heads[4].parameters()]
+    view.train()
+    assert model.heads[4].training
+    assert not model.heads[3].training
+    view(frame_features=torch.randn(2, 20, 32), labels=torch.rand(2, 1)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.heads[4].parameters())
+    optimizer = torch.optim.SGD(view.parameters(), lr=1.0)
+    before = model.heads[4].output.weight.clone()
+    optimizer.step()
+    assert not torch.equal(model.heads[4].output.weight, before)
+
+    assert set(model.state_dict()) == names
+    assert model.config.to_dict() == config
+    assert model.backbone is not None
+    assert model(input_values=torch.randn(1, 8000)).logits.shape == (1, 9)
+    with pytest.raises(ValueError, match=r"^input_values: this model has no backbone; it takes frame_features$"):
+        view(input_values=torch.randn(1, 8000))
+
+
+def test_a_selection_of_a_shared_trunk_is_all_of_it():
+    model = small_model(separate_heads=False)
+    features = torch.randn(2, 20, 40)
+    torch.testing.assert_close(
+        model.select(range(9))(input_features=features).logits, model(input_features=features).logits
+    )
+    for labels in ([0], [1, 0, *range(2, 9)]):
+        with pytest.raises(ValueError, match=r"^labels: got .*with separate_heads=False all labels share one head"):
+            model.select(labels)
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+def test_a_head_is_initialised_by_its_seed_alone(separate_heads):
+    model = small_model(backbone_config=backbone_config(), backbone_layer="weighted", separate_heads=separate_heads)
+    nn.init.ones_(model.heads[0].layer_weights)
+    others = {name: weight.clone() for name, weight in model.state_dict().items() if not name.startswith("heads.0.")}
+    torch.manual_seed(3)
+    expected_random = torch.rand(3)
+    torch.manual_seed(3)
+    model.initialize_head(0, seed=7)
+    torch.testing.assert_close(torch.rand(3), expected_random, atol=0, rtol=0)
+    torch.manual_seed(7)
+    expected = EmotionHead(model.config, num_outputs=1 if separate_heads else 9)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(model.heads[0].state_dict()[name], weight)
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in others.items())
+    assert (model.heads[0].layer_weights == 0).all()
+
+
 def test_a_frozen_backbone_stays_frozen(tmp_path):
     def is_frozen(model):
         return not model.backbone.training and not any(p.requires_grad for p in model.backbone.parameters())
@@ -358,6 +482,28 @@ def test_a_backbone_checkpoint_without_weights_is_refused(tmp_path, backbone_fol
 def test_wrong_inputs_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
         small_model()(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "exactly one of input_values, input_features, frame_features; got none"),
+        (
+            {"input_values": torch.zeros(1, 8000), "frame_features": torch.zeros(1, 24, 32)},
+            "exactly one .*; got input_values, frame_features",
+        ),
+        (
+            {"input_features": torch.zeros(1, 24, 32)},
+            "^input_features: this model has a hubert backbone; it takes input_values or frame_features",
+        ),
+        ({"frame_features": torch.zeros(1, 24, 40)}, "width 32"),
+        ({"frame_features": torch.zeros(1, 3, 24, 32)}, "expected \\(batch, frames, width\\)"),
+        ({"frame_features": torch.zeros(1, 1, 32)}, "1 frames; expected at least 2"),
+    ],
+)
+def test_wrong_inputs_of_a_model_with_a_backbone_are_refused(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(backbone_config=backbone_config())(**inputs)
 
 
 def test_too_short_a_waveform_is_refused():

@@ -19,7 +19,14 @@ from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, Em
 from emoshare.dataset_script import load_emotion_share
 from emoshare.frames_emoshare import length_mask
 from emoshare.training import features as training_features
-from emoshare.wav2vec2_emoshare import FrontEnd, PackedLinear, Wav2Vec2Family, with_group_norm
+from emoshare.wav2vec2_emoshare import (
+    EncoderLayers,
+    FrontEnd,
+    GroupNormConvLayer,
+    PackedLinear,
+    Wav2Vec2Family,
+    with_group_norm,
+)
 
 FAMILY = Wav2Vec2Family()
 
@@ -84,12 +91,12 @@ def root_mean_square(values):
 
 
 @torch.no_grad()
-def assert_exact_in_every_position(plain, clips, layer=-1, value=0.0):
+def assert_exact_in_every_position(plain, clips, layer=-1, value=0.0, fast=True):
     """
     Every clip in every position of the batch gives what plain Transformers gives it alone: in float64, since in float32
     that is off by up to 7e-6 itself.
     """
-    backbone, plain = exact(plain), copy.deepcopy(plain).double()
+    backbone, plain = exact(plain, fast), copy.deepcopy(plain).double()
     alone = []
     for clip in clips:
         outputs = plain(clip[None].double(), output_hidden_states=True)
@@ -112,6 +119,32 @@ def test_a_clip_in_a_batch_has_the_features_of_plain_transformers_on_it_alone(mo
     clips = [torch.randn(length) for length in LENGTHS]
     for layer in (-1, 1, "weighted"):
         assert_exact_in_every_position(plain, clips, layer)
+
+
+@pytest.mark.parametrize(("model_type", "fields"), BACKBONES, ids=BACKBONE_IDS)
+def test_without_speed_it_is_as_exact(model_type, fields):
+    plain = plain_backbone(model_type, fields)
+    clips = [torch.randn(length) for length in LENGTHS]
+    for layer in (-1, 1, "weighted"):
+        assert_exact_in_every_position(plain, clips, layer, value=100.0, fast=False)
+    waveforms = padded(clips)
+    lengths = FAMILY.num_frames(plain.config, waveforms[1])
+    with torch.no_grad():
+        fast, slow = (features_of(exact(plain, fast), *waveforms, "weighted") for fast in (True, False))
+        for own, expected, frames in zip(fast, slow, lengths, strict=True):
+            torch.testing.assert_close(own[:, :frames], expected[:, :frames], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("model_type", "fields"), BACKBONES, ids=BACKBONE_IDS)
+def test_without_speed_only_what_exactness_asks_for_replaces_transformers_modules(model_type, fields, monkeypatch):
+    plain = plain_backbone(model_type, fields)
+    ours = {type(module) for module in exact(plain, fast=False).modules()} - {type(m) for m in plain.modules()}
+    has_group_norm = any(isinstance(module, nn.GroupNorm) for module in plain.modules())
+    assert ours == ({FrontEnd, GroupNormConvLayer} if has_group_norm else {FrontEnd})
+    assert {PackedLinear, EncoderLayers} <= {type(module) for module in exact(plain, fast=True).modules()}
+    monkeypatch.delattr(FrontEnd, "padded_batch")
+    with torch.inference_mode():
+        features_of(exact(plain, fast=False), *padded([torch.randn(length) for length in LENGTHS]))
 
 
 @functools.cache
@@ -214,6 +247,43 @@ def test_a_filter_that_cancels_nearly_all_of_a_window_keeps_its_variance():
         differences = windows[0, :, 0] - windows[0, :, 1]
         weight, _ = with_group_norm(layer.conv.weight[:, 0], layer.layer_norm, windows, torch.tensor([1919]))
     torch.testing.assert_close(weight[0, 0, 0], 1 / differences.std(correction=0), rtol=1e-4, atol=0)
+
+
+GROUP_NORM_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(400, 3000), min_size=1, max_size=4),
+    offset=st.sampled_from([0.0, 3.0]),
+    dtype=st.sampled_from(list(GROUP_NORM_TOLERANCE)),
+    seed=st.integers(0, 2**16),
+)
+def test_the_masked_group_norm_is_that_of_each_clip_with_all_gradients(lengths, offset, dtype, seed):
+    torch.manual_seed(seed)
+    config = backbone_config("wav2vec2", **GROUP_NORM, conv_bias=True)
+    plain = AutoModel.from_config(config).feature_extractor.conv_layers[0].to(dtype)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, mean=0.5)
+    clips = [(torch.randn(length) + offset).to(dtype).requires_grad_() for length in lengths]
+    weights, num_frames = list(plain.parameters()), [(length - 10) // 5 + 1 for length in lengths]
+    upstream = [torch.randn(frames, 16, dtype=dtype) for frames in num_frames]
+
+    def with_gradients(outputs):
+        return outputs, torch.autograd.grad(outputs, [*clips, *weights], upstream)
+
+    expected, expected_gradients = with_gradients([plain(clip[None, None])[0].T for clip in clips])
+    waveforms, samples = padded(clips, value=7.0)
+    batch = GroupNormConvLayer(plain)(waveforms[:, None], samples).transpose(1, 2)
+    assert batch.dtype == dtype
+    for frames, own in zip(num_frames, batch, strict=True):
+        assert (own[frames:] == 0).all()
+    outputs, gradients = with_gradients([own[:frames] for own, frames in zip(batch, num_frames, strict=True)])
+    if dtype != torch.bfloat16:  # in which a gradient that cancels, such as the bias's, is rounding alone
+        outputs, expected = [*outputs, *gradients], [*expected, *expected_gradients]
+    for ours, theirs in zip(outputs, expected, strict=True):
+        scale = max(1.0, theirs.abs().max().item())
+        assert (ours - theirs).abs().max() <= GROUP_NORM_TOLERANCE[dtype] * scale
 
 
 @pytest.mark.parametrize("fields", [{}, GROUP_NORM])

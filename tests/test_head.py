@@ -1,0 +1,153 @@
+"""Heads and the table of their architectures: every entry is complete, and a new one is one entry."""
+
+import re
+
+import pytest
+import torch
+from conftest import SMALL_HEAD, small_model
+from torch import nn
+
+from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
+from emoshare.configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, Architecture
+from emoshare.head_emoshare import ENCODERS, POOLINGS
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_complete(name):
+    architecture = ARCHITECTURES[name]
+    assert architecture.encoder in ENCODERS
+    assert architecture.pooling in POOLINGS
+    for text in (architecture.title, architecture.summary, architecture.description):
+        assert text and text == text.strip()
+    assert not architecture.description.endswith(".")
+    assert architecture.ffn_sizes
+    assert all(type(size) is int and size > 0 for size in architecture.ffn_sizes)
+    assert f'"{name}"' in EmoShareConfig.__doc__
+
+
+@pytest.mark.parametrize("field", ["title", "summary", "description"])
+def test_no_two_architectures_are_called_the_same(field):
+    texts = [getattr(architecture, field) for architecture in ARCHITECTURES.values()]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_what_its_entry_says(name, normalization, separate_heads):
+    architecture, fields = ARCHITECTURES[name], {"architecture": name, "normalization": normalization, "max_frames": 20}
+    if normalization == "sequence" and not architecture.is_released:
+        with pytest.raises(ValueError, match=rf"^normalization: got 'sequence', a released network; no {name} was"):
+            EmoShareConfig(**fields)
+        return
+    assert EmoShareConfig(**fields).ffn_sizes == architecture.ffn_sizes
+    assert EmoShareConfig(**fields).has_attention == architecture.has_attention
+    model = small_model(**fields, separate_heads=separate_heads)
+    output = model(input_features=torch.randn(2, 20, 40), output_attentions=True, labels=torch.rand(2, 9))
+    assert output.logits.shape == (2, 9)
+    assert (output.attentions is not None) == architecture.has_attention
+    if architecture.has_attention:
+        assert output.attentions.shape == (2, 9, 10)
+    output.loss.backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == set()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_head_keeps_its_parts_under_the_names_of_the_table(name):
+    """Checkpoints have these names."""
+    architecture = ARCHITECTURES[name]
+    head = EmotionHead(EmoShareConfig(architecture=name, **SMALL_HEAD))
+    assert isinstance(head.encoder, ENCODERS[architecture.encoder])
+    assert isinstance(head.pooling, POOLINGS[architecture.pooling])
+    parts = {key.split(".")[0] for key in head.state_dict()}
+    assert parts - {architecture.pooling} == {"convolutions", "lstm_norm", architecture.encoder, "ffn", "output"}
+    assert (architecture.pooling in parts) == any(True for _ in head.pooling.parameters())
+
+
+def test_a_head_begins_its_documentation_with_its_parts():
+    assert re.match(r"\s*CNN > LSTM > attention > feed-forward", EmotionHead.__doc__)
+
+
+def assert_batch_does_not_matter(model):
+    clips = [torch.randn(length, 40) for length in (20, 7, 31)]
+    features = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    mask = torch.arange(31) < torch.tensor([20, 7, 31])[:, None]
+    together = model(input_features=features, attention_mask=mask).logits
+    for shares, clip in zip(together, clips, strict=True):
+        torch.testing.assert_close(shares, model(input_features=clip[None]).logits[0], atol=1e-5, rtol=0)
+
+
+def assert_comes_back(model, folder):
+    model.save_pretrained(folder)
+    loaded, info = EmoShareModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    features = torch.randn(2, 20, 40)
+    torch.testing.assert_close(loaded(input_features=features).logits, model(input_features=features).logits)
+    return loaded
+
+
+MEAN_OF_LSTM = Architecture(
+    encoder="lstm",
+    pooling="mean",
+    ffn_sizes=(24, 6),
+    title="Throw-away",
+    summary="CNN, LSTM, a smaller feed-forward network",
+    description="An architecture of existing parts",
+)
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"^architecture: got 'throw_away'; expected one of cnn_lstm"):
+        EmoShareConfig(architecture="throw_away")
+    monkeypatch.setitem(ARCHITECTURES, "throw_away", MEAN_OF_LSTM)
+    config = EmoShareConfig(architecture="throw_away", separate_heads=separate_heads, **SMALL_HEAD)
+    assert EmoShareConfig(architecture="throw_away").ffn_sizes == (24, 6)
+    assert not config.has_attention
+    model = EmoShareModel(config).eval()
+    assert_batch_does_not_matter(model)
+    loaded = assert_comes_back(model, tmp_path)
+    assert loaded.config.architecture == "throw_away"
+    loaded(input_features=torch.randn(4, 20, 40), labels=torch.rand(4, 9)).loss.backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+class GRUEncoder(nn.Module):
+    """A part that the table does not have: one GRU layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.GRU(config.conv_channels[-1], 10, batch_first=True)
+        self.width = 10
+
+    def forward(self, steps, lengths, mask):
+        return self.layer(steps)[0], None
+
+
+def test_a_new_part_is_one_more_entry(monkeypatch, tmp_path):
+    monkeypatch.setitem(ENCODERS, "gru", GRUEncoder)
+    architecture = Architecture("gru", "mean", (12,), "GRU", "CNN, GRU", "Convolutions, a GRU and the mean over time")
+    monkeypatch.setitem(ARCHITECTURES, "cnn_gru", architecture)
+    model = small_model(architecture="cnn_gru")
+    assert_batch_does_not_matter(model)
+    assert "heads.8.gru.layer.weight_hh_l0" in model.state_dict()
+    assert_comes_back(model, tmp_path)
+
+
+def test_weights_that_a_checkpoint_lacks_are_drawn_by_pytorch_for_any_part(monkeypatch, tmp_path):
+    """Transformers builds a model in memory that nobody has written to."""
+    monkeypatch.setitem(ENCODERS, "gru", GRUEncoder)
+    architecture = Architecture("gru", "mean", (12,), "GRU", "CNN, GRU", "Convolutions, a GRU and the mean over time")
+    monkeypatch.setitem(ARCHITECTURES, "cnn_gru", architecture)
+    model = small_model(architecture="cnn_gru")
+    lacking = {name: weight for name, weight in model.state_dict().items() if ".gru." not in name}
+    model.save_pretrained(tmp_path, state_dict=lacking)
+    loaded, info = EmoShareModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert len(info["missing_keys"]) == 9 * 4
+    bound = 10**-0.5
+    for head in loaded.heads:
+        weight = head.gru.layer.weight_hh_l0
+        assert weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
