@@ -11,7 +11,7 @@ import datasets
 import pytest
 from conftest import SMALL_HEAD_FLAGS, read_csv, run_python, write_corpus, write_csv
 from huggingface_hub import DatasetCard
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, Repository
 
 from emoshare import EMOTIONS, load_audio
 from emoshare.dataset_script import EmotionShare
@@ -64,11 +64,17 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two labels; those of the test split are unknown."""
+    """Two labels, those of the test split unknown; three facts, which are known of some clips."""
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     write_corpus(folder, {"train": 8, "devel": 6, "test": 3}, labels=["joy", "awe"])
     unknown = [[row[0], "?", ""] for row in read_csv(folder / "lab" / "test.csv")[1:]]
     write_csv(folder / "lab" / "test.csv", ["filename", "joy", "awe"], unknown)
+    facts = [
+        ["train_001.wav", "eve", "31", "12"],
+        ["devel_000.wav", "?", "27.5", "9"],
+        ["test_002.wav", "adam", "", ""],
+    ]
+    write_csv(folder / "lab" / "clips.csv", ["filename", "speaker", "age", "listeners"], facts)
     return folder
 
 
@@ -106,12 +112,16 @@ def repository(hub, corpus, tmp_path_factory):
 def rows_of(corpus):
     """What `READ` should print of a corpus."""
     rows = []
+    facts = {row[0]: row[1:] for row in read_csv(corpus / "lab" / "clips.csv")[1:]}
     for split in ("train", "devel", "test"):
         header, *table = read_csv(corpus / "lab" / f"{split}.csv")
         for filename, *shares in table:
             audio = [hashlib.sha256((corpus / "wav" / filename).read_bytes()).hexdigest(), filename]
             known = [float(share) if share not in ("", "?") else None for share in shares]
-            rows.append([split, {"filename": filename, "audio": audio, **dict(zip(header[1:], known, strict=True))}])
+            speaker, *numbers = (fact if fact not in ("", "?") else None for fact in facts.get(filename, [""] * 3))
+            age, listeners = (number and float(number) for number in numbers)
+            row = {"filename": filename, "audio": audio, **dict(zip(header[1:], known, strict=True))}
+            rows.append([split, {**row, "speaker": speaker, "age": age, "listeners": listeners}])
     return [[streaming, *row] for streaming in (False, True) for row in rows]
 
 
@@ -137,6 +147,66 @@ def test_a_corpus_is_published_in_one_commit(repository, corpus):
 
 def test_it_loads_by_id_without_the_package(hub, repository, corpus, tmp_path):
     assert read(NAME, tmp_path, **hub.environment(tmp_path / "home")) == rows_of(corpus)
+
+
+LOAD = """
+import json, sys
+from emoshare.dataset_script import load_corpus
+corpus = load_corpus(sys.argv[1])
+print(json.dumps([corpus.name, corpus.labels, corpus.facts, corpus.metadata, corpus.splits["train"].column_names]))
+"""
+
+
+def test_labels_and_facts_are_told_apart_by_the_card_of_the_loaded_revision(hub, repository, corpus, tmp_path):
+    environment = hub.environment(tmp_path / "home")
+    name, labels, facts, metadata, columns = json.loads(
+        run_python("-c", LOAD, NAME, cwd=tmp_path, **environment).stdout
+    )
+    assert (name, labels, facts) == ("csv", ["joy", "awe"], ["speaker", "age", "listeners"])
+    assert columns == ["filename", "audio", *labels, *facts]
+    for split, size in {"train": 8, "devel": 6, "test": 3}.items():
+        rows = [row for streaming, part, row in rows_of(corpus) if part == split and not streaming]
+        assert metadata[split] == {fact: [row[fact] for row in rows] for fact in facts}
+        assert len(rows) == size
+    assert set(metadata["train"]["speaker"]) == {None, "eve"}
+
+    # Offline, the data are those that were loaded last, and the card is theirs, even if a later one is in the cache.
+    files = repository.commits[-1][1]
+    try:
+        repository.commit({**files, "README.md": (files["README.md"][0].replace(b"speaker", b"voice"), False)})
+        load_card = f"from huggingface_hub import DatasetCard; print(DatasetCard.load({NAME!r}).data.emoshare)"
+        assert "voice" in run_python("-c", load_card, cwd=tmp_path, **environment).stdout
+        offline = run_python("-c", LOAD, NAME, cwd=tmp_path, **{**environment, "HF_HUB_OFFLINE": "1"})
+        assert json.loads(offline.stdout) == ["csv", labels, facts, metadata, columns]
+    finally:
+        repository.commit(files)
+
+
+def test_a_dataset_without_a_card_has_labels_alone(hub, tmp_path):
+    plain = write_corpus(tmp_path / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"])
+    data = write(plain, tmp_path / "out") / "data"
+    cardless = hub.repositories["datasets/org/cardless"] = Repository(private=False)
+    names = {f"data/{split}-00000-of-00001.parquet": data / f"{split}.parquet" for split in ("train", "devel")}
+    cardless.commit({name: (path.read_bytes(), False) for name, path in names.items()})
+    for offline in ("0", "1"):
+        environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
+        printed = run_python("-c", LOAD, "org/cardless", cwd=tmp_path, **environment).stdout
+        assert json.loads(printed)[:3] == ["csv", ["joy", "awe"], []]
+
+
+def test_what_an_earlier_version_published_has_labels_alone(hub, tmp_path):
+    plain = write_corpus(tmp_path / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"])
+    folder = write(plain, tmp_path / "out")
+    card = (folder / "README.md").read_text()
+    assert "\nemoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n" in card
+    old = card.replace("emoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n", "")
+    (folder / "README.md").write_text(old)
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    on_hub = hub.repositories["datasets/org/old"] = Repository(private=False)
+    on_hub.commit({path.relative_to(folder).as_posix(): (path.read_bytes(), False) for path in paths})
+    for name in (str(folder), "org/old"):
+        printed = run_python("-c", LOAD, name, cwd=tmp_path, **hub.environment(tmp_path / "home")).stdout
+        assert json.loads(printed)[:3] == ["csv", ["joy", "awe"], []]
 
 
 def test_training_on_it_is_training_on_the_corpus(hub, repository, corpus, tmp_path):
