@@ -57,6 +57,15 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+LOAD = """
+import json, sys
+from emoshare.dataset_script import load_corpus
+loaded = {name: load_corpus(name) for name in sys.argv[1:]}
+columns = {name: corpus.splits["train"].column_names for name, corpus in loaded.items()}
+print(json.dumps({name: [c.name, c.labels, c.facts, c.metadata, columns[name]] for name, c in loaded.items()}))
+"""
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -149,19 +158,43 @@ def test_it_loads_by_id_without_the_package(hub, repository, corpus, tmp_path):
     assert read(NAME, tmp_path, **hub.environment(tmp_path / "home")) == rows_of(corpus)
 
 
-LOAD = """
-import json, sys
-from emoshare.dataset_script import load_corpus
-corpus = load_corpus(sys.argv[1])
-print(json.dumps([corpus.name, corpus.labels, corpus.facts, corpus.metadata, corpus.splits["train"].column_names]))
-"""
+@pytest.fixture(scope="module")
+def loaded(hub, repository, corpus, tmp_path_factory):
+    """What `LOAD` prints of several datasets, online and then offline: two dicts by name."""
+    folder = tmp_path_factory.mktemp("reader")
+    environment = hub.environment(folder / "home")
+    # What an earlier version published, whose card says nothing of the columns; and a dataset without a card.
+    plain = write(write_corpus(folder / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"]), folder / "old")
+    card = (plain / "README.md").read_text()
+    assert card.count("\nemoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n") == 1
+    (plain / "README.md").write_text(card.replace("emoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n", ""))
+    data = {split: ((plain / "data" / f"{split}.parquet").read_bytes(), True) for split in ("train", "devel")}
+    for name, path, files in (
+        ("org/old", "data/{}.parquet", {"README.md": ((plain / "README.md").read_bytes(), False)}),
+        ("org/cardless", "data/{}-00000-of-00001.parquet", {}),
+    ):
+        hub.blobs |= {hashlib.sha256(content).hexdigest(): content for content, _ in data.values()}
+        hub.repositories[f"datasets/{name}"] = Repository(private=False)
+        of_splits = {path.format(split): file for split, file in data.items()}
+        hub.repositories[f"datasets/{name}"].commit(files | of_splits)
+
+    def load(*names, **offline):
+        printed = run_python("-c", LOAD, *names, cwd=folder, **{**environment, **offline}).stdout
+        return json.loads(printed.splitlines()[-1])
+
+    online = load(NAME, "org/old", "org/cardless", str(plain))
+    # Another card is published, and gets into the cache, without its data.
+    files = repository.commits[-1][1]
+    repository.commit({**files, "README.md": (files["README.md"][0].replace(b"speaker", b"voice"), False)})
+    load_card = f"from huggingface_hub import DatasetCard; print(DatasetCard.load({NAME!r}).data.emoshare)"
+    assert "voice" in run_python("-c", load_card, cwd=folder, **environment).stdout
+    offline = load(NAME, "org/old", "org/cardless", HF_HUB_OFFLINE="1")
+    repository.commit(files)
+    return online, offline
 
 
-def test_labels_and_facts_are_told_apart_by_the_card_of_the_loaded_revision(hub, repository, corpus, tmp_path):
-    environment = hub.environment(tmp_path / "home")
-    name, labels, facts, metadata, columns = json.loads(
-        run_python("-c", LOAD, NAME, cwd=tmp_path, **environment).stdout
-    )
+def test_labels_and_facts_are_told_apart(loaded, corpus):
+    name, labels, facts, metadata, columns = loaded[0][NAME]
     assert (name, labels, facts) == ("csv", ["joy", "awe"], ["speaker", "age", "listeners"])
     assert columns == ["filename", "audio", *labels, *facts]
     for split, size in {"train": 8, "devel": 6, "test": 3}.items():
@@ -170,43 +203,18 @@ def test_labels_and_facts_are_told_apart_by_the_card_of_the_loaded_revision(hub,
         assert len(rows) == size
     assert set(metadata["train"]["speaker"]) == {None, "eve"}
 
-    # Offline, the data are those that were loaded last, and the card is theirs, even if a later one is in the cache.
-    files = repository.commits[-1][1]
-    try:
-        repository.commit({**files, "README.md": (files["README.md"][0].replace(b"speaker", b"voice"), False)})
-        load_card = f"from huggingface_hub import DatasetCard; print(DatasetCard.load({NAME!r}).data.emoshare)"
-        assert "voice" in run_python("-c", load_card, cwd=tmp_path, **environment).stdout
-        offline = run_python("-c", LOAD, NAME, cwd=tmp_path, **{**environment, "HF_HUB_OFFLINE": "1"})
-        assert json.loads(offline.stdout) == ["csv", labels, facts, metadata, columns]
-    finally:
-        repository.commit(files)
+
+def test_data_and_card_are_of_the_same_revision(loaded):
+    online, offline = loaded
+    assert offline[NAME] == online[NAME]
 
 
-def test_a_dataset_without_a_card_has_labels_alone(hub, tmp_path):
-    plain = write_corpus(tmp_path / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"])
-    data = write(plain, tmp_path / "out") / "data"
-    cardless = hub.repositories["datasets/org/cardless"] = Repository(private=False)
-    names = {f"data/{split}-00000-of-00001.parquet": data / f"{split}.parquet" for split in ("train", "devel")}
-    cardless.commit({name: (path.read_bytes(), False) for name, path in names.items()})
-    for offline in ("0", "1"):
-        environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
-        printed = run_python("-c", LOAD, "org/cardless", cwd=tmp_path, **environment).stdout
-        assert json.loads(printed)[:3] == ["csv", ["joy", "awe"], []]
-
-
-def test_what_an_earlier_version_published_has_labels_alone(hub, tmp_path):
-    plain = write_corpus(tmp_path / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"])
-    folder = write(plain, tmp_path / "out")
-    card = (folder / "README.md").read_text()
-    assert "\nemoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n" in card
-    old = card.replace("emoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n", "")
-    (folder / "README.md").write_text(old)
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    on_hub = hub.repositories["datasets/org/old"] = Repository(private=False)
-    on_hub.commit({path.relative_to(folder).as_posix(): (path.read_bytes(), False) for path in paths})
-    for name in (str(folder), "org/old"):
-        printed = run_python("-c", LOAD, name, cwd=tmp_path, **hub.environment(tmp_path / "home")).stdout
-        assert json.loads(printed)[:3] == ["csv", ["joy", "awe"], []]
+def test_without_a_word_on_the_columns_all_are_labels(loaded):
+    online, offline = loaded
+    assert len(online) == 4
+    expected = ["csv", ["joy", "awe"], [], {"train": {}, "devel": {}}, ["filename", "audio", "joy", "awe"]]
+    assert [value for name, value in online.items() if name != NAME] == [expected] * 3
+    assert [offline["org/old"], offline["org/cardless"]] == [expected] * 2
 
 
 def test_training_on_it_is_training_on_the_corpus(hub, repository, corpus, tmp_path):
@@ -321,7 +329,7 @@ def test_the_card_comes_back_as_it_went(corpus_name, license_, text, tmp_path):
         features=datasets.Features(features),
         splits=datasets.SplitDict({split: datasets.SplitInfo(split, 10, clips) for split, clips in splits.items()}),
     )
-    card = dataset_card(info, NAME, EMOTIONS, [])
+    card = dataset_card(info, NAME, EMOTIONS, ["speaker", "age"])
     card.save(tmp_path / "README.md")
     loaded = DatasetCard.load(tmp_path / "README.md")
     assert loaded.data.to_dict() == card.data.to_dict()
@@ -329,8 +337,11 @@ def test_the_card_comes_back_as_it_went(corpus_name, license_, text, tmp_path):
     assert loaded.data.size_categories == ["10K<n<100K"]
     data_files = [{"split": split, "path": f"data/{split}*.parquet"} for split in splits]
     assert loaded.data.configs == [{"config_name": corpus_name, "data_files": data_files}]
+    assert loaded.data.emoshare == {"labels": list(EMOTIONS), "facts": ["speaker", "age"]}
+    assert ("synthetic" in loaded.data.tags) == (corpus_name == "synthetic")
     assert text in loaded.text
     assert "| train | 31,745 |" in loaded.text
+    assert "\n| `speaker`, `age` | facts about the clip; null where they are not known |\n" in loaded.text
     assert f'load_dataset("{NAME}")' in loaded.text
     assert "$" not in loaded.text
 
