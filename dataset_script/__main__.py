@@ -1,5 +1,5 @@
 """
-Publishes an emotion share corpus, as Parquet shards with the audio inside and a dataset card.
+Publishes an emotion share corpus as Parquet files that hold the audio, with a dataset card.
 
 On the Hugging Face Hub, in a private repository:
     python -m emoshare.dataset_script --config compare2023 --data_dir DIR --push_to_hub ORG/NAME

@@ -91,8 +91,8 @@ class CorpusInfo:
         """Warns if splits of these sizes are not those of the whole corpus."""
         if self.split_sizes is not None and sizes != self.split_sizes:
             warnings.warn(
-                f"the splits have {sizes} clips; {self.title}'s have {self.split_sizes}: results are not comparable "
-                "with published ones",
+                f"the splits have {sizes} clips; {self.title} has {self.split_sizes}: results are not comparable with "
+                "published ones",
                 stacklevel=2,
             )
 

@@ -1,6 +1,5 @@
 """A loaded corpus: its clips, their shares, and what else is known about them."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,9 +8,8 @@ import numpy as np
 
 from .corpora import CORPORA, corpus_named, is_published
 from .emotion_share import EmotionShare
-from .facts import LISTENERS
+from .facts import LISTENERS, is_known
 from .published import load_published
-from .tables import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Corpus:
     def metadata(self):
         """The facts: {split: {fact: list of a value per clip}}, `None` where a value is not known."""
         return {
-            split: {fact: [_known(value) for value in clips[fact][:]] for fact in self.facts}
+            split: {fact: [value if is_known(value) else None for value in clips[fact][:]] for fact in self.facts}
             for split, clips in self.splits.items()
         }
 
@@ -52,11 +50,6 @@ class Corpus:
         if LISTENERS not in self.facts:
             return np.full(len(self.splits[split]), np.nan)
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
-
-
-def _known(value):
-    is_unknown = value in UNKNOWN if isinstance(value, str) else value is None or math.isnan(value)
-    return None if is_unknown else value
 
 
 def known_shares(clips, labels):

@@ -19,8 +19,8 @@ CHOSEN = ("Excitement", "Tiredness", "Anger")
 
 def write_examples(folder):
     """
-    Writes an utterance for each chosen emotion, the one that the synthetic listeners most likely perceive it in; and
-    longer ones of the same three voices in a row, as a clip to see a timeline of.
+    Writes, for each chosen emotion, the utterance in which the synthetic listeners are most likely to perceive it; and
+    one clip of the same three voices in a row, which shows how the shares change over time.
     """
     utterances = SyntheticCorpus().utterances("test")
     probabilities = np.array([utterance.probabilities for utterance in utterances])

@@ -48,10 +48,17 @@ def read_facts(data_dir, labels, clips, problems):
             problems.add(CLIPS_CSV, number, f"{filename} is listed again; first in row {first}")
         else:
             for fact, text in fields.items():
-                if text not in UNKNOWN:
+                if is_known(text):
                     texts[fact][clip] = text
         check_listeners(fields.get(LISTENERS), CLIPS_CSV, number, problems)
     return {fact: _numbers_if_all_are(values) for fact, values in texts.items()}
+
+
+def is_known(value):
+    """Whether a fact, text or a number, is known."""
+    if isinstance(value, str):
+        return value not in UNKNOWN
+    return value is not None and not math.isnan(value)
 
 
 def _is_header_right(header, labels, problems):
@@ -74,8 +81,8 @@ def _is_header_right(header, labels, problems):
 
 
 def check_listeners(value, table, row, problems):
-    """Adds to `problems` if a number of listeners, text or a number, is known and not a positive whole number."""
-    if value is None or value in UNKNOWN:
+    """Adds a number of listeners (text or a number) to `problems` if it is known and no positive whole number."""
+    if not is_known(value):
         return
     number = number_in(value) if isinstance(value, str) else value
     if not (math.isfinite(number) and number > 0 and number == int(number)):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from huggingface_hub import DatasetCard, hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, DatasetCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .corpora import CORPORA, corpus_named
 from .facts import LISTENERS, check_listeners
@@ -62,7 +62,11 @@ def _card_metadata(name, revision):
     else:
         try:
             path = hf_hub_download(name, CARD, repo_type="dataset", revision=revision)
-        except RemoteEntryNotFoundError:
+        except EntryNotFoundError as error:
+            # Offline it may only be out of reach, unless the cache remembers that there is none.
+            cached = try_to_load_from_cache(name, CARD, repo_type="dataset", revision=revision)
+            if isinstance(error, LocalEntryNotFoundError) and cached is not _CACHED_NO_EXIST:
+                raise
             return None
     return DatasetCard.load(path, ignore_metadata_errors=True).data.get(CARD_KEY)
 

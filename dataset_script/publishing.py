@@ -18,18 +18,18 @@ SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_0
 
 def create_repository(name, public):
     """
-    Makes the dataset's repository on the Hub, if there is none: before any work, so that a missing token or a wrong
-    name costs no time. `huggingface_hub` says what is wrong.
+    Makes the dataset's repository on the Hub, if there is none. Called before any work is done, so that a missing token
+    or a wrong name costs no time; `huggingface_hub` says what is wrong.
 
     Args:
         name: `ORG/NAME`.
-        public: whether it shall be public; private otherwise.
+        public: whether it is to be public; it is private otherwise.
 
     Returns:
         Its full name.
 
     Raises:
-        ValueError: if there is such a repository already, and it is public where it should be private or the other way.
+        ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
     """
     api = HfApi()
     name = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True).repo_id
@@ -72,8 +72,8 @@ def push_dataset(builder, name):
 
 def write_dataset(builder, folder, name):
     """
-    Writes a corpus as a folder that `datasets.load_dataset` reads: `README.md`, the card, and `data/SPLIT*.parquet`. It
-    is there whole or not at all.
+    Writes a corpus as a folder that `datasets.load_dataset` reads: `README.md`, the card, and `data/SPLIT*.parquet`.
+    Where it fails, it leaves no folder.
 
     Args:
         builder: `EmotionShare`.

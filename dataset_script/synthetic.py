@@ -60,7 +60,7 @@ class Speaker:
     language: int
     pitch: float  # Hz
     tract: float  # formant scale, about 1
-    breath: float  # share of noise in the source
+    breath: float  # fraction of noise in the source
     tilt: float  # dB per octave
 
 
@@ -72,7 +72,7 @@ class Utterance:
     seconds: float
     probabilities: np.ndarray  # (9,): that one listener perceives the emotion
     shares: np.ndarray  # (9,): votes over listeners
-    seed: int  # of everything that is only heard
+    seed: int  # of everything in the sound that says nothing about the shares
 
 
 @dataclass
@@ -101,8 +101,8 @@ class SyntheticCorpus:
 
     def noise_ceiling(self, split):
         """
-        The best score that is to be had: the mean over emotions of Spearman's ρ between the true vote probabilities
-        and the drawn shares. Votes of a finite panel scatter, so it is below 1.
+        The best score that a model can be expected to reach: the mean over emotions of Spearman's ρ between the true
+        vote probabilities and the drawn shares. The votes of a finite panel scatter, so it is below 1.
         """
         utterances = self.utterances(split)
         probabilities = np.array([utterance.probabilities for utterance in utterances])
@@ -127,7 +127,7 @@ class SyntheticCorpus:
                 self._write_split(unfinished, split)
             os.replace(unfinished, folder)  # in one step, so that a folder under this name is always whole
         except OSError:
-            if not folder.is_dir():  # else another process was quicker
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -205,7 +205,10 @@ def synthesize(utterance):
 
 
 def _syllables(rng, speaker, seconds, activation, deliberateness):
-    """Start and end in seconds of each syllable: faster with activation, evener and with more pauses deliberately."""
+    """
+    Start and end of each syllable in seconds. Activation makes syllables faster; deliberateness makes them more even,
+    and puts pauses between them.
+    """
     _, rate, unevenness = LANGUAGES[speaker.language]
     rate = rate * np.exp(0.35 * activation + rng.normal(0, 0.05))
     syllables, now = [], rng.uniform(0, 0.1)
@@ -220,7 +223,7 @@ def _syllables(rng, speaker, seconds, activation, deliberateness):
 
 def _syllable_tracks(rng, syllables, num_samples, language, activation):
     """Per sample: loudness in [0, 1], pitch accent in [-1, 1], and the formants (samples, 3) in Hz."""
-    sharpness = np.exp(0.6 * activation)  # a syllable begins the more sharply, the more active the speaker
+    sharpness = np.exp(0.6 * activation)  # the syllables of an active speaker begin sharply
     vowels = np.array(LANGUAGES[language][0], dtype=float)
     loudness, accent = np.zeros(num_samples), np.zeros(num_samples)
     times, targets = [], []
@@ -231,7 +234,7 @@ def _syllable_tracks(rng, syllables, num_samples, language, activation):
         accent[first:last] = rng.uniform(-1, 1) * bump
         times.append((start + end) / 2 * SAMPLING_RATE)
         targets.append(vowels[rng.integers(len(vowels))])
-    targets = np.array(targets) * [np.exp(0.12 * activation), 1.0, 1.0]  # and the wider the mouth opens
+    targets = np.array(targets) * [np.exp(0.12 * activation), 1.0, 1.0]  # an active speaker opens the mouth wider
     samples = np.arange(num_samples)
     return loudness, accent, np.stack([np.interp(samples, times, formant) for formant in targets.T], axis=1)
 

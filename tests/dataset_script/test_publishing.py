@@ -11,7 +11,7 @@ import datasets
 import pytest
 from conftest import SMALL_HEAD_FLAGS, read_csv, run_python, write_corpus, write_csv
 from huggingface_hub import DatasetCard
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, Repository
 
 from emoshare import EMOTIONS, load_audio
 from emoshare.dataset_script import EmotionShare
@@ -57,6 +57,15 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+LOAD = """
+import json, sys
+from emoshare.dataset_script import load_corpus
+loaded = {name: load_corpus(name) for name in sys.argv[1:]}
+columns = {name: corpus.splits["train"].column_names for name, corpus in loaded.items()}
+print(json.dumps({name: [c.name, c.labels, c.facts, c.metadata, columns[name]] for name, c in loaded.items()}))
+"""
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -64,11 +73,17 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two labels; those of the test split are unknown."""
+    """Two labels, those of the test split unknown; three facts, which are known of some clips."""
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     write_corpus(folder, {"train": 8, "devel": 6, "test": 3}, labels=["joy", "awe"])
     unknown = [[row[0], "?", ""] for row in read_csv(folder / "lab" / "test.csv")[1:]]
     write_csv(folder / "lab" / "test.csv", ["filename", "joy", "awe"], unknown)
+    facts = [
+        ["train_001.wav", "eve", "31", "12"],
+        ["devel_000.wav", "?", "27.5", "9"],
+        ["test_002.wav", "adam", "", ""],
+    ]
+    write_csv(folder / "lab" / "clips.csv", ["filename", "speaker", "age", "listeners"], facts)
     return folder
 
 
@@ -106,12 +121,16 @@ def repository(hub, corpus, tmp_path_factory):
 def rows_of(corpus):
     """What `READ` should print of a corpus."""
     rows = []
+    facts = {row[0]: row[1:] for row in read_csv(corpus / "lab" / "clips.csv")[1:]}
     for split in ("train", "devel", "test"):
         header, *table = read_csv(corpus / "lab" / f"{split}.csv")
         for filename, *shares in table:
             audio = [hashlib.sha256((corpus / "wav" / filename).read_bytes()).hexdigest(), filename]
             known = [float(share) if share not in ("", "?") else None for share in shares]
-            rows.append([split, {"filename": filename, "audio": audio, **dict(zip(header[1:], known, strict=True))}])
+            speaker, *numbers = (fact if fact not in ("", "?") else None for fact in facts.get(filename, [""] * 3))
+            age, listeners = (number and float(number) for number in numbers)
+            row = {"filename": filename, "audio": audio, **dict(zip(header[1:], known, strict=True))}
+            rows.append([split, {**row, "speaker": speaker, "age": age, "listeners": listeners}])
     return [[streaming, *row] for streaming in (False, True) for row in rows]
 
 
@@ -137,6 +156,65 @@ def test_a_corpus_is_published_in_one_commit(repository, corpus):
 
 def test_it_loads_by_id_without_the_package(hub, repository, corpus, tmp_path):
     assert read(NAME, tmp_path, **hub.environment(tmp_path / "home")) == rows_of(corpus)
+
+
+@pytest.fixture(scope="module")
+def loaded(hub, repository, corpus, tmp_path_factory):
+    """What `LOAD` prints of several datasets, online and then offline: two dicts by name."""
+    folder = tmp_path_factory.mktemp("reader")
+    environment = hub.environment(folder / "home")
+    # What an earlier version published, whose card says nothing of the columns; and a dataset without a card.
+    plain = write(write_corpus(folder / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"]), folder / "old")
+    card = (plain / "README.md").read_text()
+    assert card.count("\nemoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n") == 1
+    (plain / "README.md").write_text(card.replace("emoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n", ""))
+    data = {split: ((plain / "data" / f"{split}.parquet").read_bytes(), True) for split in ("train", "devel")}
+    for name, path, files in (
+        ("org/old", "data/{}.parquet", {"README.md": ((plain / "README.md").read_bytes(), False)}),
+        ("org/cardless", "data/{}-00000-of-00001.parquet", {}),
+    ):
+        hub.blobs |= {hashlib.sha256(content).hexdigest(): content for content, _ in data.values()}
+        hub.repositories[f"datasets/{name}"] = Repository(private=False)
+        of_splits = {path.format(split): file for split, file in data.items()}
+        hub.repositories[f"datasets/{name}"].commit(files | of_splits)
+
+    def load(*names, **offline):
+        printed = run_python("-c", LOAD, *names, cwd=folder, **{**environment, **offline}).stdout
+        return json.loads(printed.splitlines()[-1])
+
+    online = load(NAME, "org/old", "org/cardless", str(plain))
+    # Another card is published, and gets into the cache, without its data.
+    files = repository.commits[-1][1]
+    repository.commit({**files, "README.md": (files["README.md"][0].replace(b"speaker", b"voice"), False)})
+    load_card = f"from huggingface_hub import DatasetCard; print(DatasetCard.load({NAME!r}).data.emoshare)"
+    assert "voice" in run_python("-c", load_card, cwd=folder, **environment).stdout
+    offline = load(NAME, "org/old", "org/cardless", HF_HUB_OFFLINE="1")
+    repository.commit(files)
+    return online, offline
+
+
+def test_labels_and_facts_are_told_apart(loaded, corpus):
+    name, labels, facts, metadata, columns = loaded[0][NAME]
+    assert (name, labels, facts) == ("csv", ["joy", "awe"], ["speaker", "age", "listeners"])
+    assert columns == ["filename", "audio", *labels, *facts]
+    for split, size in {"train": 8, "devel": 6, "test": 3}.items():
+        rows = [row for streaming, part, row in rows_of(corpus) if part == split and not streaming]
+        assert metadata[split] == {fact: [row[fact] for row in rows] for fact in facts}
+        assert len(rows) == size
+    assert set(metadata["train"]["speaker"]) == {None, "eve"}
+
+
+def test_data_and_card_are_of_the_same_revision(loaded):
+    online, offline = loaded
+    assert offline[NAME] == online[NAME]
+
+
+def test_without_a_word_on_the_columns_all_are_labels(loaded):
+    online, offline = loaded
+    assert len(online) == 4
+    expected = ["csv", ["joy", "awe"], [], {"train": {}, "devel": {}}, ["filename", "audio", "joy", "awe"]]
+    assert [value for name, value in online.items() if name != NAME] == [expected] * 3
+    assert [offline["org/old"], offline["org/cardless"]] == [expected] * 2
 
 
 def test_training_on_it_is_training_on_the_corpus(hub, repository, corpus, tmp_path):
@@ -251,7 +329,7 @@ def test_the_card_comes_back_as_it_went(corpus_name, license_, text, tmp_path):
         features=datasets.Features(features),
         splits=datasets.SplitDict({split: datasets.SplitInfo(split, 10, clips) for split, clips in splits.items()}),
     )
-    card = dataset_card(info, NAME, EMOTIONS, [])
+    card = dataset_card(info, NAME, EMOTIONS, ["speaker", "age"])
     card.save(tmp_path / "README.md")
     loaded = DatasetCard.load(tmp_path / "README.md")
     assert loaded.data.to_dict() == card.data.to_dict()
@@ -259,8 +337,11 @@ def test_the_card_comes_back_as_it_went(corpus_name, license_, text, tmp_path):
     assert loaded.data.size_categories == ["10K<n<100K"]
     data_files = [{"split": split, "path": f"data/{split}*.parquet"} for split in splits]
     assert loaded.data.configs == [{"config_name": corpus_name, "data_files": data_files}]
+    assert loaded.data.emoshare == {"labels": list(EMOTIONS), "facts": ["speaker", "age"]}
+    assert ("synthetic" in loaded.data.tags) == (corpus_name == "synthetic")
     assert text in loaded.text
     assert "| train | 31,745 |" in loaded.text
+    assert "\n| `speaker`, `age` | facts about the clip; null where they are not known |\n" in loaded.text
     assert f'load_dataset("{NAME}")' in loaded.text
     assert "$" not in loaded.text
 
