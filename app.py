@@ -123,7 +123,9 @@ def page(emotion_share, card):
 def warning(card):
     if card is None:
         return NO_CARD
-    return SYNTHETIC if "the corpus is synthetic" in card.text else ""
+    # Cards that earlier versions wrote have the sentence, and not the tag.
+    is_synthetic = "synthetic" in (card.data.tags or []) or "the corpus is synthetic" in card.text
+    return SYNTHETIC if is_synthetic else ""
 
 
 def limits(card):
@@ -137,7 +139,9 @@ def show_results(emotion_share, path):
     if path is None:
         gradio.Markdown("Upload or record a clip, or choose an example: its shares appear here.")
         return
-    has_attention = emotion_share.model.config.architecture == "cnn_lstm_attention"
+    config = emotion_share.model.config
+    # The configuration that models of earlier versions bring along does not say it.
+    has_attention = getattr(config, "has_attention", config.architecture == "cnn_lstm_attention")
     try:
         result = emotion_share(path, return_timeline=True, return_attention=has_attention)
     except ValueError as error:

@@ -16,7 +16,8 @@ from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
 
-FEATURE_TYPES = ("waveform", "mel", "mfcc")
+# What the extractor makes, and what model cards call it.
+FEATURE_TYPES = {"waveform": "waveform", "mel": "log-mel spectrum", "mfcc": "MFCC"}
 # The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
 ACOUSTIC_BANDS = 40
 ACOUSTIC_WINDOW_S = 0.025

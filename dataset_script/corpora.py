@@ -112,8 +112,8 @@ CORPORA = {
         loader=SyntheticCorpus().load,
         labels=EMOTIONS,
         caution="The corpus is synthetic: voices made of pulses and filters, and simulated listeners. These numbers "
-        "show that the software works, and nothing about people, nor about which features or architecture are better "
-        "on speech.",
+        "show that the software works. They say nothing about people, nor about which features or architecture are "
+        "better on speech.",
         is_synthetic=True,
         noise_ceiling=SyntheticCorpus().noise_ceiling,
     ),

@@ -1,7 +1,213 @@
+"""Spearman's ρ of predicted shares: computed by the metric, printed, and kept in the files of a run."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
 import numpy as np
 
+METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
+RESULTS = "eval_results.json"  # written last: its presence marks a finished run
+HISTORY = "training_history.csv"
+
+MEAN = None  # stands where a label does, for the mean over the labels; a label may have any name
+
+# The metric calls the mean ρ "spearman" and that of a label "spearman_LABEL"; their intervals have this suffix.
+INTERVAL = "_ci95"
+# What eval_results.json has in front of the metric's names.
+PREFIX = "eval_"
+
+# Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
+# that is not dead may be as close as 1e-5.
 CONSTANT_SPREAD = 1e-7
 
 
+@dataclass(frozen=True)
+class Score:
+    """Spearman's ρ, and the ends of its 95 % interval; NaN where there is none."""
+
+    rho: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+class Scorer:
+    """
+    The challenge's score of predicted shares against a split's true ones: see `metrics/emotion_share_spearman`.
+
+    Args:
+        references: (clips, labels) true shares, NaN where one is not known.
+        labels: label names.
+    """
+
+    def __init__(self, references, labels):
+        self.references = references
+        self.labels = labels
+        self.metric = evaluate.load(str(METRIC), keep_in_memory=True)
+
+    def scores(self, predictions, bootstrap=0, seed=0):
+        """
+        Args:
+            predictions: (clips, labels) predicted shares.
+            bootstrap: resamples of the clips for the intervals; 0 for none.
+            seed: of the resampling.
+
+        Returns:
+            `dict[str | None, Score]`: of `MEAN`, and of each label.
+        """
+        values = self.metric.compute(
+            predictions=predictions, references=self.references, label_names=self.labels, bootstrap=bootstrap, seed=seed
+        )
+        return {label: _score(values, _name(label)) for label in (MEAN, *self.labels)}
+
+    def rhos(self, predictions, labels):
+        """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
+        names = [self.labels[index] for index in labels]
+        values = self.metric.compute(predictions=predictions, references=self.references[:, labels], label_names=names)
+        return np.array([values[_name(name)] for name in names])
+
+
+def _name(label):
+    """What the metric calls a label's ρ."""
+    return "spearman" if label is MEAN else f"spearman_{label}"
+
+
+def _score(values, name):
+    """The `Score` in a dict of the metric's names, in which JSON has `None` for NaN."""
+    numbers = (values[name], *values.get(name + INTERVAL, ()))
+    return Score(*(math.nan if number is None else number for number in numbers))
+
+
+def write_scores(path, scores):
+    """
+    Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
+    no score has an interval, none is written.
+    """
+    has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
+    values = {}
+    for label, score in scores.items():
+        values[PREFIX + _name(label)] = _for_json(score.rho)
+        if has_intervals:
+            values[PREFIX + _name(label) + INTERVAL] = [_for_json(score.low), _for_json(score.high)]
+    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _for_json(number):
+    return None if math.isnan(number) else number
+
+
+def read_scores(path, labels):
+    """
+    Args:
+        path: JSON file that `write_scores` wrote.
+        labels: label names.
+
+    Returns:
+        `dict[str | None, Score]`: of `MEAN`, and of each label.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it does not hold the scores of these labels.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    for label in (MEAN, *labels):
+        if PREFIX + _name(label) not in values:
+            raise ValueError(f"{path}: has no {PREFIX + _name(label)!r}; expected the scores of {', '.join(labels)}")
+    return {label: _score(values, PREFIX + _name(label)) for label in (MEAN, *labels)}
+
+
 def is_constant(shares):
+    """
+    Which labels have the same share for every clip: (clips, labels) -> (labels,) bool. With a single clip this cannot
+    be known, and none has.
+    """
     return (np.ptp(shares, axis=0) < CONSTANT_SPREAD) & (len(shares) > 1)
+
+
+def score_table(scores, notes=None):
+    """
+    Args:
+        scores: of `Scorer.scores`.
+        notes: text to add after a label's score, by label.
+
+    Returns:
+        `str`: a line for the mean and one for each label, with 95 % intervals where there are any.
+    """
+    lines = []
+    for label, score in scores.items():
+        interval = "" if math.isnan(score.low) else f"   95 % CI {score.low:.3f} to {score.high:.3f}"
+        name = "mean" if label is MEAN else label
+        lines.append(f"  {name:<15} {score.rho:.3f}{interval}{(notes or {}).get(label, '')}")
+    return "\n".join(lines)
+
+
+def report(scores, shares, best_epochs, accelerator):
+    """
+    Prints the devel scores of a run, the epoch from which each emotion's weights are, and which heads are dead.
+
+    Args:
+        scores: of `Scorer.scores`.
+        shares: (clips, labels) predicted devel shares.
+        best_epochs: the epoch of each head's weights, 0 where there was no ρ to select by.
+        accelerator: `accelerate.Accelerator`.
+    """
+    labels = [label for label in scores if label is not MEAN]
+    epochs = best_epochs * len(labels) if len(best_epochs) == 1 else best_epochs
+    dead = [label for label, is_dead in zip(labels, is_constant(shares), strict=True) if is_dead]
+    notes = {
+        label: (f"   epoch {epoch}" if epoch else "   last epoch: no rho to select by")
+        + ("   dead" if label in dead else "")
+        for label, epoch in zip(labels, epochs, strict=True)
+    }
+    accelerator.print("\nSpearman's rho on devel (epochs are selected on devel, so a little optimistic)")
+    accelerator.print(score_table(scores, notes))
+    if dead:
+        accelerator.print(
+            f"\nDead: {', '.join(dead)}. The head gives the same share for every clip, which counts as a rho of 0. If "
+            "its last ReLU has closed, a new run with --restart_dead_heads N re-initialises it with another seed, at "
+            "most N times; with --output_activation sigmoid a head cannot die in this way."
+        )
+
+
+def write_history(path, history, labels):
+    """
+    Writes how a training run went, as CSV.
+
+    Args:
+        path: of the file.
+        history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label, as
+            `training.trainer.Progress` has it. A ρ that does not exist (NaN) is left empty.
+        labels: label names.
+    """
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "label", "train_loss", "devel_spearman"])
+        for epoch, label, loss, rho in history:
+            writer.writerow([epoch, labels[label], f"{loss:.6g}", "" if math.isnan(rho) else f"{rho:.6f}"])
+
+
+def read_history(path):
+    """
+    Args:
+        path: CSV file that `write_history` wrote.
+
+    Returns:
+        `dict[str, tuple[list[int], list[float]]]`: each label's epochs, and the training losses in them; empty if there
+        is no such file.
+    """
+    if not Path(path).is_file():
+        return {}
+    losses = {}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            epochs, values = losses.setdefault(row["label"], ([], []))
+            if row["train_loss"]:
+                epochs.append(int(row["epoch"]))
+                values.append(float(row["train_loss"]))
+    return losses

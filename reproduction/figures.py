@@ -1,4 +1,4 @@
-"""Figures of a grid, each as PNG and SVG. Colours are Okabe and Ito's, and no figure needs them to be told apart."""
+"""Figures of a grid, each as PNG and SVG."""
 
 import math
 from dataclasses import dataclass
@@ -8,33 +8,46 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..training.figures import plot_shares, save_figure
-from .results import architecture_name
+from ..configuration_emoshare import ARCHITECTURES
+from ..evaluation.figures import plot_shares, save_figure
 
 SUFFIXES = (".png", ".svg")
 COLUMNS = 3
 PANEL_INCHES = 2.6
 LEGEND_INCHES = 3.2  # the longest entry
-BINS = np.arange(-0.025, 1.05, 0.05)  # around the multiples of 0.05: the first holds the clips that nobody voted for
-LAYER_NAMES = {"-1": "last", "weighted": "all"}
+BINS = np.arange(-0.025, 1.05, 0.05)  # centred on the multiples of 0.05; clips without any vote are in the first
+LAYER_NAMES = {-1: "last", "weighted": "all"}
 
 
 @dataclass(frozen=True)
 class Style:
+    """How an architecture is drawn. Markers and lines differ too, so that no figure needs its colours."""
+
     color: str
     marker: str
-    linestyle: str
+    linestyle: str | tuple
     legend: str
 
 
-STYLES = {
-    "cnn_lstm": Style("#E69F00", "o", "--", "Architecture 1 (CNN, LSTM)"),
-    "cnn_lstm_attention": Style("#0072B2", "s", "-", "Architecture 2 (CNN, LSTM, attention)"),
-    "transformer": Style("#009E73", "^", ":", "Transformer (ours)"),
-}
+# Okabe and Ito's colours. The lists differ in length, so that combinations of the three repeat late.
+COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINESTYLES = ("--", "-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def plot_best_shares(stem, run, references, predictions, labels, title):
+def style_of(architecture):
+    """The `Style` of an architecture, by its place in the table."""
+    place = list(ARCHITECTURES).index(architecture)
+    entry = ARCHITECTURES[architecture]
+    return Style(
+        COLORS[place % len(COLORS)],
+        MARKERS[place % len(MARKERS)],
+        LINESTYLES[place % len(LINESTYLES)],
+        f"{entry.title}: {entry.summary}",
+    )
+
+
+def plot_best_shares(stem, run, references, predictions, title):
     """
     The paper's Figure 2, of one run: see `plot_shares`.
 
@@ -42,12 +55,10 @@ def plot_best_shares(stem, run, references, predictions, labels, title):
         stem: path of the figure without its suffix.
         run: `Run`.
         references, predictions: (clips, labels) shares on devel.
-        labels: label names.
         title: above all panels.
     """
-    results = {f"spearman_{label}": run.scores[label].rho for label in labels}
     for suffix in SUFFIXES:
-        plot_shares(stem.with_suffix(suffix), references, predictions, labels, results, title)
+        plot_shares(stem.with_suffix(suffix), references, predictions, run.scores, title)
 
 
 def plot_architectures(stem, systems, title, published=None, baseline=None):
@@ -68,34 +79,9 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
     panel.set_title(title, fontsize="medium")
     seeds = max(len(system.runs) for system in systems)
     for index, architecture in enumerate(architectures):
-        style = STYLES[architecture]
-        members = [system for system in systems if system.architecture == architecture]
         shift = (index - (len(architectures) - 1) / 2) * 0.6 / len(architectures)
-        heights = [rows.index(system.row) + shift for system in members]
-        spreads = np.nan_to_num([system.spread() for system in members])
-        panel.errorbar(
-            [system.rho() for system in members],
-            heights,
-            xerr=spreads if seeds > 1 else None,
-            fmt=style.marker,
-            color=style.color,
-            capsize=3,
-            label=style.legend,
-        )
-        known = [
-            (published[system.row, architecture], height)
-            for system, height in zip(members, heights, strict=True)
-            if (system.row, architecture) in (published or {})
-        ]
-        if known:
-            panel.plot(
-                *zip(*known, strict=True),
-                style.marker,
-                color=style.color,
-                fillstyle="none",
-                markersize=9,
-                label=f"{architecture_name(architecture)} in the paper",
-            )
+        members = {rows.index(system.row) + shift: system for system in systems if system.architecture == architecture}
+        _plot_architecture(panel, architecture, members, seeds, published or {})
     if baseline is not None:
         panel.axvline(baseline, color="black", linestyle="--", linewidth=1, label="challenge baseline")
     panel.axvline(0, color="0.6", linewidth=0.8)
@@ -109,6 +95,34 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
     panel.set_axisbelow(True)
     _legend_below(figure)
     _save(figure, stem)
+
+
+def _plot_architecture(panel, architecture, members, seeds, published):
+    """The marks of one architecture; `members` are its `System`s by their height in the panel."""
+    style = style_of(architecture)
+    panel.errorbar(
+        [system.rho() for system in members.values()],
+        list(members),
+        xerr=np.nan_to_num([system.spread() for system in members.values()]) if seeds > 1 else None,
+        fmt=style.marker,
+        color=style.color,
+        capsize=3,
+        label=style.legend,
+    )
+    known = [
+        (published[system.row, architecture], height)
+        for height, system in members.items()
+        if (system.row, architecture) in published
+    ]
+    if known:
+        panel.plot(
+            *zip(*known, strict=True),
+            style.marker,
+            color=style.color,
+            fillstyle="none",
+            markersize=9,
+            label=f"{ARCHITECTURES[architecture].title} in the paper",
+        )
 
 
 def plot_layers(stem, systems, title):
@@ -125,10 +139,10 @@ def plot_layers(stem, systems, title):
     for panel, backbone in zip(panels, backbones, strict=True):
         members = [system for system in systems if system.features == backbone]
         layers = {system.layer for system in members}
-        numbered = sorted((layer for layer in layers if layer.isdigit()), key=int)
         named = [layer for layer in LAYER_NAMES if layer in layers]
-        first_place = int(numbered[-1]) + 2 if numbered else 0
-        places = {layer: int(layer) for layer in numbered}
+        numbered = sorted(layers - set(named))
+        first_place = numbered[-1] + 2 if numbered else 0
+        places = {layer: layer for layer in numbered}
         places |= {layer: first_place + 2 * index for index, layer in enumerate(named)}
         for architecture in dict.fromkeys(system.architecture for system in members):
             of_layer = {system.layer: system for system in members if system.architecture == architecture}
@@ -147,7 +161,7 @@ def _plot_curve(panel, layers, of_layer, places, is_line):
     if not layers:
         return
     systems = [of_layer[layer] for layer in layers]
-    style = STYLES[systems[0].architecture]
+    style = style_of(systems[0].architecture)
     panel.errorbar(
         [places[layer] for layer in layers],
         [system.rho() for system in systems],
@@ -162,20 +176,20 @@ def _plot_curve(panel, layers, of_layer, places, is_line):
 
 def plot_training_loss(stem, runs, histories, title):
     """
-    Training loss over epochs: a panel for each network, a line for each run.
+    Training loss over epochs: a panel for each head, a line for each run.
 
     Args:
         stem: path of the figure without its suffix.
         runs: `Run`s.
-        histories: of each, as `read_history` gives it.
+        histories: each run's, as `read_history` gives it.
         title: above all panels.
     """
-    networks = list(dict.fromkeys(label for history in histories for label in history))
-    figure, panels = _panels(len(networks), title, "epoch", "training loss (MSE)")
-    for panel, network in zip(panels, networks, strict=True):
+    labels = list(dict.fromkeys(label for history in histories for label in history))
+    figure, panels = _panels(len(labels), title, "epoch", "training loss")
+    for panel, label in zip(panels, labels, strict=True):
         for run, history in zip(runs, histories, strict=True):
-            style = STYLES[run.cell.architecture]
-            epochs, losses = history.get(network, ([], []))
+            style = style_of(run.cell.architecture)
+            epochs, losses = history.get(label, ([], []))
             panel.plot(
                 epochs,
                 losses,
@@ -187,7 +201,7 @@ def plot_training_loss(stem, runs, histories, title):
                 linewidth=1.2,
                 label=style.legend,
             )
-        panel.set_title(network, fontsize="medium")
+        panel.set_title(label, fontsize="medium")
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.grid(color="0.9")

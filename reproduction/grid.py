@@ -8,16 +8,16 @@ from pathlib import Path
 import yaml
 from transformers import AutoConfig, AutoModel, set_seed
 
+from ..backbone_emoshare import family_of
 from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
-from ..training.arguments import ACOUSTIC, arguments_of, read_yaml
-from ..training.model import head_fields
+from ..evaluation.scores import RESULTS
+from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
 KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
-# Flags of train.py that the grid sets by itself.
+# Flags of train.py that the grid sets itself.
 OWN_FLAGS = ("architecture", "feature_cache_dir", "output_dir", "resume_from_checkpoint", "seed")
-PLACES = ("data_dir", "feature_cache_dir", "output_dir")  # flags that change no result
 RANDOM_BACKBONE = "random_backbone"
-SWEPT_ARCHITECTURE = "cnn_lstm_attention"
+SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,34 @@ class Cell:
     One training run of a grid.
 
     Attributes:
-        features: what the heads see, as the tables call it: a row of theirs.
-        architecture: as `EmoShareConfig.architecture`.
-        seed: of the run.
-        layer: as `train.py --backbone_layer`.
-        flags: of `train.py`, all of them.
-        folder: `train.py --output_dir`.
+        features: what the heads see, as a row of the tables is called.
+        arguments: `Arguments` of the run.
     """
 
     features: str
-    architecture: str
-    seed: int
-    layer: str
-    flags: dict
-    folder: Path
+    arguments: Arguments
+
+    @property
+    def architecture(self):
+        """As `EmoShareConfig.architecture`."""
+        return self.arguments.model.architecture
+
+    @property
+    def layer(self):
+        """As `EmoShareConfig.backbone_layer`."""
+        return self.arguments.model.layer
+
+    @property
+    def seed(self):
+        return self.arguments.run.seed
+
+    @property
+    def folder(self):
+        return Path(self.arguments.run.output_dir)
 
     @property
     def is_done(self):
-        return (self.folder / "eval_results.json").is_file()
-
-    @property
-    def settings(self):
-        """The flags that decide the cell's result."""
-        return {name: value for name, value in self.flags.items() if name not in PLACES}
+        return (self.folder / RESULTS).is_file()
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Grid:
     """
     Attributes:
         title: of the report.
-        output_dir: where everything is: cells, features, report.
+        output_dir: folder of everything: cells, features, report.
         cells: `list[Cell]`.
         random_backbones: configs of the backbones that are made, with random weights, by their folder.
     """
@@ -72,7 +77,7 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
     Reads a grid and checks every cell of it, before any of them is trained.
 
     Args:
-        path: YAML file with `title`, `output_dir`, `train` (flags of train.py, of all cells), `features` (a row of the
+        path: YAML file with `title`, `output_dir`, `train` (flags of train.py for all cells), `features` (a row of the
             tables by its name: flags of train.py, or `random_backbone` and a backbone's config), `architectures`
             (flags, too) and `seeds`.
         data_dir: of the corpus, instead of the one in `train`.
@@ -87,35 +92,24 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
             the line.
     """
     reader = _Reader(Path(path))
-    grid = reader.entries
+    entries = reader.entries
     if data_dir is not None:
-        grid["train"]["data_dir"] = str(data_dir)
-    folder = Path(output_dir or grid["output_dir"])
+        entries["train"]["data_dir"] = str(data_dir)
+    folder = Path(output_dir or entries["output_dir"])
     cells, random_backbones = [], {}
-    for row, own in grid["features"].items():
-        flags = {**grid["train"], **(own or {})}
+    for row, own in entries["features"].items():
+        flags = {**entries["train"], **(own or {})}
         if RANDOM_BACKBONE in flags:
-            backbone_folder = folder / "backbones" / _slug(row)
-            random_backbones[backbone_folder] = flags.pop(RANDOM_BACKBONE)
-            flags["backbone"] = str(backbone_folder)
+            flags["backbone"] = str(folder / "backbones" / _slug(row))
+            random_backbones[Path(flags["backbone"])] = flags.pop(RANDOM_BACKBONE)
             backbone_config = reader.random_backbone_config(row)
         else:
             backbone_config = reader.backbone_config(row, flags)
-        combinations = [
-            (architecture, seed, str(flags.get("backbone_layer", -1)))
-            for architecture in grid["architectures"]
-            for seed in grid["seeds"]
-        ]
-        if sweep_layers and backbone_config is not None:
-            swept = SWEPT_ARCHITECTURE if SWEPT_ARCHITECTURE in grid["architectures"] else combinations[0][0]
-            combinations += [
-                (swept, grid["seeds"][0], str(layer)) for layer in range(backbone_config.num_hidden_layers + 1)
-            ]
-        for architecture, seed, layer in dict.fromkeys(combinations):
+        for architecture, seed, layer in _combinations(entries, flags, backbone_config, sweep_layers):
             name = f"{_slug(row)}-{architecture}-layer{layer}-seed{seed}"
             of_cell = {
                 **flags,
-                **(grid["architectures"][architecture] or {}),
+                **(entries["architectures"][architecture] or {}),
                 "architecture": architecture,
                 "seed": seed,
                 "output_dir": str(folder / "cells" / name),
@@ -123,14 +117,25 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
             }
             if backbone_config is not None:
                 of_cell["backbone_layer"] = layer
-            cell = Cell(row, architecture, seed, layer, of_cell, folder / "cells" / name)
-            reader.check(cell, backbone_config)
-            cells.append(cell)
-    return Grid(grid["title"], folder, cells, random_backbones)
+            cells.append(Cell(row, reader.arguments(row, name, of_cell, backbone_config)))
+    return Grid(entries["title"], folder, cells, random_backbones)
+
+
+def _combinations(entries, flags, backbone_config, sweep_layers):
+    """The architecture, seed and layer of each cell of a row."""
+    own_layer = str(flags.get("backbone_layer", -1))
+    combinations = [
+        (architecture, seed, own_layer) for architecture in entries["architectures"] for seed in entries["seeds"]
+    ]
+    if sweep_layers and backbone_config is not None:
+        swept = SWEPT_ARCHITECTURE if SWEPT_ARCHITECTURE in entries["architectures"] else combinations[0][0]
+        layers = range(family_of(backbone_config).num_layers(backbone_config) + 1)
+        combinations += [(swept, entries["seeds"][0], str(layer)) for layer in layers]
+    return list(dict.fromkeys(combinations))
 
 
 class _Reader:
-    """A grid's YAML file; what is wrong with it is told with the line."""
+    """A grid's YAML file. Errors name the line."""
 
     def __init__(self, path):
         self.path = path
@@ -198,30 +203,31 @@ class _Reader:
         except (TypeError, ValueError) as error:
             raise self.error(("features", row, RANDOM_BACKBONE), f"{RANDOM_BACKBONE}: {error}") from error
 
-    def check(self, cell, backbone_config):
-        """Raises what train.py would say of the cell's flags, and the model's config of their combination."""
+    def arguments(self, row, name, flags, backbone_config):
+        """
+        A cell's `Arguments`, checked as train.py checks its flags, and the model's config their combination.
+
+        Args:
+            row: of the cell.
+            name: of its folder.
+            flags: of train.py.
+            backbone_config: of its backbone; `None` for acoustic features.
+        """
         try:
-            _, model, _ = arguments_of(cell.flags, "train.py")
-            layer = {} if backbone_config is None else {"backbone_layer": cell.layer}
-            if layer and cell.layer != "weighted":
-                layer = {"backbone_layer": int(cell.layer)}
-            EmoShareConfig(backbone_config=backbone_config, **layer, **head_fields(model))
+            arguments = arguments_of(flags, "train.py")
+            layer = arguments.model.layer
+            EmoShareConfig(backbone_config=backbone_config, backbone_layer=layer, **arguments.model.config_fields)
         except ValueError as error:
-            scopes = [("features", cell.features), ("architectures", cell.architecture), ("train",)]
-            named = [
-                (*scope, name)
-                for scope in scopes
-                for name in cell.flags
-                if (*scope, name) in self.lines and re.search(rf"\b{name}\b", str(error))
-            ]
+            scopes = [("features", row), ("architectures", flags["architecture"]), ("train",)]
             unknown = re.search("unknown key '(.*?)'", str(error))
-            if unknown:
-                named = [(*scope, unknown[1]) for scope in scopes if (*scope, unknown[1]) in self.lines]
-            raise self.error(named[0] if named else scopes[0], f"{cell.folder.name}: {error}") from error
+            suspects = [unknown[1]] if unknown else [flag for flag in flags if re.search(rf"\b{flag}\b", str(error))]
+            lines = [(*scope, flag) for scope in scopes for flag in suspects if (*scope, flag) in self.lines]
+            raise self.error(lines[0] if lines else scopes[0], f"{name}: {error}") from error
+        return arguments
 
 
 def make_random_backbones(grid):
-    """Writes the backbones that the grid makes by itself, unless they are there: the same weights at every time."""
+    """Writes the backbones that the grid makes itself, unless they are there: always with the same weights."""
     for folder, fields in grid.random_backbones.items():
         if not (folder / "config.json").is_file():
             set_seed(0)
@@ -230,19 +236,20 @@ def make_random_backbones(grid):
 
 def claim_folder(cell):
     """
-    Makes the cell's folder, and notes what is trained in it.
+    Makes the cell's folder, and notes in it which flags decide the cell's result.
 
     Raises:
-        ValueError: if it holds a cell of other settings.
+        ValueError: if it holds a cell with other flags.
     """
     note = cell.folder / "cell.json"
-    settings = json.loads(json.dumps(cell.settings))
+    settings = cell.arguments.values("changes_results")
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        # A flag that the note does not have was not given, or did not exist yet: either way, it had its default.
+        before = arguments_of(json.loads(note.read_text(encoding="utf-8")), note).values("changes_results")
+        changed = [name for name in settings if settings[name] != before[name]]
         if changed:
-            told = "; ".join(f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
-            raise ValueError(f"{cell.folder} holds a cell of other settings: {told}; take another output_dir")
+            changes = "; ".join(f"{name} was {before[name]!r}, now {settings[name]!r}" for name in changed)
+            raise ValueError(f"{cell.folder} holds a cell with other settings: {changes}; take another output_dir")
     cell.folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

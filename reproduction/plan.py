@@ -1,4 +1,4 @@
-"""What a grid will take, before it is begun; and the features that cells share, all layers of a backbone at once."""
+"""What a grid will take, before it begins; and the features of all layers that its cells share, extracted in one go."""
 
 import time
 from functools import partial
@@ -7,79 +7,69 @@ import torch
 from accelerate.utils import tqdm
 
 from ..configuration_emoshare import EmoShareConfig
-from ..head_emoshare import EmotionHead
-from ..losses_emoshare import mse as known_mse
-from ..training.arguments import arguments_of
+from ..modeling_emoshare import EmoShareModel
 from ..training.features import expected_bytes, extract_layers
-from ..training.launch import training_dtype
-from ..training.model import build_model, head_fields
+from ..training.model import build_model
+from ..training.precision import training_dtype
+from ..training.trainer import heads_in_training, threads_for, train_step
 
 PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge
 PROBES = 3
 
 
-def extract_swept_layers(grid, splits, labels, accelerator):
+def extract_swept_layers(grid, corpus, accelerator):
     """
-    Extracts the features of all layers that a row's unfinished cells want, in one pass of its backbone. Says first how
-    much disk they take.
+    Extracts the features of all layers that a row's unfinished cells need, in one pass of its backbone. Before that,
+    prints how much disk space they take.
 
     Args:
         grid: `Grid`.
-        splits: `datasets.DatasetDict`.
-        labels: label names.
+        corpus: `Corpus`.
         accelerator: `accelerate.Accelerator`.
     """
     for row, cells in _by_row(grid).items():
-        layers = sorted({_layer(cell) for cell in cells if not cell.is_done}, key=str)
+        layers = sorted({cell.layer for cell in cells if not cell.is_done}, key=str)
         if len(layers) < 2:
-            continue  # train.py extracts a single one by itself
-        data, arguments, _ = arguments_of(cells[0].flags, row)
-        model, feature_extractor = build_model(arguments, labels)
-        disk = _expected_disk(splits, model, feature_extractor, data, layers)
-        accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} where none of them is there yet")
-        for split, clips in splits.items():
-            extract_layers(
-                clips,
-                split,
-                model,
-                feature_extractor,
-                data.feature_cache_dir,
-                accelerator,
-                data.feature_dtype,
-                layers,
-            )
+            continue  # training extracts a single one itself
+        arguments = cells[0].arguments
+        model, feature_extractor = build_model(arguments, corpus.labels)
+        disk = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
+        accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} if none has been extracted yet")
+        cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+        for split in corpus.splits:
+            extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
 
 
-def describe(grid, splits, labels, accelerator):
+def describe(grid, corpus, accelerator):
     """
     Args:
-        grid, splits, labels, accelerator: as in `extract_swept_layers`.
+        grid, corpus, accelerator: as in `extract_swept_layers`.
 
     Returns:
-        `str`: the cells, with the time and the disk that they take on this machine. Times are those of a few steps on
-        random features; training is told for all of its epochs, though it may stop early.
+        `str`: the cells, with the time and the disk space that they take on this machine. Times are measured in a few
+        steps on random features. Training is counted with all of its epochs, though it may stop early.
     """
     lines = [f"{'cell':<64} {'state':<12} {'training':>10}"]
     total, disk = 0.0, 0
+    num_clips = sum(map(len, corpus.splits.values()))
     for row, cells in _by_row(grid).items():
-        data, arguments, _ = arguments_of(cells[0].flags, row)
-        model, feature_extractor = build_model(arguments, labels)
+        arguments = cells[0].arguments
+        model, feature_extractor = build_model(arguments, corpus.labels)
         model.to(accelerator.device)
-        layers = {_layer(cell) for cell in cells}
-        size = _expected_disk(splits, model, feature_extractor, data, layers)
-        clips = sum(map(len, splits.values()))
-        extraction = clips * _seconds_of(partial(_extract, model, feature_extractor)) / accelerator.num_processes
+        layers = {cell.layer for cell in cells}
+        size = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
+        extraction = num_clips * _seconds_of(partial(_extract, model, feature_extractor)) / accelerator.num_processes
         lines.append(f"{row}: features of {len(layers)} layers, {_size(size)}, {_duration(extraction)} to extract")
         total, disk = total + extraction, disk + size
+        frames = feature_extractor.num_frames(_probed_samples(feature_extractor))
         for cell in tqdm(cells, desc=f"Timing {row}", leave=False):
             state = "done" if cell.is_done else "interrupted" if cell.folder.is_dir() else "to do"
-            training = (
-                0.0
-                if cell.is_done
-                else _training_seconds(cell, model.config, feature_extractor, len(splits["train"]), accelerator)
-            )
-            lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(training):>10}")
-            total += training
+            seconds = 0.0
+            if not cell.is_done:
+                heads = _heads_of(cell, model.config)
+                seconds = _training_seconds(heads, cell.arguments, frames, len(corpus.splits["train"]), accelerator)
+            lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(seconds):>10}")
+            total += seconds
     lines.append(f"In all: {_duration(total)} on this machine, at most; {_size(disk)} of features")
     return "\n".join(lines)
 
@@ -91,61 +81,73 @@ def _by_row(grid):
     return rows
 
 
-def _expected_disk(splits, model, feature_extractor, data, layers):
+def _expected_disk(corpus, config, feature_extractor, arguments, layers):
     """Bytes of the stores of all splits and layers."""
-    of_splits = (
-        expected_bytes(clips, model.config, feature_extractor, data.feature_dtype, layers) for clips in splits.values()
-    )
+    dtype = arguments.data.feature_dtype
+    of_splits = (expected_bytes(clips, config, feature_extractor, dtype, layers) for clips in corpus.splits.values())
     return sum(sum(of_layers.values()) for of_layers in of_splits)
 
 
-def _layer(cell):
-    return cell.layer if cell.layer == "weighted" else int(cell.layer)
+def _probed_samples(feature_extractor):
+    return int(min(PROBED_SECONDS, feature_extractor.chunk_length_s) * feature_extractor.sampling_rate)
 
 
 def _extract(model, feature_extractor):
+    waveform = torch.randn(_probed_samples(feature_extractor)).numpy()
     rate = feature_extractor.sampling_rate
-    inputs = feature_extractor(
-        [torch.randn(int(PROBED_SECONDS * rate)).numpy()], sampling_rate=rate, return_tensors="pt"
-    )
+    batch = feature_extractor([waveform], sampling_rate=rate, return_tensors="pt").to(model.device)
     if model.backbone is not None:
         with torch.inference_mode():
-            model.frame_features(**inputs.to(model.device))
+            model.frame_features(batch[feature_extractor.model_input_names[0]], batch["attention_mask"])
 
 
-def _training_seconds(cell, row_config, feature_extractor, num_clips, accelerator):
-    """Of all epochs of a cell, on clips of `PROBED_SECONDS`; its backbone and labels are those of `row_config`."""
-    _, arguments, run = arguments_of(cell.flags, cell.folder)
+def _heads_of(cell, row_config):
+    """A model with the heads of a cell and no backbone. Labels and backbone are those of `row_config`."""
     config = EmoShareConfig(
         backbone_config=row_config.backbone_config,
-        backbone_layer=_layer(cell),
+        backbone_layer=cell.layer,
         id2label=row_config.id2label,
-        **head_fields(arguments),
+        **cell.arguments.model.config_fields,
     )
-    outputs = [1] * config.num_labels if config.separate_heads else [config.num_labels]
-    heads = [EmotionHead(config, num_outputs).to(accelerator.device) for num_outputs in outputs]
-    frames = feature_extractor.num_frames(int(PROBED_SECONDS * feature_extractor.sampling_rate))
-    shape = [run.per_device_train_batch_size, frames, config.feature_size]
+    with torch.device("meta"):  # where a backbone takes neither time nor memory
+        model = EmoShareModel(config).select(range(config.num_labels))
+    model.to_empty(device="cpu")
+    for index in range(len(model.heads)):
+        model.initialize_head(index, cell.seed)
+    return model
+
+
+def _training_seconds(model, arguments, frames, num_clips, accelerator):
+    """
+    Seconds that all epochs of a run take.
+
+    Args:
+        model: `EmoShareModel` with its heads, without its backbone.
+        arguments: `Arguments` of the run.
+        frames: length of a clip.
+        num_clips: of the train split.
+        accelerator: `accelerate.Accelerator`.
+    """
+    device, run, config = accelerator.device, arguments.run, model.config
+    clips = min(run.per_device_train_batch_size, num_clips)
+    dtype = training_dtype(run.mixed_precision, device)
+    shape = [clips, frames, config.feature_size]
     if config.backbone_layer == "weighted":
-        shape.insert(1, config.backbone_config.num_hidden_layers + 1)
-    dtype = training_dtype(run, accelerator.device)
-    features = torch.randn(shape, device=accelerator.device, dtype=dtype)
-    lengths = torch.full((shape[0],), frames, device=accelerator.device)
-
-    def step():
-        for head in heads:
-            with torch.autocast(features.device.type, dtype, enabled=dtype != torch.float32):
-                shares, _ = head(features, lengths)
-            known_mse(shares, torch.zeros_like(shares)).backward()
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    batches = -(-num_clips // (shape[0] * accelerator.num_processes))
-    return run.num_train_epochs * batches * _seconds_of(step)
+        shape.insert(1, len(model.heads[0].layer_weights))
+    batch = {
+        "frame_features": torch.randn(shape, device=device, dtype=dtype),
+        "attention_mask": torch.ones(clips, frames, device=device, dtype=torch.bool),
+        "labels": torch.rand(clips, config.num_labels, device=device),
+    }
+    heads = heads_in_training(model.to(device), run.learning_rate)
+    with threads_for(model) as num_threads:
+        seconds = _seconds_of(lambda: train_step(heads, batch, accelerator, num_threads).tolist())
+    batches = -(-num_clips // (clips * accelerator.num_processes))
+    return run.num_train_epochs * batches * seconds
 
 
 def _seconds_of(step):
-    """The shortest of a few times; the first, in which much is made ready, does not count."""
+    """The shortest of a few times, without the first, which includes preparations."""
     step()
     times = []
     for _ in range(PROBES):

@@ -1,4 +1,4 @@
-"""The paper's tables, made of a grid's results and of its own, as Markdown."""
+"""The paper's tables as Markdown: of a grid's results, next to the paper's own."""
 
 import math
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..training.paper import PAPER
-from .results import MEAN, PAPER_ARCHITECTURES, architecture_name
+from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
+from ..evaluation.scores import MEAN
 
 NONE = "–"
 
@@ -19,7 +19,7 @@ def markdown_table(header, rows):
 
 
 def number(value, sign=""):
-    """Three decimals, as in the paper; NaN is a dash. `sign="+"` writes that of positive numbers too."""
+    """Three decimals, as in the paper; NaN is a dash. `sign="+"` writes the sign of positive numbers too."""
     return NONE if math.isnan(value) else f"{value:{sign}.3f}"
 
 
@@ -29,25 +29,25 @@ def percentage(value):
 
 
 def percentage_change(value, reference):
-    """What `value` is above `reference`, in % of it; NaN if that is not positive, where a percentage means nothing."""
+    """By how many % `value` is above `reference`; NaN unless that is positive, as a percentage means nothing then."""
     return 100 * (value - reference) / reference if reference > 0 else math.nan
 
 
-def table_1(systems, labels, beside_paper):
+def table_1(systems, labels, with_paper):
     """
     Spearman's ρ per label and mean, averaged over seeds, the best of each column in bold.
 
     Args:
         systems: `System`s.
         labels: label names.
-        beside_paper: whether the paper's value and the difference stand below each system's.
+        with_paper: whether to add the paper's value and the difference below each system's.
 
     Returns:
         `str`: Markdown.
     """
     columns = [*labels, MEAN]
     best = {column: max((number(system.rho(column)) for system in systems), key=_as_number) for column in columns}
-    header = ["features", "architecture", *([""] if beside_paper else []), *labels, "mean"]
+    header = ["features", "architecture", *([""] if with_paper else []), *labels, "mean"]
     rows = []
     for system in systems:
         texts = []
@@ -55,10 +55,9 @@ def table_1(systems, labels, beside_paper):
             rho, spread = number(system.rho(column)), system.spread(column)
             text = f"**{rho}**" if rho == best[column] != NONE else rho
             texts.append(text if math.isnan(spread) else f"{text} ± {spread:.3f}")
-        names = [system.row, architecture_name(system.architecture)]
-        rows.append([*names, *(["here"] if beside_paper else []), *texts])
-        paper = paper_rhos(system) if beside_paper else None
-        if paper is not None:
+        rows.append([system.row, system.title, *(["here"] if with_paper else []), *texts])
+        paper = rhos_of(system.paper_row, system.architecture) if with_paper else {}
+        if paper:
             rows.append(["", "", "paper", *(number(paper[column]) for column in columns)])
             differences = (number(system.rho(column) - paper[column], "+") for column in columns)
             rows.append(["", "", "difference", *differences])
@@ -67,12 +66,6 @@ def table_1(systems, labels, beside_paper):
 
 def _as_number(text):
     return -math.inf if text == NONE else float(text)
-
-
-def paper_rhos(system):
-    """The paper's ρ by emotion, and their mean, for these features and this architecture; `None` if it has none."""
-    rhos = PAPER["table_1"].get(system.paper_row, {}).get(system.architecture)
-    return rhos and {**dict(zip(PAPER["emotions"], rhos, strict=True)), MEAN: mean(rhos)}
 
 
 def by_architecture(systems, labels):
@@ -89,7 +82,7 @@ def mean(rhos):
 
 
 def average(rhos):
-    """`mean` with three decimals, as the paper prints it and goes on with it."""
+    """`mean` with three decimals, as the paper prints it and computes with it."""
     return round(mean(rhos), 3)
 
 
@@ -103,39 +96,39 @@ def average_of_better(row):
     return average(np.fmax(*(row[architecture] for architecture in PAPER_ARCHITECTURES)))
 
 
-def table_2(systems, labels, beside_paper):
+def table_2(systems, labels, with_paper):
     """
-    Average ρ of each features row: per label the better of the paper's two architectures, and the plain mean of each
-    architecture.
+    Average ρ of each row of features: of the better of the paper's two architectures per label, and of each
+    architecture by itself.
 
     Args:
         systems: `System`s.
         labels: label names.
-        beside_paper: whether the change against the challenge's baseline, and the paper's numbers, stand beside.
+        with_paper: whether to add the change against the challenge's baseline, and the paper's numbers.
 
     Returns:
         `str`: Markdown.
     """
     baseline = average(PAPER["baseline"])
     paper_rows = {system.row: system.paper_row for system in systems}
-    architectures = list(dict.fromkeys(system.architecture for system in systems))
+    titles = {system.architecture: system.title for system in systems}
 
     def cells(value):
-        return [number(value), percentage(percentage_change(value, baseline))] if beside_paper else [number(value)]
+        return [number(value), percentage(percentage_change(value, baseline))] if with_paper else [number(value)]
 
     def columns(name):
-        return [name, "change"] if beside_paper else [name]
+        return [name, "change"] if with_paper else [name]
 
-    header = ["features", *columns("better of 1 and 2"), *(columns("the paper's") if beside_paper else [])]
-    header += [name for architecture in architectures for name in columns(architecture_name(architecture))]
+    header = ["features", *columns("better of 1 and 2"), *(columns("the paper's") if with_paper else [])]
+    header += [name for title in titles.values() for name in columns(title)]
     rows = []
     for name, row in by_architecture(systems, labels).items():
         has_both = all(architecture in row for architecture in PAPER_ARCHITECTURES)
         line = [name, *cells(average_of_better(row) if has_both else math.nan)]
-        if beside_paper:
+        if with_paper:
             published = PAPER["table_2"]["average"].get(paper_rows[name], math.nan)
             line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_rows[name], math.nan))]
-        for architecture in architectures:
+        for architecture in titles:
             line += cells(average(row.get(architecture, [math.nan])))
         rows.append(line)
     return markdown_table(header, rows)
@@ -147,11 +140,11 @@ class Claim:
     A number in the paper's text.
 
     Attributes:
-        what: that it is of.
+        what: what the number is about.
         said: the number in the text.
-        rows: of the paper's Table 1, that it is made of.
-        recompute: those rows, each with ρ per emotion by architecture, to the number in %.
-        needs_baseline: whether it is against the challenge's baseline.
+        rows: the rows of the paper's Table 1 from which it can be computed.
+        recompute: computes it, in %, from these rows; each has ρ per emotion by architecture.
+        needs_baseline: whether it compares with the challenge's baseline.
     """
 
     what: str
@@ -170,7 +163,7 @@ def over_other_row(row, other):
 
 
 def gain_of_attention(row):
-    """Of the means as they are: three decimals would not do for changes of a percent."""
+    """Computed from unrounded means: three decimals are too few for changes of a percent."""
     without, with_attention = (mean(row[architecture]) for architecture in PAPER_ARCHITECTURES)
     return percentage_change(with_attention, without)
 
@@ -190,13 +183,13 @@ CLAIMS = (
 
 def claims_table(systems, labels, corpus, has_baseline):
     """
-    The claims of the paper's text, what its own Table 1 gives, and what this grid gives.
+    The claims in the paper's text, next to what its own Table 1 gives and what this grid gives.
 
     Args:
         systems: `System`s.
         labels: label names.
-        corpus: what to call the grid's corpus.
-        has_baseline: whether the challenge's baseline is of this corpus.
+        corpus: title of the grid's corpus.
+        has_baseline: whether the challenge's baseline is for this corpus.
 
     Returns:
         `str`: Markdown.

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, small_model, speech
+from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
 from playwright.sync_api import expect, sync_playwright
 from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareFeatureExtractor, app
-from emoshare.training.arguments import DataArguments, ModelArguments, RunArguments
-from emoshare.training.card import model_card
+from emoshare.dataset_script import Corpus
+from emoshare.evaluation.card import model_card
+from emoshare.evaluation.scores import MEAN, Score
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 # As on a Space: the package cannot be imported. And whatever host the server wants to reach is written down.
 START = """
@@ -27,11 +31,15 @@ sys.modules["emoshare"] = None
 sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("looked up:", args[0]))
 runpy.run_path("app.py", run_name="__main__")
 """
-CARD = """# A model
+CARD = """---
+tags: [speech, synthetic]
+---
+
+# A model
 
 ## Results
 
-These numbers show little: the corpus is synthetic.
+These numbers show little.
 
 ## Limits
 
@@ -215,14 +223,21 @@ def test_the_server_reaches_for_no_other_host(space):
     ],
 )
 def test_the_card_that_training_writes_is_understood(corpus, dataset, warning):
-    scores = {f"spearman{suffix}": 0.5 for suffix in ("", *(f"_{emotion}" for emotion in EMOTIONS))}
+    scores = {label: Score(0.5) for label in (MEAN, *EMOTIONS)}
     data = DataArguments(dataset=dataset, data_dir="somewhere" if dataset == "compare2023" else None)
-    arguments = data, ModelArguments(backbone="acoustic"), RunArguments(output_dir="here")
-    clips = {"train": 12, "devel": 8}
-    card = model_card(*arguments, small_model(), EmoShareFeatureExtractor(), scores, clips, corpus)
+    arguments = Arguments(data, ModelArguments(backbone="acoustic"), RunArguments(output_dir="here"))
+    splits = {split: Dataset.from_dict({"filename": ["a.wav"]}) for split in ("train", "devel")}
+    loaded = Corpus(corpus, DatasetDict(splits), list(EMOTIONS))
+    card = model_card(arguments, small_model(), EmoShareFeatureExtractor(), scores, loaded)
     assert app.warning(card) == warning
     assert "Not for surveillance" in app.limits(card)
     assert "Licences" not in app.limits(card)
+
+
+def test_cards_of_earlier_versions_say_synthetic_in_their_text_alone():
+    text = "---\ntags: [speech]\n---\n\n**These numbers show that the software works:** the corpus is synthetic.\n"
+    assert app.warning(ModelCard(text)) == app.SYNTHETIC
+    assert app.warning(ModelCard(text.replace("synthetic", "large"))) == ""
 
 
 def test_a_model_without_a_card_is_said_to_be_unknown():

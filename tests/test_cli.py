@@ -19,7 +19,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline
-from emoshare.cli import find_clips, main, predict_each
+from emoshare.cli import main
+from emoshare.evaluation.clips import find_clips, predict_each
 
 COMMAND = [sys.executable, "-m", "emoshare.cli"]
 

@@ -105,9 +105,8 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_can_be_repeated(train_a
         hub.cut_uploads = 0
         script = """
 import sys
-from emoshare.training.arguments import RunArguments
-from emoshare.training.hub import publish
-publish(RunArguments(output_dir=sys.argv[1], push_to_hub=True, hub_model_id=sys.argv[2]))
+from emoshare.repository_emoshare import publish_folder
+publish_folder(sys.argv[1], sys.argv[2], commit_message="EmoShare model")
 """
         run_python("-c", script, output_dir, MODEL_ID, cwd=tmp_path, **hub.environment(tmp_path / "home"))
         assert "model.safetensors" in hub.repositories[MODEL_ID].commits[-1][1]

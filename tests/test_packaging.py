@@ -41,8 +41,9 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
     assert {
         "emoshare/modeling_emoshare.py",
         "emoshare/train.py",
-        "emoshare/training/heads.py",
-        "emoshare/training/paper_results.json",
+        "emoshare/training/trainer.py",
+        "emoshare/evaluation/paper_results.json",
+        "emoshare/evaluation/model_card.md",
         "emoshare/reproduction/report.md",
         "emoshare/dataset_script/README.md",
         "emoshare/dataset_script/dataset_card.md",

@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     )
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     result = run_command(*command, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", cwd=tmp_path)
-    assert "Going on after epoch" in result.stdout
+    assert "Resuming after epoch" in result.stdout
     assert "epoch 1: " not in result.stdout
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     arguments = ["--output_dir", tmp_path / "parts", "--resume_from_checkpoint"]
     result = run_command(*command, *arguments, cwd=tmp_path, check=False)
     assert result.returncode != 0
-    assert "checkpoint-epoch-8 is of another run: train: " in result.stderr
+    assert "checkpoint-epoch-8 is from another run: train: " in result.stderr
 
 
 def test_the_papers_recipe_runs_and_names_a_dead_network(corpus_folder, backbone_folder, tmp_path):
@@ -192,7 +192,7 @@ def test_the_papers_recipe_runs_and_names_a_dead_network(corpus_folder, backbone
     arguments += ["--restart_dead_heads", "2"]
     result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)
     assert (
-        "Boredom is dead: it gives the same share for every devel clip; started anew with seed 4 (1 of 2)"
+        "Boredom is dead: its head gives the same share for every devel clip; re-initialised with seed 4 (1 of 2)"
         in result.stdout
     )
     assert "epoch 2" in result.stdout

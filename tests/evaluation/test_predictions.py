@@ -2,9 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from conftest import read_csv, write_csv
+from accelerate import Accelerator
+from conftest import read_csv, small_model, write_corpus, write_csv
 
-from emoshare.evaluation.predictions import read_predictions, read_submission, write_predictions
+from emoshare import EmoShareFeatureExtractor, EmotionSharePipeline
+from emoshare.dataset_script import load_corpus
+from emoshare.evaluation.predictions import predict, read_predictions, read_submission, write_predictions
+from emoshare.training.batches import FeatureLoader
+from emoshare.training.features import extract_frame_features
 
 FILENAMES = ["b.wav", "a.wav", "c.wav"]
 LABELS = ["joy", "awe"]
@@ -14,6 +19,23 @@ ROWS = [["b.wav", "0.5", "0"], ["a.wav", "0.25", "1"], ["c.wav", "1e-3", "0.125"
 def written(folder, rows, header=("filename", *LABELS)):
     write_csv(folder / "predictions.csv", list(header), rows)
     return folder / "predictions.csv"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 5e-3)])
+@pytest.mark.parametrize("chunk_length_s", [8.0, 0.25])
+def test_predictions_are_those_of_the_pipeline(chunk_length_s, dtype, tolerance, tmp_path):
+    folder = write_corpus(tmp_path / "corpus", {"train": 1, "devel": 6}, labels=LABELS)
+    corpus = load_corpus("csv", data_dir=folder, cache_dir=tmp_path / "cache")
+    model = small_model(id2label=dict(enumerate(LABELS)))
+    extractor = EmoShareFeatureExtractor("mel", chunk_length_s=chunk_length_s)
+    accelerator = Accelerator(cpu=True)
+    store = extract_frame_features(corpus, "devel", model, extractor, tmp_path / "store", accelerator, dtype)
+    shares = predict(model, FeatureLoader(store, model.config, 4, accelerator), accelerator)
+    assert shares.shape == (6, 2)
+    pipeline = EmotionSharePipeline(model=model, feature_extractor=extractor, device="cpu")
+    for row, predicted in zip(corpus.splits["devel"], shares, strict=True):
+        scores = {share["label"]: share["score"] for share in pipeline(row["audio"])}
+        assert scores == pytest.approx(dict(zip(LABELS, predicted, strict=True)), abs=tolerance)
 
 
 def test_written_predictions(tmp_path):

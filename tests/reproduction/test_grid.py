@@ -32,22 +32,22 @@ def write_grid(tmp_path, **changes):
 def test_a_cell_for_each_row_architecture_and_seed(tmp_path):
     grid = read_grid(write_grid(tmp_path))
     assert [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in grid.cells] == [
-        (row, architecture, seed, "-1")
+        (row, architecture, seed, -1)
         for row in ("HuBERT (Small)", "MFCC")
         for architecture in ("cnn_lstm", "transformer")
         for seed in (0, 3)
     ]
     assert len({cell.folder for cell in grid.cells}) == 8
-    assert len({cell.flags["feature_cache_dir"] for cell in grid.cells}) == 1
-    last = grid.cells[-1].flags
-    assert (last["acoustic_features"], last["learning_rate"], last["seed"]) == ("mfcc", 1e-3, 3)
-    assert "learning_rate" not in grid.cells[0].flags
+    assert len({cell.arguments.feature_cache_dir for cell in grid.cells}) == 1
+    last = grid.cells[-1].arguments
+    assert (last.model.acoustic_features, last.run.learning_rate, last.run.seed) == ("mfcc", 1e-3, 3)
+    assert grid.cells[0].arguments.run.learning_rate == 1e-4
 
 
 def test_a_sweep_adds_each_layer_of_each_backbone(tmp_path):
     cells = read_grid(write_grid(tmp_path), sweep_layers=True).cells
-    swept = [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != "-1"]
-    assert swept == [("HuBERT (Small)", "cnn_lstm", 0, layer) for layer in "012"]
+    swept = [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != -1]
+    assert swept == [("HuBERT (Small)", "cnn_lstm", 0, layer) for layer in range(3)]
     assert len(cells) == 8 + 3
 
 
@@ -115,4 +115,4 @@ def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
     path = write_grid(tmp_path, **grid)
     cells = read_grid(path, data_dir="DIR").cells
     assert len(cells) == 6 * 3 * 3
-    assert {cell.flags["data_dir"] for cell in cells} == {"DIR"}
+    assert {cell.arguments.data.data_dir for cell in cells} == {"DIR"}

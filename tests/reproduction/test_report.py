@@ -3,11 +3,12 @@ import re
 import numpy as np
 import pytest
 from conftest import read_csv
-from fabricated_grid import corpus, finish_cell, plan_cell
+from fabricated_grid import fabricated_corpus, finish_cell, plan_cell
 from PIL import Image
 
 from emoshare import EMOTIONS
 from emoshare.reproduction import report
+from emoshare.reproduction.grid import Grid
 from emoshare.reproduction.report import write_report
 
 LABELS = ["joy", "awe"]
@@ -19,16 +20,16 @@ def _few_resamples(monkeypatch):
     monkeypatch.setattr(report, "RESAMPLES", 50)
 
 
-def grid(folder, splits, labels, features="mel", seeds=(0,), noises=(0.3, 0.1), **flags):
+def cells_of(folder, corpus, features="mel", seeds=(0,), noises=(0.3, 0.1), **flags):
     return [
-        finish_cell(plan_cell(folder, features, architecture, seed, **flags), splits, labels, noise)
+        finish_cell(plan_cell(folder, features, architecture, seed, **flags), corpus, noise)
         for architecture, noise in zip(ARCHITECTURES, noises, strict=True)
         for seed in seeds
     ]
 
 
-def page_of(folder, cells, splits, labels=LABELS, dataset="csv", failed=None):
-    write_report(folder, "A grid", dataset, cells, failed or {}, splits, labels)
+def page_of(folder, cells, corpus, failed=None):
+    write_report(Grid("A grid", folder, cells, {}), corpus, failed or {})
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -46,9 +47,9 @@ def both(*names):
 
 
 def test_a_whole_grid(tmp_path):
-    splits = corpus(LABELS)
-    cells = grid(tmp_path, splits, LABELS, seeds=(0, 1, 2)) + grid(tmp_path, splits, LABELS, "mfcc", noises=(0.2, 0.2))
-    page = page_of(tmp_path / "report", cells, splits)
+    corpus = fabricated_corpus(LABELS)
+    cells = cells_of(tmp_path, corpus, seeds=(0, 1, 2)) + cells_of(tmp_path, corpus, "mfcc", noises=(0.2, 0.2))
+    page = page_of(tmp_path / "report", cells, corpus)
     assert page.startswith("# A grid\n\n**These are not the paper's results.**")
     assert "Clips: 60 train, 40 devel, 10 test. Finished: 8 of 8 cells." in page
     assert "0.428" not in page  # nothing of the paper's Table 1 beside another corpus
@@ -68,10 +69,10 @@ def test_a_whole_grid(tmp_path):
 
 
 def test_the_same_cells_give_the_same_files(tmp_path):
-    splits = corpus(LABELS)
-    cells = grid(tmp_path, splits, LABELS)
+    corpus = fabricated_corpus(LABELS)
+    cells = cells_of(tmp_path, corpus)
     for name in ("first", "second"):
-        page_of(tmp_path / name, cells, splits)
+        page_of(tmp_path / name, cells, corpus)
     files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*")]
     assert len(files) == 10
     for file in files:
@@ -79,10 +80,10 @@ def test_the_same_cells_give_the_same_files(tmp_path):
 
 
 def test_one_cell_of_many_is_enough(tmp_path):
-    splits = corpus(LABELS)
+    corpus = fabricated_corpus(LABELS)
     cells = [plan_cell(tmp_path, "mel", architecture) for architecture in ("transformer", *ARCHITECTURES)]
-    finish_cell(cells[0], splits, LABELS)
-    page = page_of(tmp_path / "report", cells, splits, failed={cells[1].folder.name: "ValueError:\nno memory"})
+    finish_cell(cells[0], corpus)
+    page = page_of(tmp_path / "report", cells, corpus, failed={cells[1].folder.name: "ValueError:\nno memory"})
     assert "Finished: 1 of 3 cells." in page
     assert section(page, "Cells that failed").strip().endswith(f"- `{cells[1].folder.name}`: ValueError: no memory")
     missing = section(page, "Cells that are not done")
@@ -93,8 +94,8 @@ def test_one_cell_of_many_is_enough(tmp_path):
 
 
 def test_before_any_cell_is_done(tmp_path):
-    splits = corpus(LABELS)
-    page = page_of(tmp_path / "report", [plan_cell(tmp_path, "mel")], splits)
+    corpus = fabricated_corpus(LABELS)
+    page = page_of(tmp_path / "report", [plan_cell(tmp_path, "mel")], corpus)
     assert "Finished: 0 of 1 cells." in page
     assert "Table 1" not in page
     assert figures_of(tmp_path / "report") == both("labels")
@@ -102,10 +103,10 @@ def test_before_any_cell_is_done(tmp_path):
 
 def test_labels_of_which_nothing_is_known(tmp_path):
     labels = ["joy", "envy"]
-    splits = corpus(labels, sizes={"train": 30, "devel": 20}, unknown=["envy"])
+    corpus = fabricated_corpus(labels, sizes={"train": 30, "devel": 20}, unknown=["envy"])
     with pytest.warns(UserWarning, match="envy: the references are constant or fewer than two"):
-        cells = grid(tmp_path, splits, labels)
-    page = page_of(tmp_path / "report", cells, splits, labels)
+        cells = cells_of(tmp_path, corpus)
+    page = page_of(tmp_path / "report", cells, corpus)
     assert re.search(r"\| mel \| Architecture 1 \| 0\.\d{3} \| – \| 0\.\d{3} \|", section(page, "Table 1"))
     assert "| envy | – | – | – | – |" in section(page, "Labels")
     assert "Test predictions" not in page  # there is no test split
@@ -115,25 +116,23 @@ def test_labels_of_which_nothing_is_known(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_grid_without_any_rho(tmp_path):
-    splits = corpus(["envy"], unknown=["envy"])
-    page = page_of(tmp_path / "report", grid(tmp_path, splits, ["envy"]), splits, ["envy"])
+    corpus = fabricated_corpus(["envy"], unknown=["envy"])
+    page = page_of(tmp_path / "report", cells_of(tmp_path, corpus), corpus)
     assert "| mel | Architecture 1 | – | – |" in page
     assert "Figure 2" not in page
 
 
 def test_the_synthetic_corpus_is_called_synthetic(tmp_path):
-    splits = corpus(EMOTIONS)
-    page = page_of(tmp_path / "report", grid(tmp_path, splits, EMOTIONS), splits, EMOTIONS, "synthetic")
+    corpus = fabricated_corpus(EMOTIONS, name="synthetic")
+    page = page_of(tmp_path / "report", cells_of(tmp_path, corpus), corpus)
     assert "**These are not the paper's results.** The corpus is synthetic" in page
     assert "They say nothing about people" in page
 
 
 def test_the_papers_values_stand_beside_its_own_corpus(tmp_path):
-    splits = corpus(EMOTIONS)
+    corpus = fabricated_corpus(EMOTIONS, name="compare2023")
     flags = {"features": "HuBERT L", "backbone": "facebook/hubert-large-ll60k"}
-    page = page_of(
-        tmp_path / "report", grid(tmp_path, splits, EMOTIONS, **flags), splits, EMOTIONS, dataset="compare2023"
-    )
+    page = page_of(tmp_path / "report", cells_of(tmp_path, corpus, **flags), corpus)
     assert "not the paper's results" not in page
     assert "**The splits are not the challenge's**, which have 31,745 train, 9,925 devel, 10,143 test" in page
     assert "|  |  | paper | 0.467 | 0.575 |" in section(page, "Table 1")
@@ -145,14 +144,14 @@ def test_the_papers_values_stand_beside_its_own_corpus(tmp_path):
 
 
 def test_a_sweep_of_layers(tmp_path):
-    splits = corpus(LABELS)
+    corpus = fabricated_corpus(LABELS)
     noises = {"0": 0.5, "2": 0.05, "10": 0.3, "-1": 0.3, "weighted": 0.4}
     cells = [
-        finish_cell(plan_cell(tmp_path, "HuBERT", layer=layer, backbone="a/b"), splits, LABELS, noise)
+        finish_cell(plan_cell(tmp_path, "HuBERT", layer=layer, backbone="a/b"), corpus, noise)
         for layer, noise in noises.items()
     ]
-    cells += grid(tmp_path, splits, LABELS)
-    page = page_of(tmp_path / "report", cells, splits)
+    cells += cells_of(tmp_path, corpus)
+    page = page_of(tmp_path / "report", cells, corpus)
     assert "| HuBERT | Architecture 1 | 2 | 0." in section(page, "Layers")
     assert "| HuBERT, layer 10 |" in section(page, "Table 1")
     texts = re.findall("<!-- (.*?) -->", (tmp_path / "report" / "figures" / "layers.svg").read_text())
@@ -164,21 +163,21 @@ def test_a_sweep_of_layers(tmp_path):
 
 
 def test_test_predictions_that_are_not_fit_are_named(tmp_path):
-    splits = corpus(LABELS)
-    cells = grid(tmp_path, splits, LABELS)
+    corpus = fabricated_corpus(LABELS)
+    cells = cells_of(tmp_path, corpus)
     path = cells[1].folder / "predictions_test.csv"
     path.write_text(re.sub(r"test_3.wav,[\d.]+,", "test_3.wav,1.5,", path.read_text()))
-    page = section(page_of(tmp_path / "report", cells, splits), "Test predictions")
+    page = section(page_of(tmp_path / "report", cells, corpus), "Test predictions")
     assert "Fit to be submitted: 1 of 2." in page
     assert f"- `{cells[1].folder.name}`: predictions_test.csv: 1 problem(s) row 5: joy is 1.5; expected" in page
     assert str(tmp_path) not in page
 
 
 def test_settings_say_what_differs_and_hide_folders(tmp_path, backbone_folder):
-    splits = corpus(LABELS)
-    cells = grid(tmp_path, splits, LABELS, learning_rate=1e-3, output_dir=str(tmp_path), acoustic_features="mel")
-    cells += grid(tmp_path, splits, LABELS, "HuBERT", learning_rate=1e-3, backbone=str(backbone_folder))
-    page = page_of(tmp_path / "report", cells, splits)
+    corpus = fabricated_corpus(LABELS)
+    cells = cells_of(tmp_path, corpus, learning_rate=1e-3, acoustic_features="mel")
+    cells += cells_of(tmp_path, corpus, "HuBERT", learning_rate=1e-3, backbone=str(backbone_folder))
+    page = page_of(tmp_path / "report", cells, corpus)
     settings = section(page, "Settings")
     assert f"| backbone | acoustic (mel); {backbone_folder.name} (HuBERT) |" in settings
     assert "| architecture | cnn_lstm, cnn_lstm_attention |" in settings
@@ -188,8 +187,8 @@ def test_settings_say_what_differs_and_hide_folders(tmp_path, backbone_folder):
 
 
 def test_cells_of_another_corpus_are_refused(tmp_path):
-    splits = corpus(LABELS)
-    cells = grid(tmp_path, splits, LABELS)
-    other = corpus(LABELS, sizes={"train": 60, "devel": 39})
+    corpus = fabricated_corpus(LABELS)
+    cells = cells_of(tmp_path, corpus)
+    other = fabricated_corpus(LABELS, sizes={"train": 60, "devel": 39})
     with pytest.raises(ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is no clip"):
         page_of(tmp_path / "report", cells, other)

@@ -4,7 +4,8 @@ import pytest
 from conftest import read_csv
 from fabricated_grid import plan_cell, write_scores
 
-from emoshare.reproduction.results import MEAN, read_history, read_run, systems_of, write_results
+from emoshare.evaluation.scores import MEAN
+from emoshare.reproduction.results import read_run, systems_of, write_results
 
 LABELS = ["joy", "mean"]  # a label may be called as the mean is
 
@@ -62,13 +63,3 @@ def test_results_that_cannot_be_read_are_named(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         read_run(cell, LABELS)
     assert str(error.value).startswith(f"{cell.folder}/eval_results.json: ")
-
-
-def test_training_losses_end_where_the_training_ended(tmp_path):
-    cell = plan_cell(tmp_path, "mel")
-    assert read_history(cell) == {}
-    cell.folder.mkdir()
-    (cell.folder / "training_history.csv").write_text(
-        "epoch,label,train_loss,devel_spearman\n1,joy,0.5,0.1\n1,awe,0.25,\n2,joy,0.125,0.2\n2,awe,,\n"
-    )
-    assert read_history(cell) == {"joy": ([1, 2], [0.5, 0.125]), "awe": ([1], [0.25])}

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from emoshare.evaluation.scores import MEAN, Scorer
 from emoshare.reproduction.significance import ResampledSpearman, paired_difference
-from emoshare.training.evaluation import Scorer
 
 
 def shares(rng, *shape, decimals=1):
@@ -66,7 +66,7 @@ def test_systems_may_have_different_numbers_of_seeds():
     rng = np.random.default_rng(3)
     references, first, second = shares(rng, 80, 2), shares(rng, 3, 80, 2), shares(rng, 1, 80, 2)
     labels = ["joy", "awe"]
-    scores = [[Scorer(references, labels).scores(run)["spearman"] for run in system] for system in (first, second)]
+    scores = [[Scorer(references, labels).scores(run)[MEAN].rho for run in system] for system in (first, second)]
     difference = paired_difference(first, second, references, resamples=10)
     assert difference.value == pytest.approx(np.mean(scores[1]) - np.mean(scores[0]))
 

@@ -2,6 +2,7 @@ import pytest
 from fabricated_grid import plan_cell, write_scores
 
 from emoshare import EMOTIONS
+from emoshare.evaluation.paper import PAPER
 from emoshare.reproduction.results import read_run, systems_of
 from emoshare.reproduction.tables import (
     average,
@@ -12,7 +13,6 @@ from emoshare.reproduction.tables import (
     table_1,
     table_2,
 )
-from emoshare.training.paper import PAPER
 
 BACKBONES = {row: backbone for backbone, row in PAPER["rows"].items()}
 
@@ -66,13 +66,13 @@ def test_two_averages_of_the_papers_table_2_do_not_follow(name, printed, follows
 
 def test_a_grid_with_the_papers_values_is_the_paper(tmp_path):
     grid = the_papers_grid(tmp_path)
-    table = table_2(grid, EMOTIONS, beside_paper=True)
+    table = table_2(grid, EMOTIONS, with_paper=True)
     large = row(table, "HuBERT (Large)")
     assert large == [
         "HuBERT (Large)", "0.523", "+4.6 %", "0.523", "+4.6 %", "0.517", "+3.4 %", "0.522", "+4.4 %"
     ]  # fmt: skip
     assert row(table, "wav2vec2.0 (Large)")[:5] == ["wav2vec2.0 (Large)", "0.281", "-43.8 %", "0.274", "-45.2 %"]
-    best = row(table_1(grid, EMOTIONS, beside_paper=True), "HuBERT (Large)", "Architecture 2", "here")
+    best = row(table_1(grid, EMOTIONS, with_paper=True), "HuBERT (Large)", "Architecture 2", "here")
     # As in the paper, but for Excitement, Interest and Tiredness, which are Architecture 1's.
     bold = [name for name, cell in zip([*EMOTIONS, "mean"], best[3:], strict=True) if cell.startswith("**")]
     assert bold == ["Anger", "Boredom", "Calmness", "Concentration", "Determination", "Sadness", "mean"]
@@ -89,7 +89,7 @@ def test_a_grid_with_the_papers_values_is_the_paper(tmp_path):
 def test_the_papers_values_and_differences_stand_below(tmp_path):
     rhos = [0.5] * 9
     grid = systems(tmp_path, EMOTIONS, ("mine", "cnn_lstm", rhos, {"backbone": "facebook/hubert-base-ls960"}))
-    here, paper, difference = cells_of(table_1(grid, EMOTIONS, beside_paper=True))[2:]
+    here, paper, difference = cells_of(table_1(grid, EMOTIONS, with_paper=True))[2:]
     assert here[:4] == ["mine", "Architecture 1", "here", "**0.500**"]
     assert paper[2:5] == ["paper", "0.418", "0.545"]
     assert difference[2:5] == ["difference", "+0.082", "-0.045"]
@@ -107,7 +107,7 @@ def test_the_papers_values_and_differences_stand_below(tmp_path):
 )
 def test_what_the_paper_has_not_run_has_nothing_below(architecture, flags, tmp_path):
     grid = systems(tmp_path, EMOTIONS, ("mine", architecture, [0.5] * 9, flags))
-    assert len(cells_of(table_1(grid, EMOTIONS, beside_paper=True))) == 3
+    assert len(cells_of(table_1(grid, EMOTIONS, with_paper=True))) == 3
 
 
 def test_labels_without_rho_and_means_over_seeds(tmp_path):
@@ -119,12 +119,12 @@ def test_labels_without_rho_and_means_over_seeds(tmp_path):
         ("mel", "cnn_lstm", [0.3, None], {"seed": 1}),
         ("mel", "transformer", [0.25, None], {"seed": 0}),
     )
-    table = table_1(grid, labels, beside_paper=False)
+    table = table_1(grid, labels, with_paper=False)
     assert table.splitlines()[0] == r"| features | architecture | joy\|awe | envy | mean |"
     assert row(table, "mel", "Architecture 1")[2:] == ["**0.250** ± 0.071", "–", "**0.250** ± 0.071"]
     assert row(table, "mel", "Transformer (ours)")[2:] == ["**0.250**", "–", "**0.250**"]
     # Without Architecture 2 there is no better of the two; the transformer is not among them.
-    assert row(table_2(grid, labels, beside_paper=False), "mel") == ["mel", "–", "0.250", "0.250"]
+    assert row(table_2(grid, labels, with_paper=False), "mel") == ["mel", "–", "0.250", "0.250"]
 
 
 def test_the_better_architecture_is_taken_for_each_emotion(tmp_path):
@@ -135,7 +135,7 @@ def test_the_better_architecture_is_taken_for_each_emotion(tmp_path):
         ("mel", "cnn_lstm_attention", [0.1, 0.3], {}),
         ("mel", "transformer", [0.9, 0.9], {}),
     )
-    table = table_2(grid, ["joy", "awe"], beside_paper=False)
+    table = table_2(grid, ["joy", "awe"], with_paper=False)
     assert row(table, "mel") == ["mel", "0.400", "0.300", "0.200", "0.900"]
 
 

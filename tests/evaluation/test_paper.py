@@ -1,7 +1,8 @@
 import pytest
 
 from emoshare import EMOTIONS
-from emoshare.training.paper import PAPER, row_of
+from emoshare.evaluation.paper import PAPER, PAPER_ARCHITECTURES, row_of
+from emoshare.training.arguments import ModelArguments
 
 
 @pytest.mark.parametrize(
@@ -16,12 +17,14 @@ from emoshare.training.paper import PAPER, row_of
     ],
 )
 def test_the_row_of_the_same_features(backbone, acoustic_features, backbone_layer, row):
-    assert row_of(backbone, acoustic_features, backbone_layer) == row
+    arguments = ModelArguments(backbone=backbone, acoustic_features=acoustic_features, backbone_layer=backbone_layer)
+    assert row_of(arguments) == row
 
 
 def test_the_papers_numbers_are_whole():
     assert tuple(PAPER["emotions"]) == tuple(EMOTIONS)
     rows = set(PAPER["rows"].values())
     assert rows == set(PAPER["table_1"]) == set(PAPER["table_2"]["average"]) == set(PAPER["table_2"]["change"])
+    assert all(tuple(row) == PAPER_ARCHITECTURES for row in PAPER["table_1"].values())
     all_rhos = [PAPER["baseline"], *(rhos for row in PAPER["table_1"].values() for rhos in row.values())]
     assert {len(rhos) for rhos in all_rhos} == {9}

@@ -2,23 +2,29 @@ import math
 
 import pytest
 from conftest import backbone_config, small_model
+from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 
 from emoshare import EMOTIONS, EmoShareFeatureExtractor
-from emoshare.training.arguments import DataArguments, ModelArguments, RunArguments
-from emoshare.training.card import model_card
+from emoshare.dataset_script import Corpus
+from emoshare.dataset_script.corpora import corpus_named
+from emoshare.evaluation.card import model_card
+from emoshare.evaluation.scores import MEAN, Score
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
 def card_of(dataset, backbone, rho=0.5, corpus=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
-    arguments = ModelArguments(backbone=backbone, **fields)
+    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), RunArguments(output_dir="outputs/here"))
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
-    results = {"spearman": rho, "spearman_ci95": [0.4, 0.6]}
-    for emotion in EMOTIONS:
-        results |= {f"spearman_{emotion}": rho, f"spearman_{emotion}_ci95": [0.4, 0.6]}
-    clips = {"train": 31745, "devel": 9925, "test": 10143}
-    run = RunArguments(output_dir="outputs/here")
-    return model_card(data, arguments, run, model, EmoShareFeatureExtractor(), results, clips, corpus or dataset)
+    scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
+    return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus_of_full_size(corpus or dataset))
+
+
+def corpus_of_full_size(configuration):
+    sizes = {"train": 31745, "devel": 9925, "test": 10143}
+    splits = {split: Dataset.from_dict({"filename": [""] * size}) for split, size in sizes.items()}
+    return Corpus(corpus_named(configuration), DatasetDict(splits), list(EMOTIONS))
 
 
 @pytest.mark.parametrize(
@@ -69,9 +75,12 @@ def test_a_dataset_in_a_folder_is_told_by_its_name_alone(tmp_path):
 
 def test_the_synthetic_corpus_is_called_synthetic():
     card = card_of("synthetic", "acoustic")
-    assert "show that the software works, and nothing about people" in card.text
+    assert "show that the software works. They say nothing about people" in card.text
     assert "There is no backbone." in card.text
-    assert "nothing about people" not in card_of("csv", "acoustic").text
+    assert "synthetic" in card.data.tags
+    other = card_of("csv", "acoustic")
+    assert "nothing about people" not in other.text
+    assert "synthetic" not in other.data.tags
 
 
 def test_a_score_that_does_not_exist_is_no_result(tmp_path):

@@ -8,23 +8,25 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .scores import MEAN
+
 COLUMNS = 3
 PANEL_INCHES = 2.6
 
 
-def plot_shares(path, references, predictions, labels, results, title):
+def plot_shares(path, references, predictions, scores, title):
     """
-    A panel per label: predicted against true share, where a darker cell holds more clips, with the line on which they
-    are the same (the paper's Figure 2).
+    A panel per label, predicted against true share (the paper's Figure 2). A darker cell holds more clips; on the
+    dashed line, both shares are the same.
 
     Args:
-        path: of the figure; its suffix says the format.
+        path: of the figure; its suffix gives the format.
         references: (clips, labels) true shares, NaN where one is not known.
         predictions: (clips, labels) predicted shares.
-        labels: label names.
-        results: of `Scorer.scores`.
+        scores: of `Scorer.scores`.
         title: above all panels.
     """
+    labels = [label for label in scores if label is not MEAN]
     rows = math.ceil(len(labels) / COLUMNS)
     columns = min(len(labels), COLUMNS)
     figure = Figure((columns * PANEL_INCHES, rows * PANEL_INCHES + 0.6), layout="constrained")
@@ -41,7 +43,7 @@ def plot_shares(path, references, predictions, labels, results, title):
         panel.plot([0, limit], [0, limit], color="black", linewidth=0.8, linestyle="--")
         panel.hexbin(true, predicted, gridsize=28, extent=(0, limit, 0, limit), bins="log", mincnt=1, cmap="viridis_r")
         panel.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
-        rho = results[f"spearman_{label}"]
+        rho = scores[label].rho
         panel.set_title(f"{label}: no ρ" if math.isnan(rho) else f"{label}: ρ = {rho:.2f}", fontsize="medium")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_locator(MaxNLocator(4))
@@ -49,7 +51,7 @@ def plot_shares(path, references, predictions, labels, results, title):
 
 
 def save_figure(figure, path):
-    """Writes a matplotlib figure; the suffix says the format. The same figure gives the same bytes."""
+    """Writes a matplotlib figure; the suffix gives the format. The same figure gives the same bytes."""
     metadata = {"Date": None} if Path(path).suffix == ".svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "emoshare"}):
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
+from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
+from emoshare.dataset_script import Corpus, load_emotion_share
 from emoshare.dataset_script.synthetic import SyntheticCorpus
-from emoshare.training.arguments import DataArguments, RunArguments
-from emoshare.training.controls import report_controls
-from emoshare.training.evaluation import Scorer
+from emoshare.evaluation.controls import report_controls
+from emoshare.evaluation.predictions import predict
+from emoshare.evaluation.scores import Scorer
+from emoshare.training.arguments import arguments_of
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import train_heads
+from emoshare.training.trainer import HeadTrainer, predict_after_shuffling
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +20,28 @@ def report(tmp_path_factory):
     """What the controls print after a short training on a small synthetic corpus, as {name: ρ}."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("controls")
-    corpus = SyntheticCorpus(train=300, devel=200, test=1)
-    splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=corpus)
+    small = SyntheticCorpus(train=300, devel=200, test=1)
+    splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=small)
+    corpus = Corpus("synthetic", splits, list(EMOTIONS))
     accelerator = Accelerator(cpu=True)
     fields = {"conv_channels": (24, 24), "pool_size": 4, "lstm_hidden_size": 24, "ffn_sizes": (16,)}
     model = EmoShareModel(EmoShareConfig(separate_heads=False, **fields))
     extractor = EmoShareFeatureExtractor("mel")
     stores = {
-        split: extract_frame_features(splits[split], split, model, extractor, folder / "store", accelerator)
+        split: extract_frame_features(corpus, split, model, extractor, folder / "store", accelerator)
         for split in ("train", "devel")
     }
-    scorer = Scorer(stores["devel"].shares, stores["devel"].labels)
-    run = RunArguments(output_dir=str(folder), num_train_epochs=8, per_device_train_batch_size=8, learning_rate=3e-3)
-    train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, {})
+    scorer = Scorer(corpus.shares("devel"), corpus.labels)
+    flags = {"num_train_epochs": 8, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "separate_heads": False}
+    flags["seed"] = 2  # the control with shuffled labels scatters by about 0.1 between seeds
+    arguments = arguments_of({"output_dir": str(folder), **flags}, "test")
+    trainer = HeadTrainer(model, stores, scorer.rhos, arguments, accelerator)
+    trainer.fit()
+    predictions = predict(model, trainer.devel_loader, accelerator)
+    shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
     lines = []
     accelerator.print = lines.append
-    report_controls(model, stores, scorer, DataArguments(), run, accelerator)
+    report_controls(corpus, scorer, predictions, shuffled, accelerator)
     return {m[1]: float(m[2]) for line in lines if (m := re.match(r"  (\S.*\S)\s+(-?[01]\.\d{3})$", line))}
 
 

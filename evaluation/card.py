@@ -1,0 +1,171 @@
+"""The model card of a run: what the Hub shows of it, and reads from it."""
+
+import math
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..configuration_emoshare import ARCHITECTURES
+from ..dataset_script.corpora import is_published
+from ..feature_extraction_emoshare import FEATURE_TYPES
+from .paper import rhos_of, row_of
+from .scores import MEAN
+
+TEMPLATE = Path(__file__).parent / "model_card.md"
+TAGS = ["emotion-share", "speech", "emotion", "regression"]
+SYNTHETIC_TAG = "synthetic"  # which app.py, where nothing of this project is installed, looks for
+
+
+def model_card(arguments, model, feature_extractor, scores, corpus):
+    """
+    Args:
+        arguments: the run's `Arguments`.
+        model: the trained `EmoShareModel`.
+        feature_extractor: its `EmoShareFeatureExtractor`.
+        scores: of `Scorer.scores` on devel.
+        corpus: the `Corpus` it was trained on.
+
+    Returns:
+        `huggingface_hub.ModelCard`. Its metadata tell the Hub the task, base model, dataset, metrics, and a result for
+        each label that has one; the tag `synthetic` says that the corpus has no people in it.
+    """
+    backbone, dataset_id = _backbone_id(arguments.model), _dataset_id(arguments.data)
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        base_model=backbone,
+        datasets=[dataset_id] if dataset_id else None,
+        license="other",  # those of code, backbone and data differ: the card has a section on them
+        license_name="see-licences-in-the-card",
+        metrics=["spearmanr"],
+        tags=TAGS + ([SYNTHETIC_TAG] if corpus.info.is_synthetic else []),
+        model_name=(arguments.run.hub_model_id or Path(arguments.run.output_dir).resolve().name).rpartition("/")[2],
+        eval_results=_eval_results(scores, corpus.name, dataset_id) or None,
+    )
+    features = _features(arguments.model, model.config)
+    labels = model.config.labels
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        features=features,
+        labels=", ".join(labels),
+        first_label=labels[0],
+        model_id=arguments.run.hub_model_id or arguments.run.output_dir,
+        chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
+        architecture=_architecture(model, features),
+        num_devel=len(corpus.splits["devel"]),
+        caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
+        results=_results_table(scores, _paper_rhos(arguments.model, corpus.info)),
+        dataset=_dataset(corpus.info, dataset_id),
+        training_clips=f"{len(corpus.splits['train']):,}",
+        settings=_settings_table(arguments),
+        backbone_licence=_backbone_licence(arguments, backbone),
+        data_licence=_data_licence(corpus.info, dataset_id),
+    )
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
+
+
+def shown_settings(arguments):
+    """
+    The flags that cards and reports show.
+
+    Args:
+        arguments: `Arguments`.
+
+    Returns:
+        `dict`: by name; without those that have no value, or no meaning for this run. A folder is shown by its name
+        alone, because nobody needs to know where it is on somebody's disk.
+    """
+    settings = {name: value for name, value in arguments.values("on_card").items() if value is not None}
+    if not arguments.model.is_acoustic:
+        del settings["acoustic_features"]
+    for name in ("backbone", "dataset"):
+        if Path(settings[name]).exists():
+            settings[name] = Path(settings[name]).name
+    return settings
+
+
+def _backbone_id(arguments):
+    """The backbone's Hub id; `None` if there is no backbone, or it came from a folder."""
+    return None if arguments.is_acoustic or Path(arguments.backbone).exists() else arguments.backbone
+
+
+def _dataset_id(arguments):
+    """The dataset's Hub id; `None` if it is not on the Hub."""
+    return arguments.dataset if is_published(arguments.dataset) and not Path(arguments.dataset).exists() else None
+
+
+def _features(arguments, config):
+    """What the heads see."""
+    if arguments.is_acoustic:
+        return FEATURE_TYPES[arguments.acoustic_features]
+    return _backbone_id(arguments) or f"a backbone of the kind {config.backbone_config.model_type}"
+
+
+def _eval_results(scores, corpus_name, dataset_id):
+    """A result for the mean and each label; one that does not exist (NaN) is left out."""
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Emotion share",
+            dataset_type=dataset_id or f"emotion-share-{corpus_name}",
+            dataset_name=f"Emotion Share ({dataset_id or corpus_name})",
+            dataset_split="devel",
+            metric_type="spearmanr",
+            metric_name=f"Spearman's ρ, {'mean' if label is MEAN else label}",
+            metric_value=score.rho,
+        )
+        for label, score in scores.items()
+        if not math.isnan(score.rho)
+    ]
+
+
+def _architecture(model, features):
+    config = model.config
+    source = f"the {features} of the clip" if config.backbone_config is None else f"the frozen features of {features}"
+    heads = "one head for each emotion" if config.separate_heads else "one head for all emotions"
+    size = sum(parameter.numel() for parameter in model.heads.parameters())
+    description = ARCHITECTURES[config.architecture].description
+    return f"{description}, on {source}; {heads}, {size:,} trained parameters in all."
+
+
+def _paper_rhos(arguments, info):
+    """The paper's ρ with the same features and architecture; empty if there are none, or they are on another corpus."""
+    return rhos_of(row_of(arguments), arguments.architecture) if info.is_papers else {}
+
+
+def _results_table(scores, paper):
+    lines = ["| | ρ | 95 % interval |" + (" paper |" if paper else ""), "|---|---|---|" + ("---|" if paper else "")]
+    for label in [*(label for label in scores if label is not MEAN), MEAN]:
+        score = scores[label]
+        name = "**mean**" if label is MEAN else label
+        rho = "none" if math.isnan(score.rho) else f"{score.rho:.3f}"
+        interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
+        lines.append(f"| {name} | {rho} | {interval} |" + (f" {paper[label]:.3f} |" if paper else ""))
+    return "\n".join(lines)
+
+
+def _settings_table(arguments):
+    rows = [f"| {name} | {value} |" for name, value in shown_settings(arguments).items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _dataset(info, dataset_id):
+    if dataset_id is None:
+        return info.description
+    link = f"The dataset [{dataset_id}](https://huggingface.co/datasets/{dataset_id})."
+    return f"{link} {info.description}" if info.is_named else link
+
+
+def _data_licence(info, dataset_id):
+    if dataset_id is not None and not info.is_named:
+        return f"The data: see [{dataset_id}](https://huggingface.co/datasets/{dataset_id})."
+    return info.licence_note
+
+
+def _backbone_licence(arguments, backbone_id):
+    if arguments.model.is_acoustic:
+        return "There is no backbone."
+    place = "are in this repository" if arguments.run.push_backbone else "are fetched when the model is loaded"
+    if backbone_id is not None:
+        return f"The backbone, whose weights {place}: see [{backbone_id}](https://huggingface.co/{backbone_id})."
+    return f"The backbone, whose weights {place}, came from a local folder: see the licence of its source."

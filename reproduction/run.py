@@ -1,0 +1,99 @@
+"""Runs a grid: each cell is a run of `train.py` in a folder of its own."""
+
+import argparse
+import shutil
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from ..training.checkpoints import checkpoints
+from ..training.corpus import load_run_corpus
+from ..training.launch import start
+from ..training.run import train
+from .grid import claim_folder, make_random_backbones, read_grid
+from .plan import describe, extract_swept_layers
+from .report import write_report
+
+DESCRIPTION = (
+    "Reproduces the paper: a grid of features, architectures and seeds, and its tables and figures. Each cell is a run "
+    "of train.py in a folder of its own. A finished cell is left alone, an interrupted one is resumed, and one that "
+    "fails does not stop the others."
+)
+ERROR = "error.txt"
+
+
+def main(argv):
+    """`reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done."""
+    flags, grid = _parse(argv)
+    accelerator = start(grid.cells[0].arguments)
+    with accelerator.main_process_first():
+        make_random_backbones(grid)
+    corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    if flags.dry_run:
+        accelerator.print(describe(grid, corpus, accelerator))
+        return 0
+    if accelerator.is_main_process:
+        for cell in grid.cells:
+            claim_folder(cell)
+    accelerator.wait_for_everyone()
+
+    extract_swept_layers(grid, corpus, accelerator)
+    # Cells that failed the last time are run after all others.
+    unfinished = [cell for cell in grid.cells if not cell.is_done]
+    for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
+        accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
+        run_cell(cell, accelerator)
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _report(grid, corpus)
+    accelerator.end_training()
+    return int(not all(cell.is_done for cell in grid.cells))
+
+
+def run_cell(cell, accelerator):
+    """Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it."""
+    is_interrupted = bool(checkpoints(cell.folder))
+    run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
+    arguments = replace(cell.arguments, run=run)
+    try:
+        train(arguments, start(arguments))
+        if accelerator.is_main_process:
+            (cell.folder / ERROR).unlink(missing_ok=True)
+            for checkpoint in checkpoints(cell.folder):  # gigabytes, and of no further use
+                shutil.rmtree(checkpoint)
+    except Exception:
+        (cell.folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
+            raise
+        traceback.print_exc()
+
+
+def _report(grid, corpus):
+    failed = {
+        cell.folder.name: (cell.folder / ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        for cell in grid.cells
+        if not cell.is_done and (cell.folder / ERROR).is_file()
+    }
+    write_report(grid, corpus, failed)
+    print(f"\nTables and figures: {grid.output_dir / 'README.md'}")
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(prog="reproduce.py", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--config", required=True, type=Path, help="the grid: a YAML file, see configs/*_grid.yaml")
+    parser.add_argument("--data_dir", help="folder of the corpus")
+    parser.add_argument("--output_dir", help="folder for everything, instead of the one in the grid")
+    parser.add_argument("--sweep_layers", action="store_true", help="add a cell for each layer of each backbone")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only list the cells, with the time and disk space that they may take"
+    )
+    flags = parser.parse_args(argv)
+    try:
+        grid = read_grid(flags.config, flags.data_dir, flags.output_dir, flags.sweep_layers)
+    except ValueError as error:
+        parser.error(str(error))
+    return flags, grid

@@ -1,0 +1,83 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from emoshare.evaluation.scores import (
+    MEAN,
+    Score,
+    Scorer,
+    read_history,
+    read_scores,
+    score_table,
+    write_history,
+    write_scores,
+)
+
+LABELS = ["joy", "awe"]
+
+
+def test_the_scorer_gives_one_rho_per_label():
+    references = np.random.default_rng(0).random((20, 2))
+    scorer = Scorer(references, LABELS)
+    assert scorer.rhos(references, [0, 1]) == pytest.approx([1, 1])
+    assert scorer.rhos(references * [1, -1], [0, 1]) == pytest.approx([1, -1])
+    assert scorer.rhos(-references[:, [1]], [1]) == pytest.approx([-1])
+    scores = scorer.scores(references * [1, -1], bootstrap=10)
+    assert list(scores) == [MEAN, *LABELS]
+    assert scores["awe"].rho == pytest.approx(-1)
+    assert scores["awe"].low == pytest.approx(-1)
+    assert scores[MEAN].low <= scores[MEAN].rho <= scores[MEAN].high
+    assert math.isnan(scorer.scores(references)["joy"].low)
+
+
+def test_written_scores_are_json_under_the_metrics_names(tmp_path):
+    references = np.random.default_rng(0).random((20, 2))
+    scorer = Scorer(references, LABELS)
+    for bootstrap, intervals in [
+        (10, {"eval_spearman_ci95", "eval_spearman_joy_ci95", "eval_spearman_awe_ci95"}),
+        (0, set()),
+    ]:
+        scores = scorer.scores(references, bootstrap)
+        write_scores(tmp_path / "r.json", scores)
+        written = json.loads((tmp_path / "r.json").read_text())
+        assert set(written) == {"eval_spearman", "eval_spearman_joy", "eval_spearman_awe"} | intervals
+        assert read_scores(tmp_path / "r.json", LABELS) == pytest.approx(scores, nan_ok=True)
+
+
+def test_written_scores_are_json_even_without_a_rho(tmp_path):
+    write_scores(tmp_path / "r.json", {MEAN: Score(0.5, math.nan, 1.0), "joy": Score(math.nan)})
+    assert json.loads((tmp_path / "r.json").read_text()) == {
+        "eval_spearman": 0.5,
+        "eval_spearman_ci95": [None, 1.0],
+        "eval_spearman_joy": None,
+        "eval_spearman_joy_ci95": [None, None],
+    }
+    assert math.isnan(read_scores(tmp_path / "r.json", ["joy"])["joy"].rho)
+
+
+def test_a_label_may_be_called_as_the_mean_is():
+    scores = {MEAN: Score(0.25), "mean": Score(0.5, 0.4, 0.6)}
+    table = score_table(scores, {"mean": "   epoch 3"})
+    assert [line.split() for line in table.splitlines()] == [
+        ["mean", "0.250"],
+        ["mean", "0.500", "95", "%", "CI", "0.400", "to", "0.600", "epoch", "3"],
+    ]
+
+
+def test_written_history_comes_back(tmp_path):
+    history = [(1, 0, 0.5, 0.1), (1, 1, 0.25, math.nan), (2, 0, 0.125, 0.2)]
+    write_history(tmp_path / "history.csv", history, LABELS)
+    assert (tmp_path / "history.csv").read_text() == (
+        "epoch,label,train_loss,devel_spearman\n1,joy,0.5,0.100000\n1,awe,0.25,\n2,joy,0.125,0.200000\n"
+    )
+    assert read_history(tmp_path / "history.csv") == {"joy": ([1, 2], [0.5, 0.125]), "awe": ([1], [0.25])}
+
+
+def test_training_losses_end_where_the_training_ended(tmp_path):
+    assert read_history(tmp_path / "training_history.csv") == {}
+    (tmp_path / "training_history.csv").write_text(
+        "epoch,label,train_loss,devel_spearman\n1,joy,0.5,0.1\n1,awe,0.25,\n2,joy,0.125,0.2\n2,awe,,\n"
+    )
+    assert read_history(tmp_path / "training_history.csv") == {"joy": ([1, 2], [0.5, 0.125]), "awe": ([1], [0.25])}

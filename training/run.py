@@ -1,0 +1,90 @@
+"""The story of a training run: from a corpus to a complete model repository, its scores and its card."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ..dataset_script.tables import FILENAME
+from ..evaluation.card import model_card, shown_settings
+from ..evaluation.controls import report_controls
+from ..evaluation.figures import plot_shares
+from ..evaluation.predictions import predict, write_predictions
+from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, write_history, write_scores
+from ..repository_emoshare import publish_folder
+from .arguments import parse_arguments
+from .batches import FeatureLoader
+from .corpus import load_run_corpus
+from .features import extract_frame_features
+from .launch import start
+from .model import build_model
+from .trainer import HeadTrainer, predict_after_shuffling
+
+
+def main(argv):
+    """`train.py`, and `emoshare train`."""
+    arguments = parse_arguments(argv)
+    accelerator = start(arguments)
+    train(arguments, accelerator)
+    accelerator.end_training()
+
+
+def train(arguments, accelerator):
+    """
+    One run, from the corpus to the model repository in `--output_dir`; several may follow each other in a process.
+
+    Args:
+        arguments: `Arguments`.
+        accelerator: of `start`.
+    """
+    run = arguments.run
+    if run.push_to_hub and accelerator.is_main_process:
+        # Before anything is trained, so that a missing token or a wrong name costs no time.
+        HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
+
+    corpus = load_run_corpus(arguments.data, accelerator)
+    model, feature_extractor = build_model(arguments, corpus.labels)
+
+    # The frozen backbone runs once over every clip; the heads are then trained on its features.
+    cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+    stores = {
+        split: extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype)
+        for split in corpus.splits
+    }
+
+    # Each emotion keeps the weights of its own best epoch on devel.
+    scorer = Scorer(corpus.shares("devel"), corpus.labels)
+    progress = HeadTrainer(model, stores, scorer.rhos, arguments, accelerator).fit()
+
+    loaders = {
+        split: FeatureLoader(store, model.config, run.per_device_train_batch_size, accelerator)
+        for split, store in stores.items()
+        if split != "train"
+    }
+    predictions = {split: predict(model, loader, accelerator) for split, loader in loaders.items()}
+    scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed)
+
+    if accelerator.is_main_process:
+        save(arguments, model, feature_extractor, corpus, progress, predictions, scores)
+    report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], accelerator)
+    if run.controls:
+        shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
+        report_controls(corpus, scorer, predictions["devel"], shuffled, accelerator)
+    accelerator.print(f"Model, predictions and results: {run.output_dir}")
+    if run.push_to_hub and accelerator.is_main_process:
+        commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
+        print(f"Published: {commit.commit_url}")
+
+
+def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):
+    """Writes the model repository, its card, and what the run measured."""
+    output_dir = Path(arguments.run.output_dir)
+    model.save_pretrained(output_dir, include_backbone=arguments.run.push_backbone)
+    feature_extractor.save_pretrained(output_dir)
+    for split, shares in predictions.items():
+        filenames = corpus.splits[split][FILENAME]
+        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+    write_history(output_dir / HISTORY, progress.history, corpus.labels)
+    title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
+    plot_shares(output_dir / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
+    model_card(arguments, model, feature_extractor, scores, corpus).save(output_dir / "README.md")
+    write_scores(output_dir / RESULTS, scores)  # written last: its presence marks a finished run
