@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 DEMO_MODEL := outputs/demo/model.safetensors
 
-.PHONY: train demo test test-browser screenshot lint format clean
+.PHONY: train demo test test-fast test-browser screenshot lint format clean
 
 train: $(INSTALLED)
 	$(VENV)/bin/accelerate launch --config_file accelerate_config.yaml train.py
@@ -13,8 +13,12 @@ train: $(INSTALLED)
 demo: $(INSTALLED) $(DEMO_MODEL) examples
 	$(VENV)/bin/python app.py
 
+# One test process per core, each with one torch thread: see tests/conftest.py.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
+
+test-fast: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n auto -m "not slow"
 
 test-browser: $(INSTALLED)
 	$(VENV)/bin/python -m pytest tests/test_app.py

@@ -10,6 +10,8 @@ from pathlib import Path
 # Before any Hugging Face library is imported: nothing is read from or left in the user's caches, nothing is fetched.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="emoshare-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is imported: tests run next to each other, one on each core.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -19,8 +21,13 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
+from emoshare.training.precision import can_train_in_bfloat16
 
 ROOT = Path(__file__).resolve().parent.parent
+
+needs_bfloat16 = pytest.mark.skipif(
+    not can_train_in_bfloat16(torch.device("cpu")), reason="this CPU cannot train in bfloat16"
+)
 
 SMALL_BACKBONE = {
     # oneDNN's bfloat16 convolution with 12 channels per group, which 24 would make, is wrong by more than its result.

@@ -92,7 +92,10 @@ def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
         (["--seed", "5000000000"], "--seed: got 5000000000"),
         (["--head_seeds", "1", "-2"], "--head_seeds: got -2"),
         (["--restart_dead_heads", "-1"], "--restart_dead_heads: got -1"),
-        (["--restart_dead_heads", "1", "--separate_heads", "false"], "--restart_dead_heads is for one head per emotion"),
+        (
+            ["--restart_dead_heads", "1", "--separate_heads", "false"],
+            "--restart_dead_heads is for one head per emotion",
+        ),
         (["--head_seeds", "1", "--separate_heads", "false"], "--head_seeds is for one head per emotion"),
         (["--pool_size", "0"], "--pool_size: got 0"),
         (["--chunk_length_s", "nan"], "--chunk_length_s: got nan"),

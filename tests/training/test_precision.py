@@ -2,9 +2,10 @@ import sys
 
 import pytest
 import torch
-from conftest import run_python
+from conftest import needs_bfloat16, run_python, small_model
 
-from emoshare.training.precision import can_train_in_bfloat16, training_dtype
+from emoshare.configuration_emoshare import ARCHITECTURES
+from emoshare.training.precision import training_dtype
 
 CPU = torch.device("cpu")
 
@@ -49,15 +50,17 @@ def test_a_request_that_cannot_be_met_is_an_error(requested, launched, message, 
         training_dtype(requested, CPU)
 
 
-def test_what_can_train_in_bfloat16_does():
+@needs_bfloat16
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_can_train_in_bfloat16_does(architecture):
     """Every operator of a head, forward and backward."""
-    if not can_train_in_bfloat16(CPU):
-        pytest.skip("this CPU cannot train in bfloat16")
-    lstm, steps = torch.nn.LSTM(8, 8, batch_first=True), torch.rand(2, 5, 8)
+    model = small_model(architecture=architecture).train()
+    features = torch.rand(2, 20, 40).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        states, _ = lstm(steps)
-    states.float().square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in lstm.parameters())
+        loss = model(frame_features=features, labels=torch.rand(2, 9)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the variables are oneDNN's and ATen's on x86-64")

@@ -1,8 +1,11 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import small_model, write_corpus
+from conftest import needs_bfloat16, run_command, small_model, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -11,7 +14,7 @@ from emoshare.training import trainer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.features import extract_frame_features
-from emoshare.training.trainer import HeadTrainer, Progress, mean_rho
+from emoshare.training.trainer import HeadTrainer, Progress, mean_rho, predict_after_shuffling
 
 LABELS = {0: "joy", 1: "awe"}
 ALIVE = np.array([False, False])
@@ -223,6 +226,7 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@needs_bfloat16
 def test_a_live_head_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys):
     """Clips of an untrained head differ by less than bfloat16 can tell apart: predictions are in float32."""
     model = small_model(id2label=LABELS, architecture="cnn_lstm", normalization="none")
@@ -236,6 +240,7 @@ def test_a_live_head_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys)
     assert "dead" not in printed
 
 
+@needs_bfloat16
 def test_weights_stay_in_float32_and_bfloat16_trains_like_it(stores, tmp_path):
     shares = {}
     for precision in ("no", "bf16"):
@@ -256,3 +261,80 @@ def test_checkpoints_are_written_no_more_often_than_asked_for(stores, tmp_path, 
         fields = {"num_train_epochs": 3, "checkpoint_minutes": minutes}
         train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields)
     assert epochs == [3, 1, 2, 3]
+
+
+def test_the_number_of_threads_changes_nothing(stores, tmp_path):
+    weights = {}
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.manual_seed(1)
+        model = small_model(id2label={index: str(index) for index in range(2)})
+        torch.set_num_threads(threads)
+        try:
+            state = train(model, stores, spread, tmp_path / str(threads), num_train_epochs=3)
+        finally:
+            torch.set_num_threads(before)
+        weights[threads] = (model.state_dict(), state.history)
+    for threads in (2, 3):
+        assert weights[threads][1] == weights[1][1]
+        assert all(torch.equal(tensor, weights[1][0][name]) for name, tensor in weights[threads][0].items())
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from emoshare import EmoShareConfig, EmoShareModel
+from emoshare.training.trainer import heads_in_training, train_step
+
+accelerator = Accelerator(cpu=True)
+torch.manual_seed(accelerator.process_index)
+config = EmoShareConfig(id2label={0: "joy", 1: "awe"}, conv_channels=(4,), lstm_hidden_size=4, ffn_sizes=())
+torch.manual_seed(0)
+model = EmoShareModel(config)
+
+
+def batch(process):
+    generator = torch.Generator().manual_seed(process)
+    features = torch.rand(3, 20, 40, generator=generator)
+    labels = torch.rand(3, 2, generator=generator)
+    return {"frame_features": features, "attention_mask": torch.ones(3, 20), "labels": labels}
+
+
+train_step(heads_in_training(model, 0.1), batch(accelerator.process_index), accelerator, 2)
+weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+for other in gather_object([weights]):
+    assert torch.equal(other, weights)  # the processes took the same step
+
+# One process that sees both batches takes it too: the mean of two means over equally many shares is the mean of all.
+torch.manual_seed(0)
+alone = EmoShareModel(config)
+both = {name: torch.cat([batch(0)[name], batch(1)[name]]) for name in batch(0)}
+heads = heads_in_training(alone, 0.1)
+for head in heads:
+    head.compute_gradients(both)
+    head.update_weights()
+expected = torch.cat([parameter.detach().flatten() for parameter in alone.parameters()])
+torch.testing.assert_close(weights, expected, atol=1e-4, rtol=0)
+print("the same step")
+"""
+
+
+def test_processes_average_their_gradients(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    torchrun = Path(sys.executable).with_name("torchrun")
+    assert run_command(torchrun, "--nproc_per_node", 2, script, cwd=tmp_path).stdout.count("the same step") == 2
+
+
+def test_a_control_on_shuffled_labels_leaves_the_model_and_the_stores_as_they_were(stores, tmp_path):
+    model = small_model(id2label=LABELS)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shares = stores["train"].shares.copy()
+    run = RunArguments(output_dir=str(tmp_path), learning_rate=1e-2, per_device_train_batch_size=2)
+    arguments = Arguments(DataArguments(), ModelArguments(), run)
+    predicted = predict_after_shuffling(model, stores, spread, arguments, Accelerator(cpu=True))
+    assert predicted.shape == (3, 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    np.testing.assert_array_equal(stores["train"].shares, shares)
