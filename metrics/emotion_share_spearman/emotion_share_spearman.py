@@ -8,22 +8,22 @@ import numpy as np
 from scipy.stats import rankdata
 
 _DESCRIPTION = """
-Spearman's rank correlation ρ between predicted and true shares, per label and averaged over labels: the score of the
+Spearman's rank correlation ρ between predicted and true shares, for each label and averaged over labels: the score of the
 ACM Multimedia 2023 Computational Paralinguistics Challenge (ComParE), Emotion Share sub-challenge.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (array-like of shape (n, labels)): predicted shares; must be finite.
-    references (array-like of shape (n, labels)): true shares; `None` or NaN where one is not known, which leaves that
-        clip out for that label.
+    references (array-like of shape (n, labels)): true shares; `None` or NaN where a share is not known, which leaves
+        that clip out for that label.
     label_names (list of str): names of the labels; "0", "1", ... if not given.
-    bootstrap (int): resamples of the clips for 95 % confidence intervals (percentiles); 0 for none.
-    seed (int): of the resampling.
+    bootstrap (int): number of resamples of the clips for 95 % confidence intervals (percentiles); 0 for none.
+    seed (int): seed of the resampling.
 
 Returns:
     spearman (float): mean ρ over the labels that have one.
-    spearman_<label> (float): ρ of a label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
+    spearman_<label> (float): ρ of one label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
         with a warning. Constant references, or fewer than two, give no ρ: NaN, with a warning, left out of the mean.
     spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval.
 
