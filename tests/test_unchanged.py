@@ -1,4 +1,4 @@
-"""What version 1 computed: its model repositories, feature stores and training runs, see fixtures/version_1/README.md."""
+"""What version 1 computed: its model repositories, stores and training runs; see fixtures/version_1/README.md."""
 
 import csv
 import json

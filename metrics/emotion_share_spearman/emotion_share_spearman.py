@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 _DESCRIPTION = """
-Spearman's rank correlation ρ between predicted and true shares, for each label and averaged over labels: the score of the
+Spearman's rank correlation ρ between predicted and true shares, per label and averaged over labels: the score of the
 ACM Multimedia 2023 Computational Paralinguistics Challenge (ComParE), Emotion Share sub-challenge.
 """
 
