@@ -36,8 +36,8 @@ def extract_swept_layers(grid, corpus, accelerator):
         disk = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
         accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} if none has been extracted yet")
         cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
-        for split in corpus.splits:
-            extract_layers(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
+        for split, clips in corpus.splits.items():
+            extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
 
 
 def describe(grid, corpus, accelerator):
