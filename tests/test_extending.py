@@ -1,5 +1,5 @@
 """
-One entry in a table, or one file, is all that something new takes: it then trains, saves, loads, is reported and predicts.
+One entry in a table, or one file, is all that something new takes. It then trains, saves, loads, is reported, predicts.
 
 Each new thing is added to its table alone, and a grid of one cell is run with it.
 """
