@@ -1,6 +1,7 @@
 """Facts about clips (speaker, language, sex, age, number of listeners, ...): `DIR/lab/clips.csv`, and its checks."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -90,5 +91,8 @@ def check_listeners(value, table, row, problems):
 
 
 def _numbers_if_all_are(texts):
+    """Names of speakers such as 03 are text, although Python could read them as numbers."""
+    if any(re.match(r"0\d", text) for text in texts.values()):
+        return texts
     numbers = {clip: number_in(text) for clip, text in texts.items()}
     return numbers if all(map(math.isfinite, numbers.values())) else texts

@@ -47,11 +47,11 @@ def test_a_clip_that_is_missing_has_unknown_facts(corpus):
 
 def test_facts_are_numbers_only_if_all_known_ones_are(corpus):
     names = ["train_000.wav", "train_001.wav", "devel_000.wav"]
-    columns = {"all": ["03", "?", "1e1"], "some": ["03", "10", "ten"], "python": ["1_0", "", ""], "none": ["", "", "?"]}
+    columns = {"all": ["3", "?", "1e1"], "codes": ["03", "10", "?"], "python": ["1_0", "", ""], "none": ["", "", "?"]}
     facts = facts_of(corpus, zip(names, *columns.values(), strict=True), header=("filename", *columns))
     assert {fact: values[:2] for fact, values in facts["train"].items()} == {
         "all": [3.0, None],
-        "some": ["03", "10"],
+        "codes": ["03", "10"],
         "python": ["1_0", None],
         "none": [None, None],
     }
