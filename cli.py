@@ -10,6 +10,7 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
@@ -218,13 +219,12 @@ def _model_flags():
 
 
 def _corpus_flags():
-    from .dataset_script.corpora import CORPORA
+    from .training.arguments import DataArguments
 
+    help_of = {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}  # the same flags as train.py's
     flags = argparse.ArgumentParser(add_help=False)
-    flags.add_argument(
-        "--dataset", required=True, help=f"the corpus: {', '.join(CORPORA)}, or a published one, as train.py takes it"
-    )
-    flags.add_argument("--data_dir", help="its folder, with wav/*.wav and lab/{train,devel,test}.csv")
+    flags.add_argument("--dataset", required=True, help=help_of["dataset"])
+    flags.add_argument("--data_dir", help=help_of["data_dir"])
     flags.add_argument(
         "--bootstrap",
         type=_not_negative,
