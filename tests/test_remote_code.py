@@ -132,7 +132,7 @@ def test_every_flat_module_travels(model_folder):
 
 
 def test_the_model_card_names_what_they_import():
-    card = (ROOT / "training" / "model_card.md").read_text()
+    card = (ROOT / "evaluation" / "model_card.md").read_text()
     named = re.search(r"The code of this repository imports(.*?)\.\n", card, re.DOTALL)[1]
     imported = {name for module in MODULES for name in get_imports(ROOT / module)} - set(stdlib_module_names)
     assert set(re.findall(r"`(\w+)`", named)) == imported
