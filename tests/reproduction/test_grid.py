@@ -81,7 +81,7 @@ def test_random_backbones_are_made_once_and_the_same_everywhere(tmp_path):
         ("- 0\n- 3", "- zero", 25, "seeds is .'zero'.; expected a list of numbers"),
     ],
 )
-def test_a_wrong_grid_is_told_with_its_line(old, new, line, message, tmp_path, monkeypatch):
+def test_errors_in_a_grid_name_the_line(old, new, line, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = write_grid(tmp_path)
     text = path.read_text()
