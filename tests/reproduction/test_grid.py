@@ -106,6 +106,20 @@ def test_a_folder_belongs_to_one_cell(tmp_path):
         claim_folder(changed)
 
 
+def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
+    """Its notes have only the flags that were given, as they stood in the YAML file."""
+    path = write_grid(tmp_path, train={"dataset": "synthetic", "conv_channels": [16, 8], "learning_rate": "1e-3"})
+    cell = read_grid(path).cells[0]
+    cell.folder.mkdir(parents=True)
+    note = {"dataset": "synthetic", "conv_channels": [16, 8], "learning_rate": "1e-3", "push_backbone": False}
+    note |= {"backbone": cell.arguments.model.backbone, "architecture": "cnn_lstm", "seed": 0, "backbone_layer": "-1"}
+    (cell.folder / "cell.json").write_text(json.dumps(note))
+    claim_folder(cell)
+    (cell.folder / "cell.json").write_text(json.dumps({**note, "learning_rate": "1e-4"}))
+    with pytest.raises(ValueError, match=r"other settings: learning_rate was 0\.0001, now 0\.001; take"):
+        claim_folder(cell)
+
+
 def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
     """Its backbones are on the Hub: here, a folder stands for each."""
     grid = yaml.safe_load((ROOT / "configs" / "paper_grid.yaml").read_text())
