@@ -1,13 +1,13 @@
 """
-The demo: a page that shows which share of listeners would perceive each emotion in a clip, and where it is heard.
+The demo: a page that shows which share of listeners would perceive each emotion in a clip, and when.
 
     python app.py                              the model that `make train` leaves in outputs/demo
     python app.py MODEL                        another one, a folder or a Hub id
     EMOSHARE_MODEL=MODEL python app.py         the same, as a Hugging Face Space has it: see docs/demo.md
 
 The page is served to this machine alone unless GRADIO_SERVER_NAME says otherwise, and loads nothing from elsewhere.
-A model brings its code along, so this file needs gradio, altair and what the pipeline needs, but nothing of this
-project. Clips in a folder `examples` beside it are offered as examples.
+A model repository contains its own code, so this file needs gradio, altair and what the pipeline needs, but nothing of
+this project. Clips in a folder `examples` next to it are offered as examples.
 """
 
 import math
@@ -26,13 +26,13 @@ from transformers import pipeline
 
 HERE = Path(__file__).resolve().parent
 TRAINED_HERE = HERE / "outputs" / "demo"
-CLEANING_SECONDS = 1800  # between deletions of clips that are older than this
-TIME_STEPS = 250  # at most so many are drawn, however long the clip
-MAX_WRITTEN_WINDOWS = 6  # a timeline of more windows has no room for numbers
+CLEANING_SECONDS = 1800  # clips older than this are deleted, at intervals of this length
+TIME_STEPS = 250  # the most that are drawn, however long the clip
+MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
 
 FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
 BLUE, ORANGE = "#2166ac", "#e08214"
-# What was heard stands beside the limits on a wide screen, and above them on a narrow one.
+# The results are next to the limits on a wide screen, and above them on a narrow one.
 CSS = """
 #parts {display: grid; grid-template: "clip results" auto "limits results" 1fr / minmax(0, 2fr) minmax(0, 3fr)}
 #clip {grid-area: clip} #results {grid-area: results} #limits {grid-area: limits}
@@ -54,15 +54,15 @@ SYNTHETIC = """
 shares for a real voice mean nothing.
 """
 NO_CARD = """
-⚠️ **This model has no card**: what it was trained on, how good it is and what its limits are is unknown.
+⚠️ **This model has no card**: it is not known what it was trained on, how good it is, and what its limits are.
 """
 ATTENTION = """
-## Where each emotion's network listened
-The clip's waveform, and the attention of each emotion's network: the darker, the more that moment counts for the share.
+## Where the model listened
+The clip's waveform, and the model's attention for each emotion: the darker, the more that moment counts for the share.
 """
 TIMELINE = """
 ## Shares over time
-The clip is longer than what the model hears at once. These are the shares of its parts; those above are their average.
+The clip is longer than the model can hear at once. These are the shares of its parts; those above are their average.
 """
 
 
@@ -135,17 +135,17 @@ def limits(card):
 
 
 def show_results(emotion_share, path):
-    """Puts what was heard in a clip on the page, or why it cannot be heard."""
+    """Puts the shares of a clip on the page, or why it cannot be used."""
     if path is None:
         gradio.Markdown("Upload or record a clip, or choose an example: its shares appear here.")
         return
     config = emotion_share.model.config
-    # The configuration that models of earlier versions bring along does not say it.
+    # Models of earlier versions have a configuration without this property.
     has_attention = getattr(config, "has_attention", config.architecture == "cnn_lstm_attention")
     try:
         result = emotion_share(path, return_timeline=True, return_attention=has_attention)
     except ValueError as error:
-        reason = str(error).replace(path, Path(path).name)  # where clips are kept here is nobody's business
+        reason = str(error).replace(path, Path(path).name)  # without the server's folders
         gradio.HTML(f'<p role="alert"><strong>This clip cannot be used.</strong> {escape(reason)}</p>')
         return
 

@@ -73,7 +73,7 @@ def shown_settings(arguments):
 
     Returns:
         `dict`: by name; without those that have no value, or no meaning for this run. A folder is shown by its name
-        alone, because nobody needs to know where it is on somebody's disk.
+        alone: readers need not know where it is on the disk of whoever trained the model.
     """
     settings = {name: value for name, value in arguments.values("on_card").items() if value is not None}
     if not arguments.model.is_acoustic:

@@ -22,11 +22,11 @@ def paired_difference(first, second, references, resamples, seed=0):
     Args:
         first, second: predicted shares (runs, clips, labels) of each system; they may have different numbers of runs.
         references: (clips, labels) true shares, NaN where one is not known.
-        resamples: their number.
+        resamples: number of resamples.
         seed: of the resampling.
 
     Returns:
-        `Difference`: second less first, with percentiles over the resamples. NaN where no label has a ρ.
+        `Difference`: second minus first, with percentiles over the resamples. NaN where no label has a ρ.
     """
     clips = len(references)
     rng = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def paired_difference(first, second, references, resamples, seed=0):
 class ResampledSpearman:
     """
     Spearman's ρ in resamples of the clips, by the rules of `metrics/emotion_share_spearman`: ties get their mean rank,
-    a constant prediction counts as 0, constant references give none. Clips are sorted once for all resamples.
+    a constant prediction counts as 0, and constant references give no ρ. Clips are sorted once for all resamples.
 
     Args:
         predictions: (runs, clips) of one label.
@@ -64,7 +64,13 @@ class ResampledSpearman:
         self.predictions = [_Ranking(prediction[self.known]) for prediction in predictions]
 
     def rhos(self, counts):
-        """ρ (runs,) in a resample, which is told by how often (clips,) it holds each clip; NaN where there is none."""
+        """
+        Args:
+            counts: (clips,) how often each clip is in the resample.
+
+        Returns:
+            ρ (runs,) in the resample; NaN where there is none.
+        """
         counts = counts[self.known].astype(np.float64)
         true = self.references.ranks(counts)
         true_spread = counts @ true**2
@@ -80,7 +86,7 @@ class ResampledSpearman:
 
 
 class _Ranking:
-    """The order of values (clips,), of which each resample makes ranks."""
+    """The order of values (clips,), from which the ranks in each resample follow."""
 
     def __init__(self, values):
         self.order = np.argsort(values)
@@ -90,7 +96,7 @@ class _Ranking:
         self.positions[self.order] = np.cumsum(is_last) - is_last
 
     def ranks(self, counts):
-        """Mean ranks (clips,) within a resample, less the mean of all its ranks."""
+        """Mean ranks (clips,) within a resample, minus the mean of all its ranks."""
         if not len(counts):
             return counts
         up_to_value = np.cumsum(counts[self.order])[self.ends]

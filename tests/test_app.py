@@ -86,7 +86,7 @@ def emotion_share(model_folder):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory, model_folder):
-    """Folder and address of a running demo, with an example clip beside it."""
+    """Folder and address of a running demo, with an example clip next to it."""
     folder = tmp_path_factory.mktemp("space")
     shutil.copy(ROOT / "app.py", folder)
     (folder / "examples").mkdir()
@@ -141,8 +141,8 @@ def shares_on(page):
     """What the bars tell a screen reader, once they are there: `{emotion: share}`."""
     bars = page.locator("#shares [aria-roledescription=bar]")
     expect(bars).to_have_count(9, timeout=60_000)
-    told = bars.evaluate_all("bars => bars.map(bar => bar.getAttribute('aria-label'))")
-    rows = [dict(field.split(": ") for field in label.split("; ")) for label in told]
+    labels = bars.evaluate_all("bars => bars.map(bar => bar.getAttribute('aria-label'))")
+    rows = [dict(field.split(": ") for field in label.split("; ")) for label in labels]
     return {row["emotion"]: float(row["share of listeners"].rstrip("%")) / 100 for row in rows}
 
 

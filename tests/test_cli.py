@@ -280,7 +280,7 @@ def test_wrong_arguments_end_the_command_before_anything_is_read(arguments, mess
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Labels of one's own; the shares of test are not known."""
+    """Own labels; the shares of test are not known."""
     folder = write_corpus(
         tmp_path_factory.mktemp("corpus") / "own", {"train": 8, "devel": 12, "test": 2}, labels=["joy", "awe"]
     )

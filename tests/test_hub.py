@@ -222,8 +222,8 @@ def test_the_card_says_what_the_results_are(pushed):
     results = json.loads((output_dir / "eval_results.json").read_text())
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "audio-classification"
-    told = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert told == pytest.approx(
+    shown = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert shown == pytest.approx(
         {
             "Spearman's ρ, mean": results["eval_spearman"],
             "Spearman's ρ, joy": results["eval_spearman_joy"],

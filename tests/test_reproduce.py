@@ -1,4 +1,4 @@
-"""Whole grids, launched as users launch them: run, broken, killed, gone on with."""
+"""Whole grids, launched as users launch them: finished, broken, killed and resumed."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ def test_a_grid_leaves_a_report(undisturbed):
 
 def test_a_cell_that_fails_is_listed_and_loses_no_other(grid, tmp_path):
     broken = tmp_path / "cells" / "mfcc-cnn_lstm-layer-1-seed0"
-    (broken / "checkpoint-epoch-1").mkdir(parents=True)  # which cannot be gone on from
+    (broken / "checkpoint-epoch-1").mkdir(parents=True)  # from which no run can resume
     result = reproduce(grid, tmp_path, check=False)
     assert result.returncode == 1
     assert f"failed: {broken.name}: " in result.stderr
@@ -79,7 +79,7 @@ def test_a_cell_that_fails_is_listed_and_loses_no_other(grid, tmp_path):
     assert "failed" not in result.stderr
 
 
-def test_a_killed_grid_goes_on_with_what_is_not_done(grid, undisturbed, tmp_path):
+def test_a_killed_grid_continues_with_what_is_not_done(grid, undisturbed, tmp_path):
     command = [*LAUNCH, "--config", grid, "--output_dir", tmp_path, "--sweep_layers"]
     process = subprocess.Popen([str(part) for part in command], cwd=grid.parent, start_new_session=True)
     deadline = time.monotonic() + 180
@@ -99,7 +99,7 @@ def test_a_killed_grid_goes_on_with_what_is_not_done(grid, undisturbed, tmp_path
         assert (tmp_path / name).read_text() == (undisturbed[0] / name).read_text()
 
 
-def test_a_dry_run_tells_time_and_disk_and_trains_nothing(grid, tmp_path):
+def test_a_dry_run_shows_time_and_disk_and_trains_nothing(grid, tmp_path):
     result = reproduce(grid, tmp_path, "--dry_run")
     assert "hubert-small-cnn_lstm-layer-1-seed0" in result.stdout
     assert "In all: " in result.stdout

@@ -48,7 +48,7 @@ def trained(corpus_folder, backbone_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own_corpus(tmp_path_factory):
-    """Labels of one's own, no test split, and a clip of more than one window."""
+    """Own labels, and no test split."""
     folder = tmp_path_factory.mktemp("own") / "corpus"
     return write_corpus(folder, {"train": 10, "devel": 5}, labels=["joy", "awe"], seconds=(0.3, 0.9))
 
@@ -101,7 +101,7 @@ def test_the_results_score_the_written_predictions(trained, corpus_folder):
         assert results[f"eval_spearman_{emotion}"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_history_tells_loss_and_rho_of_each_epoch_and_emotion(trained):
+def test_the_history_has_loss_and_rho_of_each_epoch_and_emotion(trained):
     output_dir, result = trained
     header, *rows = read_csv(output_dir / "training_history.csv")
     assert header == ["epoch", "label", "train_loss", "devel_spearman"]
@@ -147,7 +147,7 @@ def start_and_kill_after(checkpoint, *command, cwd):
     process.wait()
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(own_corpus, tmp_path):
     command = [*LAUNCH, *ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "8"]
     command += ["--feature_cache_dir", tmp_path / "features", "--checkpoint_minutes", "0"]
     run_command(*command, "--output_dir", tmp_path / "whole", cwd=tmp_path)
@@ -176,9 +176,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(own_corpus, tmp_pat
     assert "checkpoint-epoch-8 is from another run: train: " in result.stderr
 
 
-def test_the_papers_recipe_runs_and_names_a_dead_network(corpus_folder, backbone_folder, tmp_path):
+def test_the_papers_recipe_runs_and_names_a_dead_head(corpus_folder, backbone_folder, tmp_path):
     recipe = [ROOT / "configs" / "paper_recipe.yaml", "--data_dir", corpus_folder, "--backbone", backbone_folder]
-    # In a network of this size, the last ReLU is closed from the start with seed 3, and open with 4 and 999.
+    # In a head of this size, the last ReLU is closed from the start with seed 3, and open with 4 and 999.
     seeds = ["--head_seeds", "999", "3", *["999"] * 7]
     arguments = [*SMALL_HEAD_FLAGS, *seeds, "--num_train_epochs", "2", "--output_dir", tmp_path / "output"]
     result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)

@@ -30,7 +30,7 @@ def corpus_of_full_size(configuration):
 @pytest.mark.parametrize(
     ("architecture", "anger", "mean"), [("cnn_lstm", 0.450, 0.517), ("cnn_lstm_attention", 0.467, 0.522)]
 )
-def test_the_papers_row_stands_beside_the_same_backbone(architecture, anger, mean):
+def test_the_papers_row_is_given_for_the_same_backbone(architecture, anger, mean):
     card = card_of("compare2023", "facebook/hubert-large-ll60k", architecture=architecture)
     assert f"| Anger | 0.500 | 0.400 to 0.600 | {anger:.3f} |" in card.text
     assert f"| **mean** | 0.500 | 0.400 to 0.600 | {mean:.3f} |" in card.text
@@ -64,7 +64,7 @@ def test_a_dataset_on_the_hub_is_named_and_is_the_corpus_that_it_says(corpus, te
     assert "local folder" not in card.text
 
 
-def test_a_dataset_in_a_folder_is_told_by_its_name_alone(tmp_path):
+def test_a_dataset_in_a_folder_is_shown_by_its_name_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     card = card_of(str(tmp_path / "mine"), "facebook/hubert-large-ll60k", corpus="compare2023")
     assert card.data.datasets is None

@@ -21,7 +21,7 @@ def test_the_row_of_the_same_features(backbone, acoustic_features, backbone_laye
     assert row_of(arguments) == row
 
 
-def test_the_papers_numbers_are_whole():
+def test_the_papers_numbers_are_complete():
     assert tuple(PAPER["emotions"]) == tuple(EMOTIONS)
     rows = set(PAPER["rows"].values())
     assert rows == set(PAPER["table_1"]) == set(PAPER["table_2"]["average"]) == set(PAPER["table_2"]["change"])

@@ -81,7 +81,7 @@ def test_random_backbones_are_made_once_and_the_same_everywhere(tmp_path):
         ("- 0\n- 3", "- zero", 25, "seeds is .'zero'.; expected a list of numbers"),
     ],
 )
-def test_a_wrong_grid_is_told_with_its_line(old, new, line, message, tmp_path, monkeypatch):
+def test_errors_in_a_grid_name_the_line(old, new, line, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = write_grid(tmp_path)
     text = path.read_text()
@@ -104,6 +104,20 @@ def test_a_folder_belongs_to_one_cell(tmp_path):
     (changed, *_) = read_grid(write_grid(tmp_path, train={"dataset": "synthetic", "conv_channels": [8]})).cells
     with pytest.raises(ValueError, match=r"conv_channels was \[16, 8\], now \[8\]"):
         claim_folder(changed)
+
+
+def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
+    """Its notes have only the flags that were given, as they stood in the YAML file."""
+    path = write_grid(tmp_path, train={"dataset": "synthetic", "conv_channels": [16, 8], "learning_rate": "1e-3"})
+    cell = read_grid(path).cells[0]
+    cell.folder.mkdir(parents=True)
+    note = {"dataset": "synthetic", "conv_channels": [16, 8], "learning_rate": "1e-3", "push_backbone": False}
+    note |= {"backbone": cell.arguments.model.backbone, "architecture": "cnn_lstm", "seed": 0, "backbone_layer": "-1"}
+    (cell.folder / "cell.json").write_text(json.dumps(note))
+    claim_folder(cell)
+    (cell.folder / "cell.json").write_text(json.dumps({**note, "learning_rate": "1e-4"}))
+    with pytest.raises(ValueError, match=r"other settings: learning_rate was 0\.0001, now 0\.001; take"):
+        claim_folder(cell)
 
 
 def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):

@@ -52,7 +52,7 @@ def test_a_whole_grid(tmp_path):
     page = page_of(tmp_path / "report", cells, corpus)
     assert page.startswith("# A grid\n\n**These are not the paper's results.**")
     assert "Clips: 60 train, 40 devel, 10 test. Finished: 8 of 8 cells." in page
-    assert "0.428" not in page  # nothing of the paper's Table 1 beside another corpus
+    assert "0.428" not in page  # no value of the paper's Table 1 for another corpus
     assert re.search(r"\| mel \| Architecture 2 \| \*\*0\.\d{3}\*\* ± 0\.\d{3} \|", section(page, "Table 1"))
     assert "mel, Architecture 2, seed" in section(page, "Figure 2")
     assert "| mel | 3 | +" in section(page, "Architecture 2 against 1")
@@ -129,7 +129,7 @@ def test_the_synthetic_corpus_is_called_synthetic(tmp_path):
     assert "They say nothing about people" in page
 
 
-def test_the_papers_values_stand_beside_its_own_corpus(tmp_path):
+def test_the_papers_values_are_given_for_its_own_corpus(tmp_path):
     corpus = fabricated_corpus(EMOTIONS, name="compare2023")
     flags = {"features": "HuBERT L", "backbone": "facebook/hubert-large-ll60k"}
     page = page_of(tmp_path / "report", cells_of(tmp_path, corpus, **flags), corpus)
