@@ -65,6 +65,13 @@ def test_every_head_keeps_its_parts_under_the_names_of_the_table(name):
     assert (architecture.pooling in parts) == any(True for _ in head.pooling.parameters())
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_feed_forward_network_may_have_no_hidden_layer(name):
+    model = small_model(architecture=name, ffn_sizes=())
+    assert model.heads[0].output.in_features == model.heads[0].encoder.width
+    assert model(input_features=torch.randn(2, 20, 40)).logits.shape == (2, 9)
+
+
 def test_a_head_begins_its_documentation_with_its_parts():
     assert re.match(r"\s*CNN > LSTM > attention > feed-forward", EmotionHead.__doc__)
 
@@ -88,25 +95,33 @@ def assert_comes_back(model, folder):
     return loaded
 
 
-MEAN_OF_LSTM = Architecture(
-    encoder="lstm",
-    pooling="mean",
-    ffn_sizes=(24, 6),
-    title="Throw-away",
-    summary="CNN, LSTM, a smaller feed-forward network",
-    description="An architecture of existing parts",
-)
+def throw_away(pooling):
+    """Of existing parts, with sizes of its own."""
+    return Architecture(
+        encoder="lstm",
+        pooling=pooling,
+        ffn_sizes=(24, 6),
+        title="Throw-away",
+        summary="CNN, LSTM, a smaller feed-forward network",
+        description="An architecture of existing parts",
+        has_attention=pooling == "attention",
+    )
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("separate_heads", [True, False])
-def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, monkeypatch, tmp_path):
+def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, pooling, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"^architecture: got 'throw_away'; expected one of cnn_lstm"):
         EmoShareConfig(architecture="throw_away")
-    monkeypatch.setitem(ARCHITECTURES, "throw_away", MEAN_OF_LSTM)
+    monkeypatch.setitem(ARCHITECTURES, "throw_away", throw_away(pooling))
     config = EmoShareConfig(architecture="throw_away", separate_heads=separate_heads, **SMALL_HEAD)
     assert EmoShareConfig(architecture="throw_away").ffn_sizes == (24, 6)
-    assert not config.has_attention
+    assert config.has_attention == (pooling == "attention")
+    with pytest.raises(ValueError, match=r"^normalization: got 'sequence'"):
+        EmoShareConfig(architecture="throw_away", normalization="sequence")
     model = EmoShareModel(config).eval()
+    attentions = model(input_features=torch.randn(1, 20, 40), output_attentions=True).attentions
+    assert (attentions is not None) == config.has_attention
     assert_batch_does_not_matter(model)
     loaded = assert_comes_back(model, tmp_path)
     assert loaded.config.architecture == "throw_away"

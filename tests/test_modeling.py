@@ -256,6 +256,12 @@ def test_frame_features_of_several_layers_take_one_run_of_the_backbone():
     assert list(by_layer) == ["weighted", 2, -1]
     assert lengths.tolist() == [24, 9]
     torch.testing.assert_close(by_layer["weighted"][:, 2], by_layer[2])
+
+    layers = []
+    for index, module in enumerate(model.backbone.encoder.layers):
+        module.register_forward_hook(lambda *_, index=index: layers.append(index))
+    model(input_values=waveforms, attention_mask=mask)
+    assert layers == [0]
     alone = small_model(backbone_config=backbone_config(), backbone_layer=2)
     alone.load_state_dict(model.state_dict())
     torch.testing.assert_close(alone.frame_features(waveforms, mask).by_layer[2], by_layer[2])

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emoshare.windows_emoshare import average_by_duration, cut, stream_windows
@@ -48,6 +48,8 @@ def test_windows_cover_a_clip_and_are_as_long_as_they_may_be(num_samples, shorte
     sizes=st.lists(st.integers(0, 200), min_size=1, max_size=5).filter(any),
 )
 @settings(max_examples=300)
+@example(num_samples=30, shortest=5, stride=3, longest=14, sizes=[30])  # one window, just
+@example(num_samples=31, shortest=5, stride=3, longest=14, sizes=[30])
 def test_a_stream_is_cut_as_the_whole_clip_is(num_samples, shortest, stride, longest, sizes):
     longest += 2 * stride + 2 * shortest
     waveform = waveform_of(num_samples)
