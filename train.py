@@ -16,8 +16,16 @@ On a copy of the corpus that is on the Hub:
 A corpus of your own, on two CPU processes:
     torchrun --nproc_per_node 2 train.py --dataset csv --data_dir DIR --backbone facebook/hubert-base-ls960
 
-What a run does, in order, is written in `training/run.py`:
-    start, corpus, model, frame features, training, prediction, scores, files, report, controls, Hub.
+The story of a run, which `training/run.py` spells out in this order:
+    start       processes, device, precision and seeds                              training/launch.py
+    corpus      clips, shares and facts are loaded and checked                      dataset_script/
+    model       untrained heads, around a frozen backbone or on acoustic features   training/model.py
+    features    the backbone runs once over every clip; its features are stored     training/features.py
+    training    heads side by side; each emotion keeps its own best devel epoch     training/trainer.py
+    scores      devel and test are predicted, devel is scored with intervals        evaluation/
+    files       model, card, figure, predictions; the results are written last      evaluation/
+    controls    what the scores should be compared with, if asked for               evaluation/controls.py
+    Hub         everything in one commit, if asked for                              repository_emoshare.py
 """
 
 import sys
