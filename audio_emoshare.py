@@ -150,7 +150,7 @@ def _checked(waveform, name):
 def _resampled(blocks, from_rate, to_rate):
     """
     What torchaudio makes of the whole waveform, block by block. Its filter reaches `margin` samples to either side, and
-    begins anew every `period` samples, so that a cut at a multiple of it with so much beside it changes nothing.
+    repeats every `period` samples, so that a cut at a multiple of it, with this margin on either side, changes nothing.
     """
     if from_rate == to_rate:
         yield from blocks

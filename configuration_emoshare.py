@@ -304,7 +304,7 @@ class EmoShareConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Writes config.json and, beside it, the Python modules that it names, so that the folder is a complete model
+        Writes config.json and the Python modules that it names, so that the folder is a complete model
         repository for `trust_remote_code=True` once weights and preprocessor config are there too.
         """
         self.check()

@@ -58,7 +58,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         ValueError: on an unknown feature type, or windows that could not be cut into two of `min_frames`.
     """
 
-    _auto_class = "AutoFeatureExtractor"  # saving it writes this module beside preprocessor_config.json
+    _auto_class = "AutoFeatureExtractor"  # saving writes this module next to preprocessor_config.json
 
     def __init__(
         self,

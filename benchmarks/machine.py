@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it can multiply and move: the limits that the benchmarks' figures stand beside."""
+"""What the machine is, and how fast it can multiply and copy: the limits to compare the benchmarks' figures with."""
 
 import platform
 import time

@@ -42,7 +42,7 @@ class LoopbackHub:
         url: for HF_ENDPOINT.
         repositories: {"ORG/NAME": Repository}; datasets as "datasets/ORG/NAME", Spaces as "spaces/ORG/NAME".
         requests: (method, path) of all requests so far.
-        cut_uploads: so many LFS uploads are yet to be cut off in the middle.
+        cut_uploads: how many of the next LFS uploads are cut off in the middle.
     """
 
     def __enter__(self):
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def commit_at(self, kind, name, revision):
-        """Sha and files of a repository's revision, or `None` where the caller is told that there is none."""
+        """Sha and files of a repository's revision, or `None` if the caller was answered that there is none."""
         repository = self.repository(kind, name)
         commit = repository and repository.at(revision)
         if repository is not None and commit is None:

@@ -143,7 +143,7 @@ features.extract_frame_features(corpus, "train", model, extractor, "{folder}/sto
 
 
 def stop_after(shards, monkeypatch):
-    """As if the process were killed once so many shards have been written."""
+    """As if the process were killed after this many shards."""
     write_shard = features.write_shard
     written = []
 
@@ -369,7 +369,7 @@ def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, m
         assert locked == sorted(locked)
     locked.clear()
     extract_layers(clips, "train", model, EmoShareFeatureExtractor(), folder, accelerator, "float16", layers)
-    assert locked == []  # another run may be extracting further layers beside stores that are there
+    assert locked == []  # another run may be extracting further layers next to finished stores
 
 
 LAYERS_IN_TWO_PROCESSES = """
