@@ -5,7 +5,6 @@ from dataclasses import replace
 import datasets
 
 from ..dataset_script import load_corpus
-from ..dataset_script.tables import AUDIO, FILENAME
 
 
 def load_run_corpus(data, accelerator):
@@ -26,9 +25,3 @@ def load_run_corpus(data, accelerator):
         corpus = replace(corpus, splits=datasets.DatasetDict({**corpus.splits, "train": train}))
     accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in corpus.splits.items()))
     return corpus
-
-
-def load_splits(data, accelerator):
-    """The splits of `load_run_corpus`, without facts, and the label names."""
-    corpus = load_run_corpus(data, accelerator)
-    return corpus.splits.select_columns([FILENAME, AUDIO, *corpus.labels]), corpus.labels
