@@ -38,7 +38,7 @@ SMALL_HEAD_FLAGS = ["--conv_channels", "16", "8", "--lstm_hidden_size", "12", "-
 
 
 def backbone_config(model_type="hubert", **fields):
-    """A small backbone's config; layer norm in the style of HuBERT Large unless told otherwise."""
+    """A small backbone's config; layer norm in the style of HuBERT Large unless `fields` say otherwise."""
     if model_type == "data2vec-audio":
         fields = {"num_conv_pos_embeddings": 5, **fields}  # here the number of stacked convolutions, as published
     else:
