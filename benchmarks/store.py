@@ -69,7 +69,7 @@ def main():
 
 
 def measure(clips):
-    """Extraction and one epoch of training on this many clips; prints time and memory as JSON."""
+    """Extraction and one epoch of training on this many clips; prints what they took as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         train, devel = speech_seconds(clips), speech_seconds(clips // 4)

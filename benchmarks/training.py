@@ -54,7 +54,7 @@ def main():
             model = EmoShareModel(EmoShareConfig(feature_size=WIDTH, separate_heads=separate_heads)).to(DEVICE)
             epoch, padding = our_epoch(model, frames, dtype)
             limit = operations(model.config) * frames.sum() * len(model.heads) / rate
-            name = f"{'nine networks' if separate_heads else 'shared trunk'}, {str(dtype).removeprefix('torch.')}"
+            name = f"{'nine heads' if separate_heads else 'shared trunk'}, {str(dtype).removeprefix('torch.')}"
             print(
                 f"| {name} | {epoch.seconds:.1f} | {peer / epoch.seconds:.1f}x | {padding:.1%} | {epoch.waiting:.2%} | "
                 f"{limit:.1f} |",

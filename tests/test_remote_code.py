@@ -114,7 +114,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("configuration_emoshare.py", {"transformers"}),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("frames_emoshare.py", {"torch"}),
-        ("head_emoshare.py", {"torch"}),
+        ("head_emoshare.py", {"torch", "transformers"}),
         ("losses_emoshare.py", set()),
         ("modeling_emoshare.py", {"torch", "transformers"}),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
