@@ -1,4 +1,4 @@
-# Everything happens in .venv; the first command of any kind installs, later ones do not.
+# Everything runs in .venv, into which the first command of any kind installs.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
