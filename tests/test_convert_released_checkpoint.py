@@ -87,6 +87,7 @@ def assert_close(ours, theirs, name):
     assert difference <= tolerance * max(1.0, largest), f"{name}: {difference} of {largest}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("lengths", [[2, 398, 199, 250], [397], [3]], ids=str)
 def test_released_sizes(architecture, lengths):
@@ -96,6 +97,7 @@ def test_released_sizes(architecture, lengths):
     assert_same(model, oracle, lengths, frames=398, require=assert_true)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
@@ -205,6 +207,7 @@ def convert(files, backbone, output_dir, check=True):
     return run_python("convert_released_checkpoint.py", *options, *arguments, cwd=ROOT, check=check)
 
 
+@pytest.mark.slow
 def test_nine_checkpoints_become_a_repository_with_the_authors_numbers(checkpoints, backbone_folder, tmp_path):
     oracle, files = checkpoints
     convert(files, backbone_folder, tmp_path / "model")
@@ -229,6 +232,7 @@ def test_nine_checkpoints_become_a_repository_with_the_authors_numbers(checkpoin
         assert [scores[emotion] for emotion in oracle] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_ends_with_a_message_that_names_it(checkpoints, backbone_folder, tmp_path):
     _, files = checkpoints
     (tmp_path / "text.pth.tar").write_text("no checkpoint")
