@@ -15,10 +15,10 @@ demo: $(INSTALLED) $(DEMO_MODEL) examples
 
 # One test process per core, each with one torch thread: see tests/conftest.py.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-fast: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto -m "not slow"
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-browser: $(INSTALLED)
 	$(VENV)/bin/python -m pytest tests/test_app.py

@@ -15,8 +15,8 @@ import torch
 import torchaudio
 
 SAMPLING_RATE = 16000
-BLOCK_S = 60  # of a file is decoded at a time
-DOWNLOAD_TIMEOUT_S = 60  # without a byte
+BLOCK_S = 60  # seconds of a file that are decoded at a time
+DOWNLOAD_TIMEOUT_S = 60  # seconds without a byte after which a download fails
 
 
 def load_audio(audio, sampling_rate=SAMPLING_RATE):
@@ -49,9 +49,9 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE):
 
 def audio_blocks(audio, sampling_rate=SAMPLING_RATE):
     """
-    What `load_audio` returns, block by block: a long file never lies in memory as a whole.
+    What `load_audio` returns, block by block, so that a long file never lies in memory as a whole.
 
-    Args and errors are those of `load_audio`; the errors come when the block is read.
+    Arguments and errors are those of `load_audio`; an error is raised when the block that causes it is read.
 
     Yields:
         `np.ndarray`: (samples,) float32.
@@ -99,7 +99,7 @@ def _dict_blocks(audio, sampling_rate):
 
 
 def _download(url, file):
-    """Fetches a URL to a file object, and puts that at its beginning."""
+    """Downloads a URL into a file object, and rewinds that."""
     try:
         with urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             shutil.copyfileobj(response, file)
@@ -149,8 +149,9 @@ def _checked(waveform, name):
 
 def _resampled(blocks, from_rate, to_rate):
     """
-    What torchaudio makes of the whole waveform, block by block. Its filter reaches `margin` samples to either side, and
-    repeats every `period` samples, so that a cut at a multiple of it, with this margin on either side, changes nothing.
+    Resamples a waveform block by block, to what torchaudio makes of it as a whole. Its filter reaches `margin` samples
+    to either side and repeats every `period` samples, so a cut changes nothing if it is at a multiple of `period`, and
+    `margin` samples on the other side of it are resampled too and dropped.
     """
     if from_rate == to_rate:
         yield from blocks
@@ -160,7 +161,8 @@ def _resampled(blocks, from_rate, to_rate):
     new_period = to_rate // math.gcd(from_rate, to_rate)
     margin = -(-resample.width // period) * period
     blocks = iter(blocks)
-    block, kept, done = next(blocks), np.zeros(0, np.float32), 0  # `done`: samples of `kept` that are there as margin
+    # `kept` is the end of the previous block; its first `done` samples have been resampled, and are margin now.
+    block, kept, done = next(blocks), np.zeros(0, np.float32), 0
     while block is not None:
         following = next(blocks, None)
         samples = np.concatenate([kept, block])

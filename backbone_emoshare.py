@@ -86,7 +86,7 @@ def family_of(backbone_config):
 
 
 def commit_of(name_or_path, revision=None):
-    """The commit of a revision on the Hub; a folder has none, and keeps the revision that was given."""
+    """The commit that a revision on the Hub points to; for a folder, which has none, the revision as given."""
     return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None) or revision
 
 

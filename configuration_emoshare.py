@@ -27,12 +27,13 @@ EMOTIONS = (
 @dataclass(frozen=True)
 class Architecture:
     """
-    How a head is put together after its convolutions. A new one is an entry in `ARCHITECTURES`, and nothing else if its
-    parts are in the tables `ENCODERS` and `POOLINGS` of `head_emoshare`.
+    How a head is put together after its convolutions. Adding one takes an entry in `ARCHITECTURES`, and nothing else if
+    its parts are in the tables `ENCODERS` and `POOLINGS` of `head_emoshare`.
 
     Attributes:
-        encoder: the part that sees the order of steps; a key of `ENCODERS`.
-        pooling: the part that makes one vector of all steps; a key of `POOLINGS`.
+        encoder: the part that relates steps to each other; a key of `ENCODERS`.
+        pooling: the part that makes one vector of all steps; a key of `POOLINGS`. `"attention"` needs an encoder that
+            returns last states.
         ffn_sizes: default hidden sizes of the feed-forward network.
         title: short name in tables and figures.
         summary: its parts in a few words, for legends.
@@ -40,7 +41,7 @@ class Architecture:
         has_attention: whether it returns attention weights over the steps.
         is_released: whether the authors released this network, so that `normalization="sequence"` can reproduce it.
         has_released_norms: whether the released network has LayerNorms.
-        attention_heads: of the encoder, which divide its width; `None` if it has none.
+        attention_heads: number of the encoder's attention heads, which must divide its width; `None` if it has none.
     """
 
     encoder: str
@@ -128,7 +129,7 @@ class EmoShareConfig(PreTrainedConfig):
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):
-            Kernel size of the convolutions, in frames; odd.
+            Kernel size of the convolutions, in frames; odd, so that the result is centred on its frame.
         pool_size (`int`, *optional*, defaults to 2):
             Frames per step after max-pooling: L frames become floor(L / pool_size) steps.
         lstm_hidden_size (`int`, *optional*, defaults to 512):
@@ -149,7 +150,7 @@ class EmoShareConfig(PreTrainedConfig):
         output_activation (`str`, *optional*, defaults to `"sigmoid"`):
             Last activation, `"sigmoid"` or `"relu"` (the released network's).
         separate_heads (`bool`, *optional*, defaults to `True`):
-            One head per emotion, as in the paper, or one shared trunk with all outputs.
+            Whether there is one head per emotion, as in the paper, or one head with all outputs (a shared trunk).
         loss (`str`, *optional*, defaults to `"mse"`):
             A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises.
         id2label (`dict[int, str]`, *optional*):
@@ -287,7 +288,7 @@ class EmoShareConfig(PreTrainedConfig):
         if not self.conv_channels:
             raise ValueError("conv_channels: got none; expected at least one convolution")
         if self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size: got {self.conv_kernel_size}; only odd kernels keep frames centred")
+            raise ValueError(f"conv_kernel_size: got {self.conv_kernel_size}; expected an odd number")
         architecture = ARCHITECTURES[self.architecture]
         heads = architecture.attention_heads
         if heads and self.conv_channels[-1] % heads:
@@ -296,7 +297,10 @@ class EmoShareConfig(PreTrainedConfig):
                 f"multiple of {heads}, its attention heads"
             )
         if self.normalization == "sequence" and not architecture.is_released:
-            raise ValueError(f"normalization: got 'sequence', a released network; no {self.architecture} was released")
+            raise ValueError(
+                "normalization: got 'sequence', which reproduces a network that the authors released; they released no "
+                f"{self.architecture!r}"
+            )
         if self.normalization == "sequence" and self.max_frames < self.pool_size:
             raise ValueError(
                 f"max_frames: got {self.max_frames}, less than one step of pool_size {self.pool_size} frames"
@@ -304,7 +308,7 @@ class EmoShareConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Writes config.json and the Python modules that it names, so that the folder is a complete model
+        Writes config.json and, next to it, the Python modules that it names, so that the folder is a complete model
         repository for `trust_remote_code=True` once weights and preprocessor config are there too.
         """
         self.check()

@@ -1,5 +1,5 @@
 """
-Makes a model repository of the checkpoints that the authors' training scripts write, one network per emotion:
+Makes a model repository from the checkpoints that the authors' training scripts write, one network per emotion:
 
     python convert_released_checkpoint.py --architecture cnn_lstm_attention --backbone facebook/hubert-large-ll60k \
         --output_dir DIR Anger=anger.pth.tar Boredom=boredom.pth.tar ...     (all nine)
@@ -43,8 +43,8 @@ def convert_state_dicts(state_dicts, architecture, backbone_config=None):
         order. A backbone has random weights.
 
     Raises:
-        ValueError: on an emotion that is not one of the nine, or a key that is missing, surplus or of another shape;
-            names emotion and key.
+        ValueError: on an emotion that is not one of the nine, or a key that is missing, unexpected or of another shape;
+            the message names emotion and key.
     """
     config = EmoShareConfig(
         backbone_config=backbone_config, **_config_fields(state_dicts, architecture, backbone_config)
@@ -74,12 +74,12 @@ def _config_fields(state_dicts, architecture, backbone_config):
 
 
 def _input_width(state_dicts):
-    """Of the first convolution, (channels, width, kernel); it alone says how wide the frame features are."""
+    """Width of the frame features: only the weight of the first convolution, (channels, width, kernel), shows it."""
     weights = {emotion: state_dict.get("layer_cnn.0.weight") for emotion, state_dict in state_dicts.items()}
     for emotion, weight in weights.items():
         if not isinstance(weight, torch.Tensor) or weight.dim() != 3:
             raise ValueError(f"{emotion}: layer_cnn.0.weight is missing, or not of the shape (channels, width, kernel)")
-    return mode(weight.shape[1] for weight in weights.values())  # so that one that differs is the one that is named
+    return mode(weight.shape[1] for weight in weights.values())  # if one differs, it is the one that is reported
 
 
 def _head_weights(state_dicts, config):
@@ -105,13 +105,13 @@ def rename_state_dict(state_dict, emotion, architecture):
     One released network's weights, or gradients, under the names that `EmotionHead` gives them.
 
     Raises:
-        ValueError: on a key that is missing, surplus or not a tensor of finite numbers; the released network's unused
-            `ln2` is dropped.
+        ValueError: on a key that is missing, unexpected or not a tensor of finite numbers; the released network's
+            unused `ln2` is dropped.
     """
     names = _names(emotion, architecture)
     unused = {"ln2.weight", "ln2.bias"} if architecture == "cnn_lstm_attention" else set()
     problems = [f"{key} is missing" for key in names if key not in state_dict]
-    problems += [f"{key} is surplus" for key in state_dict if key not in names and key not in unused]
+    problems += [f"{key} is unexpected" for key in state_dict if key not in names and key not in unused]
     problems += [
         f"{key} is not a tensor of finite numbers"
         for key in names
@@ -174,7 +174,7 @@ def convert(arguments):
     backbone, revision = arguments.backbone, arguments.backbone_revision
     backbone_config = AutoConfig.from_pretrained(backbone, revision=revision)
     fields = _config_fields(state_dicts, arguments.architecture, backbone_config)
-    # What is wrong with the checkpoints is said before the backbone's weights are fetched.
+    # Before the backbone's weights are fetched, so that an error in a checkpoint shows early.
     heads = _head_weights(state_dicts, EmoShareConfig(backbone_config=backbone_config, **fields))
 
     model = EmoShareModel.from_backbone_pretrained(backbone, revision=revision, **fields)
@@ -195,7 +195,7 @@ def checkpoint_weights(checkpoints):
         `dict[str, dict[str, torch.Tensor]]`: the weights of each emotion's network, as the files have them.
 
     Raises:
-        ValueError: on an emotion that is unknown, given twice or missing, or a file that is no such checkpoint.
+        ValueError: on an emotion that is unknown, given twice or missing, or a file that is not such a checkpoint.
     """
     files = {}
     for checkpoint in checkpoints:
@@ -216,7 +216,7 @@ def _load_checkpoint(file, emotion):
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{emotion}: {file} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{emotion}: {file} is no checkpoint of the authors' scripts: it has no 'state_dict'")
+        raise ValueError(f"{emotion}: {file} is not a checkpoint of the authors' scripts: it has no 'state_dict'")
     return checkpoint["state_dict"]
 
 

@@ -58,7 +58,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         ValueError: on an unknown feature type, or windows that could not be cut into two of `min_frames`.
     """
 
-    _auto_class = "AutoFeatureExtractor"  # saving writes this module next to preprocessor_config.json
+    _auto_class = "AutoFeatureExtractor"  # saving it writes this module next to preprocessor_config.json
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         if feature_type not in FEATURE_TYPES:
             raise ValueError(f"feature_type: got {feature_type!r}; expected one of {', '.join(FEATURE_TYPES)}")
         is_waveform = feature_type == "waveform"
-        kwargs.pop("feature_size", None)  # saved for the readers of the file; it follows from the feature type
+        kwargs.pop("feature_size", None)  # stands in saved files; it follows from the feature type
         super().__init__(1 if is_waveform else ACOUSTIC_BANDS, sampling_rate, padding_value, **kwargs)
         self.feature_type = feature_type
         self.do_normalize = do_normalize
@@ -129,7 +129,9 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             # Whole milliseconds at 16 kHz, so that the length in seconds has few digits.
             self.chunk_length_s = longest // 16 * 16 / self.sampling_rate
             self._check_windows()
-            logger.warning(f"windows are cut to {self.chunk_length_s} s, {max_frames} frames, the most the model takes")
+            logger.warning(
+                f"windows are cut to {self.chunk_length_s} s, {max_frames} frames, the most that the model takes"
+            )
 
     @classmethod
     def for_backbone(cls, name_or_path, backbone_config, revision=None, **kwargs):
@@ -283,7 +285,7 @@ def _cosine_transform():
 
 
 def _torchaudio():
-    # Waveforms need no torchaudio, and a remote module must import optional packages inside try.
+    # Waveforms do not need torchaudio, and Transformers wants remote code to import optional packages inside try.
     try:
         import torchaudio
     except ImportError as error:

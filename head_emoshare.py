@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from .backbone_emoshare import family_of
 from .configuration_emoshare import ARCHITECTURES
@@ -18,7 +19,7 @@ class EmotionHead(nn.Module):
     (paper, section 2.4; here Architecture 2).
 
     - stem: convolutions with ReLU, and max-pooling from frames to steps;
-    - encoder: an LSTM, or transformer layers, which see the order of frames through the stem alone;
+    - encoder: an LSTM, or transformer layers, which see the order of frames only through the stem;
     - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
     - regressor: a feed-forward network and the output activation.
 
@@ -46,7 +47,7 @@ class EmotionHead(nn.Module):
         self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
         self.ffn = _feed_forward(encoder.width, config)
         self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
-        self.output_activation = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[config.output_activation]()
+        self.output_activation = ACT2FN[config.output_activation]
 
     @property
     def encoder(self):

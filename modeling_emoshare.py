@@ -203,7 +203,7 @@ class EmoShareModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls):
-        return True  # on the backbone, which says by itself where it cannot
+        return True  # of the backbone, which refuses what it does not support
 
     def train(self, mode=True):
         super().train(mode)

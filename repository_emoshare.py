@@ -22,15 +22,15 @@ CUSTOM_PIPELINES = {
         "type": "audio",
     }
 }
-# The modules that are named somewhere; each brings along what it imports relatively.
+# The modules that config.json and preprocessor_config.json name; `copy_modules` adds those that they import.
 ENTRY_MODULES = (
     "configuration_emoshare.py",
     "modeling_emoshare.py",
     "feature_extraction_emoshare.py",
     "pipeline_emoshare.py",
 )
-CARD_FILES = ("README.md", "shares_devel.png")
-# A model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
+CARD_FILES = ("README.md", "shares_devel.png")  # the model card, and the figure in it
+# The files of a model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
 PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
 
 
@@ -103,7 +103,7 @@ def publish_folder(folder, repo_id, commit_message, token=None, revision=None, c
     half a model could be loaded.
 
     Args:
-        folder: the model repository; other files in it stay where they are.
+        folder: the model repository; files in it that match none of `PUBLISHED` are not uploaded.
         repo_id: `ORG/NAME`, which must exist.
         commit_message, token, revision, create_pr: as in `huggingface_hub`.
 

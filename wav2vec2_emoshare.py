@@ -92,7 +92,7 @@ class Wav2Vec2Family:
         - The positional convolutions see zeros past a clip's last frame, as they do past the end of a clip alone. This
           matters where several are stacked (data2vec-audio) or a BatchNorm comes before (`conv_pos_batch_norm=True`).
 
-        With `fast`, what need not be computed is left out too; without, every module runs as Transformers wrote it.
+        With `fast`, it also leaves out what need not be computed; without, all else runs as Transformers wrote it.
 
         - Without gradients, the convolutional front end runs as matrix products.
         - Layers of the encoder above the highest one that is asked for are not run.
@@ -211,7 +211,7 @@ class FrontEnd(nn.Module):
 
     Args:
         feature_extractor: Transformers' front end, whose layers this one takes over.
-        fast: whether it may leave Transformers' modules aside.
+        fast: whether it may compute without Transformers' modules.
     """
 
     def __init__(self, feature_extractor, fast=True):

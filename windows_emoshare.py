@@ -13,7 +13,7 @@ def cut(num_samples, longest, shortest):
 
     Args:
         num_samples: length of the clip in samples.
-        longest: length of a window in samples.
+        longest: length of a window in samples; at least twice `shortest`.
         shortest: least number of samples in the last of several windows.
 
     Returns:
@@ -49,7 +49,8 @@ def stream_windows(blocks, longest, shortest, stride=0):
         blocks: iterable of (samples,) float32, the clip from its beginning to its end.
         longest: the most samples that the model hears at once.
         shortest: least number of samples in the last of several windows.
-        stride: samples at either end of a window that are heard but not counted, except at the ends of the clip.
+        stride: samples at either end of a window that are heard but not counted, except at the ends of the clip. What
+            is left, `longest - 2 * stride`, must be at least twice `shortest`.
 
     Yields:
         `Window`: those of one clip count for all of it, without overlap.

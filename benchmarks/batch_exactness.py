@@ -3,8 +3,8 @@ How far a clip's frame features in a padded batch are from those of the clip alo
 
     python benchmarks/batch_exactness.py
 
-Prints the table of docs/fidelity.md. Every supported backbone family in its published sizes, with random weights: the
-differences come from the design, and their size is that of a network that has learnt nothing.
+Prints the table of docs/fidelity.md. Every supported kind of backbone in its published sizes, with random weights: the
+differences come from the design, and are as large as they are in an untrained network.
 """
 
 import copy
@@ -15,7 +15,8 @@ from corpus import voices
 from transformers import AutoConfig, AutoModel
 
 from emoshare import EmoShareFeatureExtractor
-from emoshare.backbone_emoshare import frame_features, length_mask, make_exact_in_batch
+from emoshare.backbone_emoshare import family_of
+from emoshare.frames_emoshare import length_mask
 
 SECONDS = (1.1, 8.0, 2.7, 5.3)
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -68,9 +69,9 @@ def in_plain_batch(backbone, clips):
 
 
 def in_batch(backbone, clips):
-    backbone = copy.deepcopy(backbone)
-    make_exact_in_batch(backbone)
-    return frame_features(backbone, *padded(clips)).features
+    backbone, family = copy.deepcopy(backbone), family_of(backbone.config)
+    family.prepare(backbone)
+    return family.hidden_states(backbone, *padded(clips), [-1])[-1]
 
 
 def padded(clips):

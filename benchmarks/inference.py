@@ -5,8 +5,8 @@ How fast the emotion-share pipeline is: against Transformers' own, and against w
 
 HuBERT Base in its published size with random weights, 32 synthetic clips of 1 to 8 s. The peer is the stock
 `pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers. EmoShare has
-nine small networks instead (sizes as in configs/demo.yaml), and in the lines "released sizes" nine as large as the
-paper's. Each side runs at its own best batch size. All run in turns, several rounds of it; a ratio is the median over
+nine small heads instead (sizes as in configs/demo.yaml), and in the lines "released sizes" nine as large as the
+paper's. Each side runs at its own best batch size. All run in turns, for several rounds; a ratio is the median over
 the rounds. A real-time factor (RTF) is seconds of computing per second of audio. The limit is the counted arithmetic at
 the rate of a large matrix product, and the traffic of the front end at the rate of a copy, both measured in this run.
 """
@@ -86,7 +86,7 @@ def best_times(pipelines, clips):
     """For each pipeline its median time over all clips, in seconds, at its best batch size, and that size."""
     batch_sizes = {}
     for name, pipe in pipelines.items():
-        pipe(clips[:2])  # what is made once is made now
+        pipe(clips[:2])  # warm-up
         times = {size: seconds_of(lambda: pipe(clips, batch_size=size)) for size in BATCH_SIZES}  # noqa: B023
         batch_sizes[name] = min(times, key=times.get)
     return interleaved(
@@ -160,7 +160,7 @@ def print_limits(demo, released, dtype, clips):
 
 
 def front_end_counts(config, samples):
-    """Operations, values moved, and frames. A map is written, goes through its activation, and is read once more."""
+    """Operations, values moved, and frames. A map is written, goes through its activation, and is read again."""
     operations, values, channels_in = 0, 0, 1
     for channels, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
@@ -200,8 +200,8 @@ def print_accuracy(plain, model, clips):
     for batch in batches:
         waveform = batch["input_values"]
         expected.append(plain(waveform).last_hidden_state[0])
-        exact.append(model.frame_features(waveform).features[0])
-        rounded.append(halved.frame_features(waveform).features[0].float())
+        exact.append(model.frame_features(waveform).by_layer[-1][0])
+        rounded.append(halved.frame_features(waveform).by_layer[-1][0].float())
         shares.append(model(waveform).logits[0])
         rounded_shares.append(halved(waveform).logits[0])
     expected, exact, rounded = torch.cat(expected), torch.cat(exact), torch.cat(rounded)

@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it can multiply and copy: the limits to compare the benchmarks' figures with."""
+"""What the machine is, and how fast it can multiply and move: the limits that benchmarks are compared with."""
 
 import platform
 import time
@@ -53,7 +53,7 @@ def copy_rate(megabytes=256):
 
 
 def anonymous_memory():
-    """Bytes of this process that no file stands behind (RssAnon); pages of mapped files do not count."""
+    """Anonymous memory of this process in bytes (RssAnon); pages of mapped files do not count."""
     (line,) = (line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 

@@ -20,11 +20,10 @@ from machine import describe, seconds_of
 from transformers import AutoConfig
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
-from emoshare.training.arguments import RunArguments
-from emoshare.training.batches import FeatureLoader
+from emoshare.dataset_script import load_corpus
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import networks_of, release, train_epoch
+from emoshare.training.trainer import HeadTrainer
 
 CLIPS, SECONDS, EPOCHS = 64, 4.0, 2
 HEAD = {"conv_channels": (256, 128, 64), "lstm_hidden_size": 128, "ffn_sizes": (64,)}
@@ -54,7 +53,7 @@ def work(folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
-    clips = load_emotion_share("csv", data_dir=folder / "corpus", cache_dir=folder / "cache")["train"]
+    corpus = load_corpus("csv", data_dir=folder / "corpus", cache_dir=folder / "cache")
     backbone = AutoConfig.for_model("hubert", mask_time_prob=0.0, num_hidden_layers=4)
     model = EmoShareModel(EmoShareConfig(backbone_config=backbone, **HEAD))
     cache_dir = folder / f"store-{accelerator.num_processes}"
@@ -62,17 +61,15 @@ def work(folder):
 
     def extract():
         extractor = EmoShareFeatureExtractor()
-        stores.append(extract_frame_features(clips, "train", model, extractor, cache_dir, accelerator))
+        stores.append(extract_frame_features(corpus, "train", model, extractor, cache_dir, accelerator))
 
     seconds = {"extraction": seconds_of(extract)}
-    run = RunArguments(per_device_train_batch_size=16 // accelerator.num_processes)  # the same batch in all
-    networks = networks_of(model, run, accelerator)
-    loader = FeatureLoader(stores[0], model.config, run.per_device_train_batch_size, accelerator, seed=0)
-    seconds["training"] = seconds_of(
-        lambda: train_epoch(networks, loader, accelerator, torch.float32, "Training"), runs=EPOCHS
-    )
+    batch_size = 16 // accelerator.num_processes  # the same batch in all
+    run = RunArguments(per_device_train_batch_size=batch_size, mixed_precision="no")
+    arguments, stores = Arguments(DataArguments(), ModelArguments(), run), {"train": stores[0], "devel": stores[0]}
+    trainer = HeadTrainer(model, stores, None, arguments, accelerator)
+    seconds["training"] = seconds_of(lambda: trainer.train_epoch(trainer.progress.heads), runs=EPOCHS)
     accelerator.print(json.dumps(seconds))
-    release(networks, accelerator)
     accelerator.end_training()
 
 

@@ -25,11 +25,11 @@ from machine import DEVICE, anonymous_memory, describe, seconds_of
 from transformers import AutoConfig
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
-from emoshare.training.arguments import RunArguments
-from emoshare.training.evaluation import Scorer
+from emoshare.dataset_script import load_corpus
+from emoshare.evaluation.scores import Scorer
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import train_heads
+from emoshare.training.trainer import HeadTrainer
 
 SIZES = (128, 256, 512)
 USERS_CLIPS = 50_000
@@ -69,26 +69,27 @@ def main():
 
 
 def measure(clips):
-    """Extraction and one epoch of training on this many clips; prints time and memory as JSON."""
+    """Extraction and one epoch of training on this many clips; prints what they took as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         train, devel = speech_seconds(clips), speech_seconds(clips // 4)
         write_corpus(folder / "corpus", train=train, devel=devel)
-        splits = load_emotion_share("csv", data_dir=folder / "corpus", cache_dir=folder / "cache")
+        corpus = load_corpus("csv", data_dir=folder / "corpus", cache_dir=folder / "cache")
         accelerator = Accelerator(cpu=DEVICE.type == "cpu")
         backbone = AutoConfig.for_model("hubert", mask_time_prob=0.0, **LARGE, **THIN)
         model = EmoShareModel(EmoShareConfig(backbone_config=backbone, **SMALL_HEAD))
         extractor = EmoShareFeatureExtractor()
         with PeakMemory() as extraction:
             stores = {
-                split: extract_frame_features(splits[split], split, model, extractor, folder / "store", accelerator)
+                split: extract_frame_features(corpus, split, model, extractor, folder / "store", accelerator)
                 for split in ("train", "devel")
             }
         size = sum(path.stat().st_size for path in (folder / "store").glob("*/*"))
         run = RunArguments(output_dir=str(folder / "output"), num_train_epochs=1)
         scorer = Scorer(stores["devel"].shares, list(EMOTIONS))
         with PeakMemory() as training:
-            train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, {})
+            arguments = Arguments(DataArguments(), ModelArguments(), run)
+            HeadTrainer(model, stores, scorer.rhos, arguments, accelerator).fit()
     print(
         json.dumps(
             {

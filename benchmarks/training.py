@@ -25,13 +25,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_emotion_share
+from emoshare.dataset_script import Corpus, load_emotion_share
 from emoshare.dataset_script.synthetic import SyntheticCorpus
-from emoshare.training.arguments import RunArguments
-from emoshare.training.batches import FeatureLoader
-from emoshare.training.evaluation import Scorer
+from emoshare.evaluation.scores import Scorer
+from emoshare.frames_emoshare import length_mask
+from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.features import extract_frame_features
-from emoshare.training.heads import networks_of, train_epoch, train_heads
+from emoshare.training.trainer import HeadTrainer
 
 CLIPS, CLIPS_PER_BATCH = 640, 32
 WIDTH, MAX_FRAMES = 1024, 398
@@ -48,13 +48,13 @@ def main():
     print(f"released design, one network at a time: {peer:.1f} s an epoch for nine emotions")
     print("| ours | s an epoch | against the peer | padding | waiting for data | limit, s |")
     print("|---|---|---|---|---|---|")
-    for dtype in (torch.bfloat16, torch.float32):
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
         rate = matmul_rate(dtype)
         for separate_heads in (True, False):
             model = EmoShareModel(EmoShareConfig(feature_size=WIDTH, separate_heads=separate_heads)).to(DEVICE)
-            epoch, padding = our_epoch(model, frames, dtype)
+            epoch, padding = our_epoch(model, frames, precision)
             limit = operations(model.config) * frames.sum() * len(model.heads) / rate
-            name = f"{'nine networks' if separate_heads else 'shared trunk'}, {str(dtype).removeprefix('torch.')}"
+            name = f"{'nine heads' if separate_heads else 'shared trunk'}, {str(dtype).removeprefix('torch.')}"
             print(
                 f"| {name} | {epoch.seconds:.1f} | {peer / epoch.seconds:.1f}x | {padding:.1%} | {epoch.waiting:.2%} | "
                 f"{limit:.1f} |",
@@ -74,40 +74,40 @@ class RandomStore(torch.utils.data.Dataset):
 
     def __init__(self, frames):
         rng = np.random.default_rng(0)
-        self.frames = frames
+        self.num_frames = frames
         self.shares = rng.beta(0.6, 2.5, size=(len(frames), len(EMOTIONS))).astype(np.float32)
         self.features = [rng.standard_normal((length, WIDTH), dtype=np.float32).astype(np.float16) for length in frames]
 
     def __len__(self):
-        return len(self.frames)
+        return len(self.num_frames)
 
     def __getitem__(self, index):
         return index
 
     def collate(self, indices):
-        longest = self.frames[indices].max()
+        longest = self.num_frames[indices].max()
         batch = np.zeros((len(indices), longest, WIDTH), dtype=np.float16)
         for padded, index in zip(batch, indices, strict=True):
-            padded[: self.frames[index]] = self.features[index]
+            padded[: self.num_frames[index]] = self.features[index]
         return {
-            "features": torch.from_numpy(batch),
-            "lengths": torch.from_numpy(self.frames[indices]),
-            "shares": torch.from_numpy(self.shares[indices]),
+            "frame_features": torch.from_numpy(batch),
+            "attention_mask": length_mask(torch.from_numpy(self.num_frames[indices]), longest),
+            "labels": torch.from_numpy(self.shares[indices]),
         }
 
 
-def our_epoch(model, frames, dtype):
+def our_epoch(model, frames, precision):
     accelerator = Accelerator(cpu=DEVICE.type == "cpu")
-    run = RunArguments(per_device_train_batch_size=CLIPS_PER_BATCH)
-    networks = networks_of(model, run, accelerator)
-    warm_up = FeatureLoader(RandomStore(frames[:CLIPS_PER_BATCH]), model.config, CLIPS_PER_BATCH, accelerator, seed=0)
-    train_epoch(networks, warm_up, accelerator, dtype, "Warming up")
-    loader = FeatureLoader(RandomStore(frames), model.config, CLIPS_PER_BATCH, accelerator, seed=0)
-    return train_epoch(networks, loader, accelerator, dtype, "Training"), loader.padding
+    run = RunArguments(per_device_train_batch_size=CLIPS_PER_BATCH, mixed_precision=precision)
+    arguments = Arguments(DataArguments(), ModelArguments(), run)
+    for store in (RandomStore(frames[:CLIPS_PER_BATCH]), RandomStore(frames)):  # the first to warm up
+        trainer = HeadTrainer(model, {"train": store, "devel": store}, None, arguments, accelerator)
+        epoch = trainer.train_epoch(trainer.progress.heads)
+    return epoch, trainer.loader.padding
 
 
 def operations(config):
-    """Multiplications and additions of one network for one frame, forward and backward."""
+    """Multiplications and additions of one head for one frame, forward and backward."""
     convolutions = [
         2 * config.conv_kernel_size * inputs * outputs
         for inputs, outputs in zip((config.feature_size, *config.conv_channels), config.conv_channels, strict=False)
@@ -174,18 +174,19 @@ def peer_epoch(frames):
 
 
 def print_scores():
-    """Devel ρ of small networks on log-mels of the synthetic corpus: whether bfloat16 loses anything."""
+    """Devel ρ of small heads on log-mels of the synthetic corpus: whether bfloat16 loses anything."""
     print("Synthetic corpus, mean devel rho (shows that nothing is lost, and nothing about people):")
     print("| seed | bfloat16 | float32 |")
     print("|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        corpus = SyntheticCorpus(train=400, devel=200, test=1)
-        splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=corpus)
+        synthetic = SyntheticCorpus(train=400, devel=200, test=1)
+        splits = load_emotion_share("synthetic", cache_dir=folder, synthetic=synthetic)
+        corpus = Corpus("synthetic", splits, list(EMOTIONS))
         accelerator = Accelerator(cpu=DEVICE.type == "cpu")
         accelerator.print = lambda *_: None
         extractor, model = EmoShareFeatureExtractor("mel"), EmoShareModel(EmoShareConfig(**SMALL))
         stores = {
-            split: extract_frame_features(splits[split], split, model, extractor, Path(folder), accelerator, "float32")
+            split: extract_frame_features(corpus, split, model, extractor, Path(folder), accelerator, "float32")
             for split in ("train", "devel")
         }
         scorer = Scorer(stores["devel"].shares, list(EMOTIONS))
@@ -212,8 +213,9 @@ def best_score(seed, precision, stores, scorer, folder, accelerator):
         mixed_precision=precision,
         seed=seed,
     )
-    progress = train_heads(model, stores["train"], stores["devel"], scorer.rhos, run, accelerator, {})
-    return float(np.mean([network.best.score for network in progress.networks]))
+    arguments = Arguments(DataArguments(), ModelArguments(), run)
+    progress = HeadTrainer(model, stores, scorer.rhos, arguments, accelerator).fit()
+    return float(np.mean([head.best.score for head in progress.heads]))
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def test_blocks_of_any_length_are_resampled_as_one(rates, lengths):
     np.testing.assert_allclose(resampled, whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_hour_is_read_in_flat_memory(tmp_path):
     path = tmp_path / "hour.wav"
     minute = speech(60.0)

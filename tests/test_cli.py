@@ -106,6 +106,7 @@ def test_no_code_of_the_models_folder_is_run(model_folder, wav, tmp_path, capfd)
     assert capfd.readouterr().out.startswith(f"filename,{','.join(EMOTIONS)}\n{wav},0.")
 
 
+@pytest.mark.slow
 def test_rows_go_to_standard_output_and_broken_files_to_the_end_of_the_other(emotion_share, model_folder, tmp_path):
     broken = write_broken(tmp_path)
     clips = [write_clip(tmp_path / f"{number}.wav", 0.4, seed=number) for number in range(3)]
@@ -170,6 +171,7 @@ def test_many_broken_files_cost_no_clip_more_than_a_second_reading(model_folder,
     assert max(read.count(clip) for clip in clips) <= 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_rows(model_folder, tmp_path):
     clip = write_clip(tmp_path / "clip.wav", 1.0)
     (tmp_path / "clips").mkdir()
@@ -315,6 +317,7 @@ def test_reproduce_takes_what_reproduce_py_takes(capsys):
     assert "--sweep_layers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path, capsys):
     arguments = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(corpus), "--bootstrap", "50"]
     assert main(["evaluate", *arguments, "--seed", "3", "--output_dir", str(tmp_path / "scores")]) == 0
@@ -336,6 +339,7 @@ def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path
     assert "on devel, 12 clips" in printed
 
 
+@pytest.mark.slow
 def test_evaluate_in_batches_of_labels_in_another_order(trained, corpus, tmp_path, capsys):
     turned = shutil.copytree(corpus, tmp_path / "turned")
     for split in ("train", "devel", "test"):
@@ -361,6 +365,7 @@ def test_evaluate_in_batches_of_labels_in_another_order(trained, corpus, tmp_pat
         (["--dataset", "unknown"], "'unknown'"),
     ],
 )
+@pytest.mark.slow
 def test_evaluate_says_what_is_wrong(arguments, message, trained, corpus, capsys):
     known = ["--model", str(trained), "--dataset", "csv", "--data_dir", str(corpus)]
     assert main(["evaluate", *known, *arguments]) == 2

@@ -283,6 +283,7 @@ def reader(tmp_path_factory, backbone_folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/using.md", "docs/training.md", "metrics/emotion_share_spearman/README.md"]
 )

@@ -187,6 +187,20 @@ def test_eight_seconds_have_as_many_frames_as_the_paper_pads_to_and_one_more():
     assert family_of(HUBERT).num_frames(HUBERT, 128000) == 399
 
 
+@given(
+    layers=st.lists(st.tuples(st.integers(1, 10), st.integers(1, 5)), min_size=1, max_size=7),
+    num_samples=st.integers(0, 200000),
+)
+def test_frames_are_counted_as_the_backbone_counts_them(layers, num_samples):
+    kernels, strides = zip(*layers, strict=True)
+    config = backbone_config(conv_kernel=kernels, conv_stride=strides, conv_dim=(16,) * len(layers))
+    family = family_of(config)
+    frame_length, hop_length = family.frame_geometry(config)
+    extractor = EmoShareFeatureExtractor(frame_length=frame_length, hop_length=hop_length, chunk_length_s=60.0)
+    assert max(extractor.num_frames(num_samples), 0) == max(family.num_frames(config, num_samples), 0)
+    assert family.num_frames(config, extractor.min_samples) == 2
+
+
 def test_min_frames_is_the_shortest_clip(tmp_path):
     EmoShareFeatureExtractor("mel", min_frames=4).save_pretrained(tmp_path)
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path)

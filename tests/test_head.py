@@ -37,7 +37,7 @@ def test_no_two_architectures_are_called_the_same(field):
 def test_every_architecture_is_what_its_entry_says(name, normalization, separate_heads):
     architecture, fields = ARCHITECTURES[name], {"architecture": name, "normalization": normalization, "max_frames": 20}
     if normalization == "sequence" and not architecture.is_released:
-        with pytest.raises(ValueError, match=rf"^normalization: got 'sequence', a released network; no {name} was"):
+        with pytest.raises(ValueError, match=rf"^normalization: got 'sequence', .* they released no '{name}'"):
             EmoShareConfig(**fields)
         return
     assert EmoShareConfig(**fields).ffn_sizes == architecture.ffn_sizes

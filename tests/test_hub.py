@@ -12,6 +12,8 @@ from safetensors.torch import load
 from test_remote_code import WITHOUT_THE_PACKAGE
 from transformers import pipeline
 
+pytestmark = pytest.mark.slow
+
 MODEL_ID = "org/emotion-share"
 PUSH = ["--push_to_hub", "--hub_model_id", MODEL_ID, "--hub_private"]
 

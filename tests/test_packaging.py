@@ -7,6 +7,8 @@ import zipfile
 import pytest
 from conftest import ROOT, run_python
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from conftest import ROOT, SMALL_BACKBONE, run_command, write_corpus
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = [Path(sys.executable).parent / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml"]
 LAUNCH += [ROOT / "reproduce.py"]
 

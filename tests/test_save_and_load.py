@@ -176,6 +176,7 @@ def test_there_may_be_nothing_to_leave_out(fields, tmp_path, backbone):
     assert set(load_file(tmp_path / "model" / "model.safetensors")) == set(model.state_dict())
 
 
+@pytest.mark.slow
 def test_the_stock_trainer_fine_tunes_backbone_and_heads(tmp_path, backbone):
     model = EmoShareModel.from_backbone_pretrained(backbone, freeze_backbone=False, **SMALL_HEAD)
     extractor = EmoShareFeatureExtractor(do_normalize=False)

@@ -17,6 +17,8 @@ from transformers import pipeline
 
 from emoshare import EMOTIONS
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml", ROOT / "train.py"]
 TORCHRUN = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "train.py"]

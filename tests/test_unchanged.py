@@ -160,12 +160,14 @@ def number_or_text(cell):
         return cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["training_history.csv", "predictions_devel.csv", "predictions_test.csv"])
 def test_training_gives_the_same_history_and_predictions(run, file):
     expected, output_dir = run
     assert_same(read_rows(output_dir / file), read_rows(expected / file), 1e-5, file)
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_results(run):
     expected, output_dir = run
     results = json.loads((output_dir / "eval_results.json").read_text())
@@ -193,6 +195,7 @@ def read_stores(output_dir):
     return stores
 
 
+@pytest.mark.slow
 def test_training_stores_the_same_features(run):
     expected, output_dir = run
     stores = read_stores(output_dir)

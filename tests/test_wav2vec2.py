@@ -153,6 +153,7 @@ def cached_backbone(index):
     return plain_backbone(*BACKBONES[index])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     index=st.integers(0, len(BACKBONES) - 1),
@@ -311,6 +312,7 @@ def test_weights_that_change_are_seen_at_once(dtype, tolerance, fields):
     assert is_seen(assigned)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 60), min_size=1, max_size=3),

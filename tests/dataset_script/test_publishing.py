@@ -60,6 +60,8 @@ for arguments in json.loads(sys.argv[1]):
 LOAD = """
 import json, sys
 from emoshare.dataset_script import load_corpus
+
+pytestmark = pytest.mark.slow
 loaded = {name: load_corpus(name) for name in sys.argv[1:]}
 columns = {name: corpus.splits["train"].column_names for name, corpus in loaded.items()}
 print(json.dumps({name: [c.name, c.labels, c.facts, c.metadata, columns[name]] for name, c in loaded.items()}))

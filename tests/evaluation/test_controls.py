@@ -14,6 +14,8 @@ from emoshare.training.arguments import arguments_of
 from emoshare.training.features import extract_frame_features
 from emoshare.training.trainer import HeadTrainer, predict_after_shuffling
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):

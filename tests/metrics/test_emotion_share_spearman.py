@@ -77,6 +77,7 @@ def test_constant_references_give_no_rho_and_are_left_out_of_the_mean(metric):
     assert scores["spearman"] == scores["spearman_awe"]
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_cover_what_they_should(metric):
     """Of 60 samples of a population with known ρ, the 95 % interval misses it a few times at most."""
     rng = np.random.default_rng(4)
@@ -157,6 +158,7 @@ assert scores is None if rank else abs(scores["spearman"] - expected["spearman"]
 """
 
 
+@pytest.mark.slow
 def test_two_processes_score_together_on_the_main_one(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -176,6 +178,7 @@ print(json.dumps(metric.compute(**json.loads(sys.argv[1]), bootstrap=20)))
 """
 
 
+@pytest.mark.slow
 def test_it_is_published_as_a_space_and_loads_by_id(metric, tmp_path):
     """With the command that its README gives."""
     rng = np.random.default_rng(8)

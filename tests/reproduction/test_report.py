@@ -68,6 +68,7 @@ def test_a_whole_grid(tmp_path):
             assert np.ptp(np.asarray(Image.open(tmp_path / "report" / "figures" / name).convert("L"))) > 100
 
 
+@pytest.mark.slow
 def test_the_same_cells_give_the_same_files(tmp_path):
     corpus = fabricated_corpus(LABELS)
     cells = cells_of(tmp_path, corpus)
@@ -122,6 +123,7 @@ def test_a_grid_without_any_rho(tmp_path):
     assert "Figure 2" not in page
 
 
+@pytest.mark.slow
 def test_the_synthetic_corpus_is_called_synthetic(tmp_path):
     corpus = fabricated_corpus(EMOTIONS, name="synthetic")
     page = page_of(tmp_path / "report", cells_of(tmp_path, corpus), corpus)
@@ -129,6 +131,7 @@ def test_the_synthetic_corpus_is_called_synthetic(tmp_path):
     assert "They say nothing about people" in page
 
 
+@pytest.mark.slow
 def test_the_papers_values_are_given_for_its_own_corpus(tmp_path):
     corpus = fabricated_corpus(EMOTIONS, name="compare2023")
     flags = {"features": "HuBERT L", "backbone": "facebook/hubert-large-ll60k"}

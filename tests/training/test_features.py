@@ -117,6 +117,7 @@ def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, acce
         assert len(stores()) == seen
 
 
+@pytest.mark.slow
 def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(corpus, tmp_path):
     """Two processes that know nothing of each other."""
     script = tmp_path / "extract.py"
@@ -188,6 +189,7 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
     assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(corpus, tmp_path):
     script = tmp_path / "extract.py"
     text = EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path))
@@ -406,6 +408,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_die_with_their_layers_out_of_step_go_on(corpus, clips, tmp_path, accelerator):
     """The first one between the two layers' shards, the second one after both."""
     model_with(backbone_config=backbone_config()).save_pretrained(tmp_path / "model")

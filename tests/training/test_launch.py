@@ -2,7 +2,10 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import run_command, run_python
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import torch

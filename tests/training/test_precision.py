@@ -63,6 +63,7 @@ def test_what_can_train_in_bfloat16_does(architecture):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the variables are oneDNN's and ATen's on x86-64")
 def test_a_cpu_with_avx2_alone_cannot(tmp_path):
     script = (
@@ -73,6 +74,7 @@ def test_a_cpu_with_avx2_alone_cannot(tmp_path):
     assert run_python("-c", script, cwd=tmp_path, **limits).stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_a_refused_precision_ends_a_run_before_the_corpus_is_read(tmp_path):
     script = tmp_path / "start.py"
     script.write_text(

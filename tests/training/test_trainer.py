@@ -321,6 +321,7 @@ print("the same step")
 """
 
 
+@pytest.mark.slow
 def test_processes_average_their_gradients(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
