@@ -82,10 +82,13 @@ def main(arguments):
 
 
 def load_card(name):
-    """The card of a model folder or repository; None where there is none."""
+    """The card of a model folder or repository; None if it has none."""
+    if Path(name).is_dir():
+        path = Path(name) / "README.md"
+        return ModelCard.load(path) if path.is_file() else None
     try:
-        return ModelCard.load(Path(name) / "README.md" if Path(name).is_dir() else name)
-    except (FileNotFoundError, EntryNotFoundError):
+        return ModelCard.load(name)
+    except EntryNotFoundError:
         return None
 
 

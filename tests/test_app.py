@@ -242,6 +242,13 @@ def test_cards_of_earlier_versions_say_synthetic_in_their_text_alone():
     assert app.warning(ModelCard(text.replace("synthetic", "large"))) == ""
 
 
+def test_a_folder_without_a_card_is_said_to_be_unknown(tmp_path):
+    card = app.load_card(str(tmp_path))
+    assert "has no card" in app.warning(card)
+    (tmp_path / "README.md").write_text("---\ntags: [speech]\n---\n\n## Limits\nMany.\n")
+    assert app.load_card(str(tmp_path)).data.tags == ["speech"]
+
+
 def test_a_model_without_a_card_is_said_to_be_unknown():
     assert "has no card" in app.warning(None)
     assert app.limits(None) == ""
