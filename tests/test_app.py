@@ -24,11 +24,11 @@ from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
+pytestmark = pytest.mark.slow
+
 # As on a Space: the package cannot be imported. And whatever host the server wants to reach is written down.
 START = """
 import runpy, sys
-
-pytestmark = pytest.mark.slow
 sys.modules["emoshare"] = None
 sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("looked up:", args[0]))
 runpy.run_path("app.py", run_name="__main__")

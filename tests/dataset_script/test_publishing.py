@@ -25,6 +25,8 @@ READ = """
 import hashlib, json, sys
 sys.modules["emoshare"] = sys.modules["torchcodec"] = None
 from datasets import load_dataset
+
+pytestmark = pytest.mark.slow
 rows = []
 for streaming in (False, True):
     for split, clips in load_dataset(sys.argv[1], streaming=streaming).items():
@@ -60,8 +62,6 @@ for arguments in json.loads(sys.argv[1]):
 LOAD = """
 import json, sys
 from emoshare.dataset_script import load_corpus
-
-pytestmark = pytest.mark.slow
 loaded = {name: load_corpus(name) for name in sys.argv[1:]}
 columns = {name: corpus.splits["train"].column_names for name, corpus in loaded.items()}
 print(json.dumps({name: [c.name, c.labels, c.facts, c.metadata, columns[name]] for name, c in loaded.items()}))
