@@ -18,6 +18,8 @@ from emoshare.dataset_script import EmotionShare
 from emoshare.dataset_script.__main__ import main
 from emoshare.dataset_script.publishing import dataset_card, write_dataset
 
+pytestmark = pytest.mark.slow
+
 NAME = "org/corpus"
 FILES = ["README.md", "data/devel.parquet", "data/test.parquet", "data/train.parquet"]
 # Reads a dataset where there is no emoshare and no torchcodec, at once and in streaming mode.
@@ -25,8 +27,6 @@ READ = """
 import hashlib, json, sys
 sys.modules["emoshare"] = sys.modules["torchcodec"] = None
 from datasets import load_dataset
-
-pytestmark = pytest.mark.slow
 rows = []
 for streaming in (False, True):
     for split, clips in load_dataset(sys.argv[1], streaming=streaming).items():
