@@ -93,6 +93,13 @@ ARCHITECTURES = {
 }
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
+# Fields whose value is one of a few names, and the names.
+CHOICES = {
+    "architecture": ARCHITECTURES,
+    "normalization": NORMALIZATIONS,
+    "output_activation": OUTPUT_ACTIVATIONS,
+    "loss": LOSSES,
+}
 DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
 
 
@@ -267,13 +274,7 @@ class EmoShareConfig(PreTrainedConfig):
             )
 
     def _validate_head(self):
-        choices = {
-            "architecture": ARCHITECTURES,
-            "normalization": NORMALIZATIONS,
-            "output_activation": OUTPUT_ACTIVATIONS,
-            "loss": LOSSES,
-        }
-        for field, allowed in choices.items():
+        for field, allowed in CHOICES.items():
             _check_choice(field, getattr(self, field), allowed)
         for field in ("freeze_backbone", "include_backbone", "separate_heads"):
             if not isinstance(getattr(self, field), bool):

@@ -11,9 +11,8 @@ from typing import Literal
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, OUTPUT_ACTIVATIONS, EmoShareConfig
+from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
-from ..losses_emoshare import LOSSES
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
@@ -52,6 +51,8 @@ def _place(default, help):
 def _head_flag(name, help):
     """A flag for a field of `EmoShareConfig`, with the same name and default."""
     default = inspect.signature(EmoShareConfig.__init__).parameters[name].default
+    if name in CHOICES:
+        help = f"{help}: {', '.join(CHOICES[name])}"
     return _flag(default, help, is_config_field=True)
 
 
@@ -98,34 +99,26 @@ class ModelArguments:
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
     acoustic_features: Literal["mel", "mfcc"] = _flag("mel", "frame features of --backbone acoustic")
-    architecture: str = _head_flag("architecture", f"how a head is built: {', '.join(ARCHITECTURES)}")
+    architecture: str = _head_flag("architecture", "how a head is built")
     conv_channels: list[int] = _head_flag("conv_channels", "output channels of the convolutions")
     pool_size: int = _head_flag("pool_size", "frames per step after max-pooling")
     lstm_hidden_size: int = _head_flag("lstm_hidden_size", "width of the LSTM")
     lstm_num_layers: int = _head_flag("lstm_num_layers", "layers of the LSTM")
     ffn_sizes: list[int] | None = _head_flag("ffn_sizes", "hidden sizes of the FFN; the architecture's if not given")
-    normalization: str = _head_flag(
-        "normalization", f"LayerNorms: {', '.join(NORMALIZATIONS)}; 'sequence' is the released network"
-    )
+    normalization: str = _head_flag("normalization", "LayerNorms ('sequence': those of the released network)")
     max_frames: int = _head_flag(
         "max_frames", "length that normalization 'sequence' pads to; 797 for acoustic features"
     )
-    output_activation: str = _head_flag("output_activation", f"last activation: {', '.join(OUTPUT_ACTIVATIONS)}")
+    output_activation: str = _head_flag("output_activation", "last activation")
     separate_heads: bool = _head_flag("separate_heads", "one head per emotion, or one shared trunk with all outputs")
-    loss: str = _head_flag("loss", f"what training minimises: {', '.join(LOSSES)}")
+    loss: str = _head_flag("loss", "what training minimises")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
 
     def __post_init__(self):
         if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
             raise ValueError(f"--backbone_layer: got {self.backbone_layer!r}; expected an integer or 'weighted'")
         _require_positive(self, "pool_size", "lstm_hidden_size", "lstm_num_layers", "max_frames", "chunk_length_s")
-        choices = {
-            "architecture": ARCHITECTURES,
-            "normalization": NORMALIZATIONS,
-            "output_activation": OUTPUT_ACTIVATIONS,
-            "loss": LOSSES,
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--{name}: invalid choice: {getattr(self, name)!r}; expected {', '.join(allowed)}")
         if self.is_acoustic and (self.backbone_layer != "-1" or self.backbone_revision is not None):
