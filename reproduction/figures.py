@@ -134,10 +134,10 @@ def plot_layers(stem, systems, title):
         systems: `System`s of backbones that were run with several layers.
         title: above all panels.
     """
-    backbones = list(dict.fromkeys(system.features for system in systems))
+    backbones = list(dict.fromkeys(system.feature_set for system in systems))
     figure, panels = _panels(len(backbones), title, "layer: hidden_states[k]", "mean ρ on devel", sharey=True)
     for panel, backbone in zip(panels, backbones, strict=True):
-        members = [system for system in systems if system.features == backbone]
+        members = [system for system in systems if system.feature_set == backbone]
         layers = {system.layer for system in members}
         named = [layer for layer in LAYER_NAMES if layer in layers]
         numbered = sorted(layers - set(named))

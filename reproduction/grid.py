@@ -26,11 +26,11 @@ class Cell:
     One training run of a grid.
 
     Attributes:
-        features: what the heads see, as a row of the tables is called.
+        feature_set: what the heads see, by the name of its row in the tables.
         arguments: `Arguments` of the run.
     """
 
-    features: str
+    feature_set: str
     arguments: Arguments
 
     @property

@@ -77,7 +77,7 @@ def describe(grid, corpus, accelerator):
 def _by_row(grid):
     rows = {}
     for cell in grid.cells:
-        rows.setdefault(cell.features, []).append(cell)
+        rows.setdefault(cell.feature_set, []).append(cell)
     return rows
 
 

@@ -148,8 +148,8 @@ class _Page:
                 rhos = rhos_of(system.paper_row, system.architecture)
                 if rhos:
                     published[system.row, system.architecture] = rhos[MEAN]
-        have_last = {system.features for system in self.systems if system.layer == -1}
-        shown = [system for system in self.systems if system.layer == -1 or system.features not in have_last]
+        have_last = {system.feature_set for system in self.systems if system.layer == -1}
+        shown = [system for system in self.systems if system.layer == -1 or system.feature_set not in have_last]
         title = f"Mean ρ of the architectures\n{self.corpus}"
         plot_architectures(self.figures / "architectures", shown, title, published, baseline)
         figure = _image("architectures", "Mean ρ of each architecture, by features")
@@ -158,16 +158,17 @@ class _Page:
     def layers(self):
         layers = {}
         for system in self.systems:
-            layers.setdefault(system.features, set()).add(system.layer)
-        swept = [system for system in self.systems if len(layers[system.features]) > 1]
+            layers.setdefault(system.feature_set, set()).add(system.layer)
+        swept = [system for system in self.systems if len(layers[system.feature_set]) > 1]
         if not swept:
             return ""
         plot_layers(self.figures / "layers", swept, f"Mean ρ by layer of the backbone\n{self.corpus}")
         rows = []
-        for names in dict.fromkeys((system.features, system.architecture) for system in swept):
-            members = [system for system in swept if (system.features, system.architecture) == names]
+        for names in dict.fromkeys((system.feature_set, system.architecture) for system in swept):
+            members = [system for system in swept if (system.feature_set, system.architecture) == names]
             best = max(members, key=lambda system: np.nan_to_num(system.rho(), nan=-np.inf))
-            rows.append([best.features, best.title, str(LAYER_NAMES.get(best.layer, best.layer)), number(best.rho())])
+            layer = str(LAYER_NAMES.get(best.layer, best.layer))
+            rows.append([best.feature_set, best.title, layer, number(best.rho())])
         table = markdown_table(["features", "architecture", "best layer on devel", "mean ρ"], rows)
         return self.section("Layers", figure=_image("layers", "Mean ρ by layer of the backbone"), table=table)
 
@@ -235,7 +236,7 @@ class _Page:
         features = {}  # of each value of each flag
         for cell in self.grid.cells:
             for name, value in shown_settings(cell.arguments).items():
-                features.setdefault(name, {}).setdefault(str(value), {})[cell.features] = None
+                features.setdefault(name, {}).setdefault(str(value), {})[cell.feature_set] = None
         rows = []
         for name, of_value in features.items():
             members = [row for having in of_value.values() for row in having]

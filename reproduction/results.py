@@ -27,8 +27,8 @@ class System:
     runs: tuple
 
     @property
-    def features(self):
-        return self.runs[0].cell.features
+    def feature_set(self):
+        return self.runs[0].cell.feature_set
 
     @property
     def layer(self):
@@ -70,8 +70,8 @@ class System:
 def row_name(cell):
     """What the tables call the cell's features."""
     if cell.layer == -1:
-        return cell.features
-    return f"{cell.features}, {'weighted layers' if cell.layer == 'weighted' else f'layer {cell.layer}'}"
+        return cell.feature_set
+    return f"{cell.feature_set}, {'weighted layers' if cell.layer == 'weighted' else f'layer {cell.layer}'}"
 
 
 def cell_name(cell):
@@ -114,4 +114,4 @@ def write_results(path, runs):
                     "" if math.isnan(number) else f"{number:.6f}" for number in (score.rho, score.low, score.high)
                 )
                 name = "mean" if label is MEAN else label
-                writer.writerow([cell.features, cell.architecture, cell.layer, cell.seed, name, *numbers])
+                writer.writerow([cell.feature_set, cell.architecture, cell.layer, cell.seed, name, *numbers])

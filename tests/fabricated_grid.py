@@ -33,7 +33,7 @@ def plan_cell(folder, features, architecture="cnn_lstm", seed=0, layer="-1", bac
 
 def finish_cell(cell, corpus, noise=0.2, epochs=3):
     """Writes what a finished cell has: predictions near the true shares, and their scores."""
-    rng = np.random.default_rng([len(cell.features), cell.seed, len(cell.architecture), int(100 * noise)])
+    rng = np.random.default_rng([len(cell.feature_set), cell.seed, len(cell.architecture), int(100 * noise)])
     cell.folder.mkdir(parents=True)
     for split in ("devel", "test"):
         if split in corpus.splits:

@@ -31,7 +31,7 @@ def write_grid(tmp_path, **changes):
 
 def test_a_cell_for_each_row_architecture_and_seed(tmp_path):
     grid = read_grid(write_grid(tmp_path))
-    assert [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in grid.cells] == [
+    assert [(cell.feature_set, cell.architecture, cell.seed, cell.layer) for cell in grid.cells] == [
         (row, architecture, seed, -1)
         for row in ("HuBERT (Small)", "MFCC")
         for architecture in ("cnn_lstm", "transformer")
@@ -46,7 +46,7 @@ def test_a_cell_for_each_row_architecture_and_seed(tmp_path):
 
 def test_a_sweep_adds_each_layer_of_each_backbone(tmp_path):
     cells = read_grid(write_grid(tmp_path), sweep_layers=True).cells
-    swept = [(cell.features, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != -1]
+    swept = [(cell.feature_set, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != -1]
     assert swept == [("HuBERT (Small)", "cnn_lstm", 0, layer) for layer in range(3)]
     assert len(cells) == 8 + 3
 
