@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_HEAD_FLAGS, read_csv, run_command, write_corpus, write_csv
+from conftest import ROOT, SMALL_HEAD_FLAGS, needs_bfloat16, read_csv, run_command, write_corpus, write_csv
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -216,6 +216,7 @@ def test_two_processes_train_together(own_corpus, tmp_path):
     assert not (tmp_path / "output" / "predictions_test.csv").exists()
 
 
+@needs_bfloat16
 def test_mixed_precision_leaves_predictions_and_model_in_agreement(own_corpus, tmp_path):
     launch = [BIN / "accelerate", "launch", "--mixed_precision", "bf16", ROOT / "train.py"]
     arguments = [*ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "1", "--max_train_samples", "6"]
