@@ -64,6 +64,11 @@ class CorpusInfo:
     noise_ceiling: Callable[[str], float] | None = None
 
     @property
+    def tags(self):
+        """Tags of its card, and of the cards of models that were trained on it, as the Hub shows them."""
+        return ["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if self.is_synthetic else [])]
+
+    @property
     def needs_data_dir(self):
         return self.layout is not None
 

@@ -118,7 +118,7 @@ def dataset_card(info, name, labels, facts):
         license=corpus.licence,
         license_name=corpus.licence_name,
         task_categories=["audio-classification"],
-        tags=["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if corpus.is_synthetic else [])],
+        tags=corpus.tags,
         size_categories=[next((text for limit, text in SIZE_CATEGORIES.items() if clips < limit), "n>1M")],
         configs=[{"config_name": info.config_name, "data_files": data_files}],
         **{CARD_KEY: {"labels": list(labels), "facts": list(facts)}},

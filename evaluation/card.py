@@ -13,8 +13,6 @@ from .paper import rhos_of, row_of
 from .scores import MEAN
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-TAGS = ["emotion-share", "speech", "emotion", "regression"]
-SYNTHETIC_TAG = "synthetic"  # which app.py, where nothing of this project is installed, looks for
 
 
 def model_card(arguments, model, feature_extractor, scores, corpus):
@@ -39,7 +37,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus):
         license="other",  # those of code, backbone and data differ: the card has a section on them
         license_name="see-licences-in-the-card",
         metrics=["spearmanr"],
-        tags=TAGS + ([SYNTHETIC_TAG] if corpus.info.is_synthetic else []),
+        tags=corpus.info.tags,  # app.py looks for "synthetic" among them
         model_name=(arguments.run.hub_model_id or Path(arguments.run.output_dir).resolve().name).rpartition("/")[2],
         eval_results=_eval_results(scores, corpus.name, dataset_id) or None,
     )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before any Hugging Face library is imported: nothing is read from or left in the user's caches, nothing is fetched.
@@ -110,6 +111,17 @@ def run_command(*command, cwd, check=True, **environment):
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} gave {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+@contextmanager
+def torch_threads(number):
+    """Torch with this many intra-op threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

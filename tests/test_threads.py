@@ -4,17 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_model, torch_threads
 
 from emoshare.threads_emoshare import side_by_side
 
 
 @pytest.fixture(autouse=True)
 def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 def test_results_come_in_order_from_as_many_threads_as_asked_for():

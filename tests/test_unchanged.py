@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from conftest import ROOT, torch_threads
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
@@ -30,10 +30,8 @@ SPLITS = ("train", "devel", "test")
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 def load(name):

@@ -117,6 +117,24 @@ def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, acce
         assert len(stores()) == seen
 
 
+def test_new_facts_and_labels_join_the_store_without_a_new_extraction(corpus, tmp_path, accelerator, capsys):
+    model, extractor = model_with(), EmoShareFeatureExtractor("mel")
+    before = extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator)
+    assert before.metadata == {}
+    lab = tmp_path / "corpus" / "lab"
+    (lab / "clips.csv").write_text("filename,speaker,listeners\ntrain_001.wav,eve,12\n")
+    header, first, *others = (lab / "train.csv").read_text().splitlines()
+    (lab / "train.csv").write_text("\n".join([header, f"{first.split(',')[0]},0.25,0.75", *others]) + "\n")
+    changed = load_corpus("csv", data_dir=tmp_path / "corpus", cache_dir=tmp_path / "cache")
+    capsys.readouterr()
+    store = extract_frame_features(changed, "train", model, extractor, tmp_path / "store", accelerator)
+    assert "using" in capsys.readouterr().out
+    assert store.metadata["speaker"] == [None, "eve", None, None, None]
+    np.testing.assert_array_equal(store[0]["labels"], np.float32([0.25, 0.75]))
+    assert store.fingerprint != before.fingerprint
+    np.testing.assert_array_equal(changed.listeners("train"), [np.nan, 12, np.nan, np.nan, np.nan])
+
+
 @pytest.mark.slow
 def test_a_run_beside_this_one_waits_and_takes_what_the_other_extracted(corpus, tmp_path):
     """Two processes that know nothing of each other."""

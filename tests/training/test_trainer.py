@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import needs_bfloat16, run_command, small_model, write_corpus
+from conftest import needs_bfloat16, run_command, small_model, torch_threads, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -265,15 +265,11 @@ def test_checkpoints_are_written_no_more_often_than_asked_for(stores, tmp_path, 
 
 def test_the_number_of_threads_changes_nothing(stores, tmp_path):
     weights = {}
-    before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.manual_seed(1)
         model = small_model(id2label={index: str(index) for index in range(2)})
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             state = train(model, stores, spread, tmp_path / str(threads), num_train_epochs=3)
-        finally:
-            torch.set_num_threads(before)
         weights[threads] = (model.state_dict(), state.history)
     for threads in (2, 3):
         assert weights[threads][1] == weights[1][1]
