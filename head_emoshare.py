@@ -50,6 +50,11 @@ class EmotionHead(nn.Module):
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
+    def dtype(self):
+        """Of the weights; that of the convolutions, which stay what they are in a quantised head."""
+        return self.convolutions[0].weight.dtype
+
+    @property
     def encoder(self):
         return self.get_submodule(self.architecture.encoder)
 
@@ -69,7 +74,7 @@ class EmotionHead(nn.Module):
         """
         if self.layer_weights is not None:
             features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0).to(features.dtype), features)
-        steps = self.convolutions(features, lengths).to(self.output.weight.dtype)  # (batch, steps, channels)
+        steps = self.convolutions(features, lengths).to(self.dtype)  # (batch, steps, channels)
         step_lengths = lengths // self.pool_size
         mask = length_mask(step_lengths, steps.shape[1])
         states, last_states = self.encoder(self.lstm_norm(steps), step_lengths, mask)

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from ..dataset_script.tables import FILENAME
 from ..evaluation.card import model_card, shown_settings
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
 from ..evaluation.predictions import predict, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, write_history, write_scores
-from ..repository_emoshare import publish_folder
+from ..repository_emoshare import create_repository, publish_folder
 from .arguments import parse_arguments
 from .batches import FeatureLoader
 from .corpus import load_run_corpus
@@ -39,7 +37,7 @@ def train(arguments, accelerator):
     run = arguments.run
     if run.push_to_hub and accelerator.is_main_process:
         # Before anything is trained, so that a missing token or a wrong name costs no time.
-        HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
+        create_repository(run.hub_model_id, private=run.hub_private or None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
     model, feature_extractor = build_model(arguments, corpus.labels)
