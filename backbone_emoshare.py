@@ -1,7 +1,6 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
 import hashlib
-import pickle
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -140,7 +139,7 @@ def clear_errors_of_weights(name_or_path):
     """
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
         pointers = [path for path in Path(name_or_path).glob("*") if _is_lfs_pointer(path)]

@@ -358,7 +358,6 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         saved._leave_out_folders(save_directory)
         super(EmoShareConfig, saved).save_pretrained(save_directory, **kwargs)
 
-
     def _leave_out_unknown(self):
         """Removes attributes that were added to the config and are none of its fields: it could not be loaded."""
         for name in [name for name in vars(self) if not _is_known(name)]:

@@ -138,7 +138,7 @@ def test_a_whole_checkpoint_that_lacks_backbone_weights_is_an_error(heads_alone,
     model, _ = heads_alone
     model.save_pretrained(tmp_path / "whole")
     change_weights(tmp_path / "whole", lambda weights: weights.pop("backbone.feature_projection.projection.bias"))
-    with pytest.raises(ValueError, match="lacks 1 weight.*backbone.feature_projection.projection.bias"):
+    with pytest.raises(ValueError, match=r"lacks 1 weight.*backbone.feature_projection.projection.bias"):
         EmoShareModel.from_pretrained(tmp_path / "whole")
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_pickle_is_a_short_error(backbone):
     (backbone / "model.safetensors").unlink()
     for content in (b"", POINTER, b"PK\x03\x04 truncated"):
         (backbone / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(ValueError, match="backbone.*(the weights cannot be read|Git LFS pointer)") as raised:
+        with pytest.raises(ValueError, match=r"backbone.*(the weights cannot be read|Git LFS pointer)") as raised:
             EmoShareModel.from_backbone_pretrained(backbone, **SMALL_HEAD)
         assert len(str(raised.value)) < 400
 
