@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -122,8 +123,14 @@ class EmotionSharePipeline(ChunkPipeline):
             `huggingface_hub.CommitInfo`.
 
         Raises:
-            ValueError: if the repository exists and is public where it should be private, or the reverse.
+            ValueError: if the repository exists and is public where it should be private, or the reverse; if the
+                backbone is to be left out, but is a local folder.
         """
+        if not include_backbone and Path(self.model.config.backbone_name_or_path or "").is_dir():
+            raise ValueError(
+                f"include_backbone=False: the backbone is the local folder {self.model.config.backbone_name_or_path}, "
+                "which nobody else could fetch"
+            )
         repo_id = create_repository(repo_id, private, token)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, include_backbone=include_backbone)
