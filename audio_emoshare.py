@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -80,6 +82,55 @@ def audio_blocks(audio, sampling_rate=SAMPLING_RATE):
         raise TypeError(
             f"got audio as {type(audio).__name__}; expected a path, URL, bytes, a file object, an array or a dict"
         )
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """
+    Args:
+        num_samples (`int`): samples per channel, at the file's own rate.
+        sampling_rate (`int`): the file's, in Hz.
+    """
+
+    num_samples: int
+    sampling_rate: int
+
+    @property
+    def seconds(self):
+        return self.num_samples / self.sampling_rate
+
+
+def audio_info(audio):
+    """
+    Length and sampling rate of an audio file, from its header, without decoding it.
+
+    Args:
+        audio: a path, the content of a file as `bytes`, `{"bytes": bytes or None, "path": str or None}`, or a row of a
+            dataset with any of these in its column `audio`.
+
+    Returns:
+        `AudioInfo`.
+
+    Raises:
+        ValueError: if the file is no audio, or holds no samples; the message names it.
+        FileNotFoundError: if there is no such file.
+    """
+    while isinstance(audio, Mapping) and "audio" in audio:
+        audio = audio["audio"]
+    name = "audio bytes"
+    if isinstance(audio, Mapping):
+        audio, name = (audio["path"] if audio.get("bytes") is None else audio["bytes"]), audio.get("path") or name
+    if isinstance(audio, str | os.PathLike):
+        name = os.fspath(audio)
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: no such audio file")
+    try:
+        info = soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes | bytearray) else audio)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise ValueError(f"{name}: not an audio file that can be decoded ({error})") from error
+    if info.frames == 0:
+        raise ValueError(f"{name}: holds no samples")
+    return AudioInfo(info.frames, info.samplerate)
 
 
 def _dict_blocks(audio, sampling_rate):
