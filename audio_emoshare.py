@@ -305,7 +305,8 @@ def _sound_blocks(sound, name, fault, strict):
         yield samples
     if num_read == 0:
         raise ValueError(f"{name}: holds no samples")
-    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES:
+    # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
+    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
         _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
 
 
