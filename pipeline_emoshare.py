@@ -90,6 +90,8 @@ class EmotionSharePipeline(ChunkPipeline):
             ValueError: on a length that does not fit, and on `return_attention` for a model without attention.
             ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
+        if isinstance(inputs, list) and not inputs:  # Transformers looks at the first one
+            return []
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
