@@ -218,13 +218,12 @@ def _decoder(source):
     """libsndfile's decoder of a file, and what is missing from that, if anything."""
     with _opened(source) as (file, path):
         found = contents(file)
-        file.seek(0)
-        if found.head:
-            file = Patched(file, found)
-        elif path is not None:  # names need not be UTF-8
-            file = os.fsencode(path) if os.name == "posix" else path
+        if path is not None and not found.head:
+            opened = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        else:
+            opened = Patched(file, found)
         try:
-            sound = soundfile.SoundFile(file)
+            sound = soundfile.SoundFile(opened)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
             reason = found.fault or getattr(error, "error_string", error)
             raise ValueError(f"{source.name}: not an audio file that can be decoded ({reason})") from error
