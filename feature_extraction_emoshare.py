@@ -25,8 +25,8 @@ ACOUSTIC_BANDS = 40
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
 ACOUSTIC_MAX_HZ = 8000.0
-# Added to mel energies before the logarithm: to those of the clip at unit variance, or of the clip as it is. The two are
-# the same for a clip at -30 dBFS.
+# Added to mel energies before the logarithm: to those of the clip at unit variance, or of the clip as it is. For a clip
+# at -30 dBFS, the two are the same.
 LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
 VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
 MIN_FRAMES = 2
