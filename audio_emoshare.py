@@ -14,6 +14,8 @@ import soundfile
 import torch
 import torchaudio
 
+from .other_formats_emoshare import decode_other_format
+
 SAMPLING_RATE = 16000
 BLOCK_S = 60  # seconds of a file that are decoded at a time
 DOWNLOAD_TIMEOUT_S = 60  # seconds without a byte after which a download fails
@@ -26,7 +28,8 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE):
     Args:
         audio: one of
             - a path or URL (http, https) of an audio file, its content as `bytes`, or a binary file object: whatever
-              libsndfile decodes (WAV, FLAC, OGG, MP3, ...), any sampling rate, channels averaged;
+              libsndfile decodes (WAV, FLAC, OGG, MP3, ...), any sampling rate, channels averaged; with torchcodec and
+              FFmpeg installed, also other formats (M4A, AAC, WMA, AMR, videos, ...), up to an hour;
             - a 1D floating-point array, tensor or list of numbers at `sampling_rate`;
             - `{"array" or "raw": waveform, "sampling_rate": int}`;
             - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded;
@@ -115,7 +118,9 @@ def _decoded_blocks(file, name, sampling_rate):
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-        raise ValueError(f"{name}: not an audio file that can be decoded ({error})") from error
+        samples = decode_other_format(file, name, sampling_rate, error)
+        yield _checked(samples.mean(dim=0), name)
+        return
     with sound:
         yield from _resampled(_sound_blocks(sound, name), sound.samplerate, sampling_rate)
 
