@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from contextlib import nullcontext
 from functools import lru_cache
 
 RAW_SUFFIXES = {".pcm", ".raw"}  # samples without a header, whose rate nobody can know
@@ -10,43 +9,67 @@ RAW_SUFFIXES = {".pcm", ".raw"}  # samples without a header, whose rate nobody c
 SOUND = "3gp 3gpp aac ac3 amr ape asf awb dff dsf dts gsm m4a m4b mka mpc ra rm spx tta weba wma wv"
 VIDEO = "3g2 avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv vob webm wmv"
 OTHER_SUFFIXES = RAW_SUFFIXES | {f".{name}" for name in f"{SOUND} {VIDEO}".split()}
-MAX_SECONDS = 3600  # torchcodec decodes a file as a whole: an hour at 16 kHz takes 230 MB for each channel
+
+SAMPLING_RATE = 16000  # that FFmpeg resamples to
+MAX_SECONDS = 3600  # torchcodec decodes a file as a whole: an hour takes 230 MB for each channel
+MISSING = 0.05  # of the promised length; headers are not exact, and that of AAC without a container is estimated
 
 
-def decode_other_format(file, name, sampling_rate, error):
+class OtherSound:
     """
-    Decodes a file that libsndfile cannot, if torchcodec can.
+    The samples of a file that libsndfile cannot decode, with the part of `soundfile.SoundFile`'s interface that reading
+    a file from its beginning to its end takes.
 
     Args:
-        file: path, or binary file object that can seek.
+        file: binary file object that can seek.
         name: of the file, for messages.
-        sampling_rate (`int`): wanted sampling rate in Hz; FFmpeg resamples.
-        error: what libsndfile said.
+        reason: why libsndfile cannot decode it.
 
-    Returns:
-        `torch.Tensor`: (channels, samples) float32.
+    Attributes:
+        fault (`str` or `None`): what is missing from the file, if anything.
 
     Raises:
         ValueError: if the file cannot be decoded, or is longer than an hour; names it, and says how to convert it.
     """
-    decoder_class = _decoder_class()
-    if decoder_class is None:
-        raise ValueError(f"{name}: not an audio file that can be decoded ({error}){_advice(name)}")
-    try:
-        with nullcontext(file) if hasattr(file, "read") else open(file, "rb") as opened:
-            opened.seek(0)
-            decoder = decoder_class(opened, sample_rate=sampling_rate)
-            seconds = decoder.metadata.duration_seconds or 0
-            if seconds <= MAX_SECONDS:
-                return decoder.get_all_samples().data
-    except (RuntimeError, ValueError) as failure:
-        raise ValueError(
-            f"{name}: not an audio file that can be decoded ({error} torchcodec: {_reason(failure)})"
-        ) from failure
-    raise ValueError(
-        f"{name}: lasts {seconds / 60:.0f} minutes; of this format, up to {MAX_SECONDS // 60} can be decoded; "
-        f"{_conversion(name)}"
-    )
+
+    format = "other"
+    samplerate = SAMPLING_RATE
+
+    def __init__(self, file, name, reason):
+        decoder_class = _decoder_class()
+        if decoder_class is None:
+            raise ValueError(f"{name}: not an audio file that can be decoded ({reason}){_advice(name)}")
+        file.seek(0)
+        try:
+            decoder = decoder_class(file, sample_rate=SAMPLING_RATE)
+            promised = decoder.metadata.duration_seconds or 0
+            samples = decoder.get_all_samples().data if promised <= MAX_SECONDS else None
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: not an audio file that can be decoded ({reason} torchcodec: {_message(error)})"
+            ) from error
+        if samples is None:
+            raise ValueError(
+                f"{name}: lasts {promised / 60:.0f} minutes; of this format, up to {MAX_SECONDS // 60} can be decoded; "
+                f"{_conversion(name)}"
+            )
+        self.samples = samples.numpy().T  # (samples, channels)
+        self.frames, self.channels = self.samples.shape
+        self.position = 0
+        seconds = self.frames / SAMPLING_RATE
+        is_whole = seconds >= (1 - MISSING) * promised
+        self.fault = None if is_whole else f"promises {promised:.1f} s, and {seconds:.1f} s can be decoded"
+
+    def read(self, frames, dtype, always_2d):
+        """The next (frames, channels) float32."""
+        start, self.position = self.position, self.position + frames
+        return self.samples[start : self.position]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
 
 
 @lru_cache
@@ -70,6 +93,6 @@ def _conversion(name):
     return f"convert it, for example with: ffmpeg -i {shlex.quote(name)} {shlex.quote(os.path.splitext(name)[0])}.wav"
 
 
-def _reason(error):
+def _message(error):
     """What torchcodec says, without the line of its source code that says so, and without its advice."""
     return str(error).partition("\n")[0].split(", ", 2)[-1].strip()

@@ -11,6 +11,7 @@ import torch
 from conftest import speech
 
 from emoshare import load_audio, other_formats_emoshare
+from emoshare.audio_emoshare import audio_info
 
 SOUND = b"\0\0\0\x20ftypM4A "  # how a file begins that libsndfile does not know
 
@@ -108,14 +109,20 @@ def test_what_torchcodec_cannot_decode_is_one_line_that_names_it(failure, messag
     assert str(raised.value).startswith(f"{path}: not an audio file that can be decoded (")
 
 
+@pytest.mark.parametrize(("seconds", "is_whole"), [(2.05, True), (None, True), (4.0, False)])
+def test_less_sound_than_promised_is_found(seconds, is_whole, decoder, path, monkeypatch):
+    monkeypatch.setattr(decoder, "seconds", seconds)
+    if is_whole:
+        assert audio_info(path).num_samples == len(load_audio(path)) == 32000
+        return
+    with pytest.raises(ValueError, match=r"a clip.m4a: promises 4.0 s, and 2.0 s can be decoded$"):
+        load_audio(path)
+    with pytest.warns(UserWarning, match="promises 4.0 s"):
+        assert len(load_audio(path, strict=False)) == 32000
+
+
 def test_hours_are_refused_because_they_would_be_in_memory_as_a_whole(decoder, path, monkeypatch):
     monkeypatch.setattr(decoder, "seconds", 5400.0)
     monkeypatch.setattr(decoder, "get_all_samples", None)
     with pytest.raises(ValueError, match=r"lasts 90 minutes; .* up to 60 .* ffmpeg -i"):
         load_audio(path)
-
-
-@pytest.mark.usefixtures("decoder")
-def test_a_decoder_that_does_not_know_the_length_is_asked_for_all(path, monkeypatch):
-    monkeypatch.setattr(AudioDecoder, "seconds", None)
-    assert len(load_audio(path)) == 32000
