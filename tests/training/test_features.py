@@ -101,6 +101,7 @@ def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, acce
     seen = len(first)
     for change in (
         lambda: extract(model, EmoShareFeatureExtractor(do_normalize=False)),
+        lambda: extract(model, EmoShareFeatureExtractor(floor="absolute")),
         lambda: extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
         lambda: (
             model.backbone.encoder.layers[1].feed_forward.output_dense.bias.data.add_(0.1),
