@@ -37,6 +37,8 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         clip_of_window: (windows,) int64, index of each window's clip.
         num_samples: (windows,) int64, each window's length in samples.
         num_frames: (windows,) int64, each window's number of frames.
+        weights: (windows,) float32, each window's part of its clip's duration, as its share counts in the clip's
+            prediction: those of a clip sum to 1.
         fingerprint: changes with the features, the labels and their shares.
     """
 
@@ -55,6 +57,8 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.rows = np.lexsort([start, clip])
         self.clip_of_window = clip[self.rows]
         self.num_samples = table.column("num_samples").to_numpy()[self.rows]
+        samples_of_clip = np.bincount(self.clip_of_window, weights=self.num_samples)
+        self.weights = (self.num_samples / samples_of_clip[self.clip_of_window]).astype(np.float32)
         self.shape = table.column("shape")
         self.features = table.column("features")
         (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind == self.features.type.value_type)
@@ -68,13 +72,15 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         return {
             "frame_features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
             "labels": self.shares[self.clip_of_window[index]],
+            "weights": self.weights[index],
             "window": index,
         }
 
     def collate(self, windows):
         """
         Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask` and `labels`, as
-        `EmoShareModel.forward` takes them, and `window`, (batch,) the index of each.
+        `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`, (batch,) the index of
+        each.
         """
         features = [window["frame_features"] for window in windows]
         lengths = torch.tensor([array.shape[-2] for array in features])
@@ -86,6 +92,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
             "frame_features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
             "attention_mask": length_mask(lengths, longest),
             "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
+            "weights": torch.tensor([window["weights"] for window in windows]),
             "window": torch.tensor([window["window"] for window in windows]),
         }
 
