@@ -119,7 +119,8 @@ class FeatureLoader:
             persistent_workers=on_accelerator,
             pin_memory=self.device.type == "cuda",
         )
-        self.known_weight = store.weights.astype(np.float64) @ ~np.isnan(store.shares[store.clip_of_window])  # (labels,)
+        is_known = ~np.isnan(store.shares[store.clip_of_window])  # (windows, labels)
+        self.known_weight = store.weights.astype(np.float64) @ is_known
         self.waited = 0.0
 
     def __len__(self):
