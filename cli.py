@@ -25,8 +25,7 @@ def main(argv=None):
         if argv[:1] == ["train"]:  # these two read their own flags, --help among them
             from .training.run import main as train
 
-            train(argv[1:])
-            return 0
+            return train(argv[1:])
         if argv[:1] == ["reproduce"]:
             from .reproduction.run import main as reproduce
 

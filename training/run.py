@@ -1,5 +1,6 @@
 """The story of a training run: from a corpus to a complete model repository, its scores and its card."""
 
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -18,11 +19,15 @@ from .features import extract_frame_features
 from .launch import start
 from .model import build_model
 from .trainer import HeadTrainer, predict_after_shuffling
+from .user_errors import run_entry_point, together
 
 
 def main(argv):
-    """`train.py`, and `emoshare train`."""
-    arguments = parse_arguments(argv)
+    """`train.py`, and `emoshare train`. Returns the exit code: 2 if something that the user gave is wrong."""
+    return run_entry_point("train.py", parse_arguments, _run, argv)
+
+
+def _run(arguments):
     accelerator = start(arguments)
     train(arguments, accelerator)
     accelerator.end_training()
@@ -35,14 +40,19 @@ def train(arguments, accelerator):
     Args:
         arguments: `Arguments`.
         accelerator: of `start`.
+
+    Raises:
+        UserError: if something that the user gave is wrong: the corpus, the backbone, a clip, the checkpoint to resume
+            from, ...
+        OSError: if something cannot be written or fetched.
     """
     run = arguments.run
-    if run.push_to_hub and accelerator.is_main_process:
+    if run.push_to_hub:
         # Before anything is trained, so that a missing token or a wrong name costs no time.
-        HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
+        together(partial(_create_repository, run) if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
-    model, feature_extractor = build_model(arguments, corpus.labels)
+    model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
@@ -73,6 +83,10 @@ def train(arguments, accelerator):
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
         print(f"Published: {commit.commit_url}")
+
+
+def _create_repository(run):
+    HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
 
 
 def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):

@@ -23,6 +23,7 @@ from ..threads_emoshare import side_by_side
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .precision import training_dtype
+from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
 # Increase it when the same settings train other weights: a run that began before does not resume.
@@ -297,7 +298,8 @@ class HeadTrainer:
             f"batches per epoch, {self.loader.padding:.1%} of their frames padding"
         )
         accelerator.register_for_checkpointing(progress)
-        resume(self.run, accelerator, progress, self.settings)
+        with checking(is_of_all=True):
+            resume(self.run, accelerator, progress, self.settings)
         clock = CheckpointClock(self.run.checkpoint_minutes)
         while progress.training and progress.epochs_done < self.run.num_train_epochs:
             self._restart_dead_heads()
