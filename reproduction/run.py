@@ -14,7 +14,7 @@ from ..training.launch import start
 from ..training.run import train
 from ..training.user_errors import UserError, run_entry_point, together
 from .grid import claim_folder, make_random_backbones, read_grid
-from .plan import describe, extract_swept_layers
+from .plan import describe, prepare_features
 from .report import write_report
 
 DESCRIPTION = (
@@ -27,8 +27,8 @@ ERROR = "error.txt"
 
 def main(argv):
     """
-    `reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done, 2 if something that the user
-    gave is wrong.
+    `reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done, 2 if something that the
+    user gave is wrong.
     """
     return run_entry_point("reproduce.py", _parse, _run, argv)
 
@@ -44,7 +44,7 @@ def _run(parsed):
         return 0
     together(partial(_claim_folders, grid) if accelerator.is_main_process else lambda: None)
 
-    extract_swept_layers(grid, corpus, accelerator)
+    prepare_features(grid, corpus, accelerator)
     # Cells that failed the last time are run after all others.
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):

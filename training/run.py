@@ -15,7 +15,7 @@ from ..repository_emoshare import publish_folder
 from .arguments import parse_arguments
 from .batches import FeatureLoader
 from .corpus import load_run_corpus
-from .features import extract_frame_features
+from .features import check_new_audio, extract_frame_features
 from .launch import start
 from .model import build_model
 from .trainer import HeadTrainer, predict_after_shuffling
@@ -56,6 +56,8 @@ def train(arguments, accelerator):
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+    layers = [model.config.backbone_layer]
+    check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
     stores = {
         split: extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype)
         for split in corpus.splits
