@@ -1,12 +1,14 @@
 """A loaded corpus: its clips, their shares, and what else is known about them."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import datasets
 import numpy as np
 
-from .audio import Clip
+from .audio import Clip, clips_fingerprint
 from .corpora import CORPORA, corpus_named, is_published
 from .emotion_share import EmotionShare
 from .facts import LISTENERS, is_known
@@ -48,6 +50,21 @@ class Corpus:
     def shares(self, split):
         """The true shares of a split's clips: (clips, labels) float64, NaN where one is not known."""
         return known_shares(self.splits[split], self.labels)
+
+    def fingerprints(self):
+        """
+        Of each split, `clips`, which changes with the names and the content of its clips, and `shares`, which changes
+        with the labels and their shares: what results say of the corpus that they were made from.
+        """
+        return {
+            split: {"clips": clips_fingerprint(clips), "shares": self._shares_fingerprint(split)}
+            for split, clips in self.splits.items()
+        }
+
+    def _shares_fingerprint(self, split):
+        shares = self.shares(split)
+        numbers = np.where(np.isnan(shares), -1.0, shares).astype("<f8").tobytes()
+        return hashlib.blake2b(json.dumps(self.labels).encode() + numbers, digest_size=16).hexdigest()
 
     def place(self, split, index):
         """Where a clip is listed, for messages: the file or split, and the row in it."""

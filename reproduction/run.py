@@ -8,11 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ..dataset_script.whole_files import whole_file
 from ..training.checkpoints import checkpoints
 from ..training.corpus import load_run_corpus
 from ..training.launch import start
 from ..training.run import train
 from ..training.user_errors import UserError, run_entry_point, together
+from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, read_grid
 from .plan import describe, prepare_features
 from .report import write_report
@@ -39,6 +41,7 @@ def _run(parsed):
     with accelerator.main_process_first():
         make_random_backbones(grid)
     corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    check_done_cells(grid, corpus, accelerator)
     if flags.dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
@@ -76,11 +79,19 @@ def run_cell(cell, accelerator):
                 shutil.rmtree(checkpoint)
     except Exception as error:
         is_users = isinstance(error, UserError | OSError)
-        (cell.folder / ERROR).write_text(str(error) if is_users else traceback.format_exc(), encoding="utf-8")
+        _note_error(cell, str(error) if is_users else traceback.format_exc())
         if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
             raise
         if not is_users:  # what the user can mend is in the list of failed cells at the end
             traceback.print_exc()
+
+
+def _note_error(cell, text):
+    try:
+        with whole_file(cell.folder / ERROR, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:  # the disk is full: the other cells are tried all the same
+        print(f"{cell.folder.name} failed: {text}\n{error}", file=sys.stderr)
 
 
 def _report(grid, corpus):

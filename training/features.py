@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import shutil
+import sys
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +20,17 @@ from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, clips_fingerprint, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
-from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
+from .store import (
+    FrameFeatureStore,
+    as_stored,
+    begin,
+    finish,
+    is_whole,
+    shard_path,
+    stored_bytes,
+    write_shard,
+    written_clips,
+)
 from .user_errors import checking, together
 
 # Part of every store's fingerprint: increase it when this code computes other features from the same input.
@@ -68,7 +80,7 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         new = [
             split
             for split, clips in corpus.splits.items()
-            if not all(Path(cache_dir, name).is_dir() for name in _fingerprints(clips, *arguments).values())
+            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(clips, *arguments).values())
         ]
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
@@ -111,17 +123,21 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
     with ExitStack() as locks:
+        missing = None
         if accelerator.is_main_process:
             # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
             # order of their names, so that no two runs wait for each other.
-            for store in sorted(store for store in stores.values() if not store.is_dir()):
+            for store in sorted(store for store in stores.values() if not is_whole(store)):
                 locks.enter_context(FileLock(f"{store}.lock"))
-        (missing,) = broadcast_object_list([[layer for layer, store in stores.items() if not store.is_dir()]])
+            missing = [layer for layer, store in stores.items() if not is_whole(store)]
+            for layer in missing:
+                _take_back(stores[layer])
+        (missing,) = broadcast_object_list([missing])
         for layer, store in stores.items():
             if layer not in missing:
                 accelerator.print(f"Frame features of {_title(split, layer)}: using {store}")
         if missing:
-            unfinished = {layer: stores[layer].with_name(f"{stores[layer].name}.unfinished") for layer in missing}
+            unfinished = {layer: _unfinished(stores[layer]) for layer in missing}
             if accelerator.is_main_process:
                 for folder in unfinished.values():
                     begin(folder, accelerator.num_processes)
@@ -134,6 +150,18 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
                     finish(folder, stores[layer], dtype)
             accelerator.wait_for_everyone()
     return stores
+
+
+def _unfinished(store):
+    return store.with_name(f"{store.name}.unfinished")
+
+
+def _take_back(store):
+    """Makes of a store that is damaged an extraction that was interrupted: its whole shards are kept."""
+    if store.is_dir():
+        print(f"{store} is damaged: what cannot be read of it is extracted again", file=sys.stderr)
+        shutil.rmtree(_unfinished(store), ignore_errors=True)
+        store.rename(_unfinished(store))
 
 
 def expected_bytes(clips, config, feature_extractor, dtype, layers):

@@ -1,11 +1,14 @@
 """The story of a training run: from a corpus to a complete model repository, its scores and its card."""
 
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from ..dataset_script.tables import FILENAME
+from ..dataset_script.whole_files import sync, sync_all, writing
 from ..evaluation.card import model_card, shown_settings
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
@@ -92,15 +95,39 @@ def _create_repository(run):
 
 
 def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):
-    """Writes the model repository, its card, and what the run measured."""
+    """
+    Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
+    the new is on the disk, and the results come last: their presence marks a finished run.
+    """
     output_dir = Path(arguments.run.output_dir)
-    model.save_pretrained(output_dir, include_backbone=arguments.run.push_backbone)
-    feature_extractor.save_pretrained(output_dir)
-    for split, shares in predictions.items():
-        filenames = corpus.splits[split][FILENAME]
-        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-    write_history(output_dir / HISTORY, progress.history, corpus.labels)
-    title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
-    plot_shares(output_dir / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
-    model_card(arguments, model, feature_extractor, scores, corpus).save(output_dir / "README.md")
-    write_scores(output_dir / RESULTS, scores)  # written last: its presence marks a finished run
+    output_dir.mkdir(parents=True, exist_ok=True)
+    folder = output_dir / "unfinished-model"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    with writing(output_dir, ". What was there before is left as it was"):
+        folder.mkdir()
+        model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
+        feature_extractor.save_pretrained(folder)
+        for split, shares in predictions.items():
+            filenames = corpus.splits[split][FILENAME]
+            write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+        write_history(folder / HISTORY, progress.history, corpus.labels)
+        title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
+        plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
+        model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
+        write_scores(folder / RESULTS, scores, corpus.fingerprints())
+        sync_all(folder)
+    _replace_run(folder, output_dir)
+
+
+def _replace_run(new, output_dir):
+    """Moves the files of a run to where another may have left its own."""
+    for path in [output_dir / RESULTS, *output_dir.glob("model*.safetensors*")]:  # weights may be in other files now
+        path.unlink(missing_ok=True)
+    sync(output_dir)
+    for path in new.iterdir():
+        if path.name != RESULTS:
+            os.replace(path, output_dir / path.name)
+    sync(output_dir)
+    os.replace(new / RESULTS, output_dir / RESULTS)
+    new.rmdir()
+    sync(output_dir)
