@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from safetensors import SafetensorError
 
-# What torch, which does not raise OSError, calls itself when it cannot write.
-TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")
+# What is in the RuntimeError of torch when it cannot write.
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class NotWrittenError(OSError):
