@@ -140,7 +140,7 @@ def _results_table(scores, paper):
         rho = "none" if math.isnan(score.rho) else f"{score.rho:.3f}"
         interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
         rows.append([name, rho, interval, *([f"{paper[label]:.3f}"] if paper else [])])
-    return markdown_table(["", "ρ", "95 % interval", *(["paper"] if paper else [])], rows)
+    return markdown_table(["label", "ρ", "95 % interval", *(["paper"] if paper else [])], rows)
 
 
 def _settings_table(arguments):

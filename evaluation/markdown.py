@@ -3,11 +3,8 @@
 
 def markdown_table(header, rows):
     """The header and rows of cells, all text, as a Markdown table."""
-    return "\n".join(_line(cells) for cells in (header, ["---"] * len(header), *rows))
-
-
-def _line(cells):
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in map(_escaped, cells))
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
 
 
 def _escaped(cell):
