@@ -363,10 +363,13 @@ def _promised_frames(file, first, frame):
     content = file.read(frame.num_bytes)
     xing = content[4 + frame.side_bytes :]
     if xing[:4] in (b"Xing", b"Info") and len(xing) >= 16 and xing[7] & 1:
-        return int.from_bytes(xing[8:12], "big"), int.from_bytes(xing[12:16], "big") if xing[7] & 2 else 0
-    if content[36:40] == b"VBRI" and len(content) >= 54:
-        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
-    return None, 0
+        count, num_bytes = xing[8:12], xing[12:16] if xing[7] & 2 else b""
+    elif content[36:40] == b"VBRI" and len(content) >= 54:
+        count, num_bytes = content[50:54], content[46:50]
+    else:
+        return None, 0
+    # A writer that could not return to its header left 0.
+    return int.from_bytes(count, "big") or None, int.from_bytes(num_bytes, "big")
 
 
 def _xing_frame(file, first, frame, num_frames):

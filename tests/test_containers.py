@@ -198,6 +198,14 @@ def test_an_mp3_without_a_number_of_frames_is_read_to_its_end():
         load_audio(without[:-10])
 
 
+def test_an_mp3_whose_writer_did_not_know_the_number_of_frames_is_read_to_its_end():
+    whole, _ = mp3_of_changing_frames()
+    of_unknown_length = with_bytes(whole, 21, bytes(4))
+    assert len(load_audio(of_unknown_length)) >= 64000
+    with pytest.raises(ValueError, match="its last frame is cut off"):
+        load_audio(of_unknown_length[:-10])
+
+
 def test_two_mp3s_one_after_the_other_are_reported():
     whole, _ = mp3_of_changing_frames()
     with pytest.raises(ValueError, match="its header promises 114 frames, and 229 are there"):
