@@ -217,7 +217,7 @@ def test_a_header_says_length_and_rate_without_decoding(tmp_path, monkeypatch):
     soundfile.write(path, speech(1.0, sampling_rate=22050), 22050)
     content = path.read_bytes()
     expected = AudioInfo(22050, 22050)
-    monkeypatch.setattr(audio_emoshare, "_sound_blocks", None)
+    monkeypatch.setattr(audio_emoshare, "_read", None)
     for audio in (path, str(path), content, {"bytes": content, "path": "x"}, {"audio": {"bytes": None, "path": path}}):
         assert audio_info(audio) == expected
     assert expected.seconds == 1.0

@@ -231,13 +231,24 @@ def test_ogg_without_its_last_page_or_with_a_damaged_one_is_reported():
                 read(file)
 
 
-def test_of_streams_one_after_the_other_the_unheard_ones_are_reported():
-    first, second = encoded("OGG"), encoded("OGG", num_samples=8000)
-    assert first[14:18] != second[14:18]
-    with pytest.raises(ValueError, match="it holds 2 streams one after the other, of which only the first can be read"):
-        load_audio(first + second)
-    with pytest.warns(UserWarning, match="only the first"):
-        assert len(load_audio(first + second, strict=False)) == 20000
+def test_streams_one_after_the_other_are_all_heard(tmp_path):
+    """libsndfile reads the first of them alone."""
+    for encoding in ("VORBIS", "OPUS"):
+        streams = [
+            encoded("OGG", encoding, num_samples, channels)
+            for num_samples, channels in ((20000, 1), (8000, 2), (900, 1))
+        ]
+        assert len({stream[14:18] for stream in streams}) == 3
+        (tmp_path / "chained.ogg").write_bytes(b"".join(streams))
+        for audio in (tmp_path / "chained.ogg", b"".join(streams)):
+            np.testing.assert_array_equal(load_audio(audio), np.concatenate([load_audio(stream) for stream in streams]))
+            assert audio_info(audio) == AudioInfo(28900, 16000)
+        cut = b"".join(streams)[:-100]
+        with pytest.raises(ValueError, match="it ends within a page"):
+            load_audio(cut)
+    other_rate = encoded("OGG", sampling_rate=8000)
+    with pytest.raises(ValueError, match="holds streams at 16,000 and 8,000 Hz"):
+        load_audio(encoded("OGG") + other_rate)
 
 
 # Any bytes
@@ -256,7 +267,7 @@ def test_headers_of_any_bytes_are_looked_at_without_an_error(data, format):
 
 def test_a_file_with_another_head_reads_as_one():
     found = contents(io.BytesIO(unclosed("WAV", 0)))
-    file = Patched(io.BytesIO(unclosed("WAV", 0)), found)
+    file = Patched(io.BytesIO(unclosed("WAV", 0)), found.head, found.skipped)
     whole = found.head + unclosed("WAV", 0)[found.skipped :]
     assert file.seek(0, io.SEEK_END) == len(whole)
     for position in (0, 30, found.skipped - 5, found.skipped, found.skipped + 5):
