@@ -29,11 +29,11 @@ def find_clips(inputs):
     clips = {}
     for path in inputs:
         if not os.path.exists(path):
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise FileNotFoundError(f"{printable(path) or repr(path)}: no such file or folder")
         found = _search(path) if os.path.isdir(path) else [path]
         if not found:
             expected = ", ".join(sorted(AUDIO_SUFFIXES))
-            raise FileNotFoundError(f"{path}: no audio files in this folder; expected one of {expected}")
+            raise FileNotFoundError(f"{printable(path)}: no audio files in this folder; expected one of {expected}")
         for clip in found:
             # A link to a clip is a clip of its own: caches link clips of equal content to one file.
             folder, name = os.path.split(clip)
@@ -54,6 +54,11 @@ def _search(folder):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES
         ]
     return sorted(found)
+
+
+def printable(text):
+    """Text for the terminal: what is no character there, in names of files above all, is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def predict_each(emotion_share, clips):

@@ -119,6 +119,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("head_emoshare.py", {"torch", "transformers"}),
         ("losses_emoshare.py", set()),
         ("modeling_emoshare.py", {"torch", "transformers"}),
+        ("other_formats_emoshare.py", set()),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("repository_emoshare.py", {"transformers", "huggingface_hub"}),
         ("wav2vec2_emoshare.py", {"torch", "transformers"}),
