@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -81,7 +82,10 @@ def _reason(error):
 
 
 def predict(arguments):
-    """`emoshare predict`: a row per clip, written as soon as it is predicted. Broken files are listed at the end."""
+    """
+    `emoshare predict`: a row per clip, written as soon as it is predicted. Files that were broken or gave a warning are
+    listed at the end.
+    """
     from transformers.utils.logging import tqdm
 
     from .evaluation.clips import find_clips, predict_each, printable, shares_of
@@ -94,7 +98,11 @@ def predict(arguments):
     no_bar = arguments.output is None and os.isatty(1)  # rows on the terminal show the progress themselves
     broken = []
     try:
-        with _open(arguments.output) as file, tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress:
+        with (
+            warnings.catch_warnings(record=True) as noted,
+            _open(arguments.output) as file,
+            tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress,
+        ):
             predictions = (PredictionsJsonLines if is_json else PredictionsCsv)(file, labels)
             for clip, result in predict_each(emotion_share, clips):
                 if isinstance(result, Exception):
@@ -103,6 +111,9 @@ def predict(arguments):
                     predictions.write(clip, shares_of(result, labels))
                 progress.update()
     finally:
+        if noted:  # of files that were predicted all the same: the audio is cut off, silent, clipped, ...
+            messages = [printable(str(warning.message)) for warning in noted]
+            print("\nWarnings:", *messages, sep="\n  ", file=sys.stderr)
         if broken:
             summary = f"\n{len(broken)} of {len(clips)} files could not be predicted:"
             print(summary, *broken, sep="\n  ", file=sys.stderr)

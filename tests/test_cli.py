@@ -140,6 +140,20 @@ def test_a_file_that_cannot_be_decoded_is_listed_whatever_its_format(model_folde
     assert f"ffmpeg -i {tmp_path}/c.webm {tmp_path}/c.wav" in errors
 
 
+def test_warnings_of_files_are_listed_at_the_end_each_once(model_folder, wav, tmp_path, capfd):
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(8000), 16000)
+    (tmp_path / "text.wav").write_text("no audio")  # what was read ahead of it is read again
+    inputs = [str(silence), str(tmp_path / "text.wav"), str(wav)]
+    assert main(["predict", *inputs, "--model", str(model_folder), "--batch_size", "4"]) == 1
+    output, errors = capfd.readouterr()
+    assert [row[0] for row in csv.reader(io.StringIO(output))] == ["filename", str(silence), str(wav)]
+    lines = errors[errors.index("Warnings:") :].splitlines()
+    assert lines[:2] == ["Warnings:", f"  {silence}: is digital silence"]
+    assert lines[-2] == "1 of 3 files could not be predicted:"
+    assert errors.count("digital silence") == 1
+
+
 def test_no_code_of_the_models_folder_is_run(model_folder, wav, tmp_path, capfd):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     for module in folder.glob("*.py"):
