@@ -223,14 +223,13 @@ def _decoder(source):
     """
     with _opened(source) as (file, path):
         found = contents(file)
-        fault, decoded = found.fault, file
-        file.seek(0)
-        if found.head:
-            decoded = Patched(file, found)
-        elif path is not None:  # names need not be UTF-8
-            decoded = os.fsencode(path) if os.name == "posix" else path
+        fault = found.fault
+        if path is not None and not found.head:
+            opened = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        else:
+            opened = Patched(file, found)
         try:
-            sound = soundfile.SoundFile(decoded)
+            sound = soundfile.SoundFile(opened)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
             sound = OtherSound(file, source.name, fault or getattr(error, "error_string", error))
             fault = sound.fault

@@ -64,7 +64,10 @@ def contents(file):
 
 
 class Patched(io.RawIOBase):
-    """A file with another head, as `Contents` describes it; to read only."""
+    """
+    A file with another head, as `Contents` describes it, if with any; to read only. Its positions are never negative:
+    libsndfile tries some in files that are damaged, and what a file object raises then would be printed.
+    """
 
     def __init__(self, file, found):
         self.file, self.head, self.skipped = file, found.head, found.skipped
@@ -291,35 +294,36 @@ def _mp3(file, size):
     file.seek(first)
     frame = _mpeg_frame(file.read(4))
     promised, promised_bytes = _promised_frames(file, first, frame)
-    lengths, end, is_cut = _walk(file, size, first, frame)
+    count, lengths, end, is_cut = _walk(file, size, first, frame)
     if promised is not None:
-        found = len(lengths) - 1  # the frame with the promise holds no audio; some writers count it all the same
+        found = count - 1  # the frame with the promise holds no audio; some writers count it all the same
         is_short = found < promised - 1 or (found < promised and end - first < promised_bytes)
         return Contents(_shortage(promised, found, "frames") if is_short or is_cut or found > promised + 1 else None)
     fault = "its last frame is cut off" if is_cut else None
     if lengths and max(lengths) > min(lengths) + 1 and frame.stream[1] == 3:
         # libsndfile would guess the number of frames from the size of the first one, and read no further than that.
-        return Contents(fault, _xing_frame(file, first, frame, len(lengths)), first)
+        return Contents(fault, _xing_frame(file, first, frame, count), first)
     return Contents(fault)
 
 
 def _walk(file, size, position, frame):
-    """The lengths in bytes of all whole frames, where they end, and whether another one was cut off."""
-    lengths, end = [], position
+    """How many whole frames there are, their lengths in bytes, where they end, and whether another one was cut off."""
+    count, lengths, end = 0, set(), position
     while position is not None and position < size:
         file.seek(position)
         header = file.read(4)
         current = _mpeg_frame(header)
         if current is not None and current.stream == frame.stream:
             if position + current.num_bytes > size:
-                return lengths, end, True
-            lengths.append(current.num_bytes)
+                return count, lengths, end, True
+            count += 1
+            lengths.add(current.num_bytes)
             position = end = position + current.num_bytes
         elif header[0] == 0xFF and len(header) < 4:
-            return lengths, end, True
+            return count, lengths, end, True
         else:
             position = _next_frame(file, position + 1, frame)
-    return lengths, end, False
+    return count, lengths, end, False
 
 
 def _after_tags(file):
@@ -335,17 +339,18 @@ def _after_tags(file):
 
 def _next_frame(file, start, like):
     """Where the next frame begins that another one of the same kind follows; `like`: a frame of that kind, if known."""
-    file.seek(start)
-    area = file.read(MAX_JUNK)
-    at = area.find(b"\xff")
-    while at >= 0:
-        frame = _mpeg_frame(area[at : at + 4])
-        if frame is not None and (like is None or frame.stream == like.stream):
-            file.seek(start + at + frame.num_bytes)
-            following = _mpeg_frame(file.read(4))
-            if following is not None and following.stream == frame.stream:
-                return start + at
-        at = area.find(b"\xff", at + 1)
+    for first in range(start, start + MAX_JUNK, 1024):
+        file.seek(first)
+        area = file.read(1024 + 3)
+        at = area.find(b"\xff")
+        while 0 <= at < 1024:
+            frame = _mpeg_frame(area[at : at + 4])
+            if frame is not None and (like is None or frame.stream == like.stream):
+                file.seek(first + at + frame.num_bytes)
+                following = _mpeg_frame(file.read(4))
+                if following is not None and following.stream == frame.stream:
+                    return first + at
+            at = area.find(b"\xff", at + 1)
     return None
 
 

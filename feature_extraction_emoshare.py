@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
+from .repository_emoshare import PushToHub
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
@@ -41,7 +42,7 @@ SAVED_FIELDS = {
 }
 
 
-class EmoShareFeatureExtractor(SequenceFeatureExtractor):
+class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
     r"""
     Turns mono waveforms into `input_values` (for models with a backbone) or `input_features` (acoustic features, for
     models without), each with an attention mask.

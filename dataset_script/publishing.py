@@ -1,6 +1,5 @@
 """Publishes an emotion share corpus: Parquet shards with the audio inside, and a dataset card."""
 
-import os
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -11,36 +10,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 
 from .corpora import CORPORA
 from .published import CARD, CARD_KEY
+from .whole_files import put_in_place
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-
-
-def create_repository(name, public):
-    """
-    Makes the dataset's repository on the Hub, if there is none. Called before any work is done, so that a missing token
-    or a wrong name costs no time; `huggingface_hub` says what is wrong.
-
-    Args:
-        name: `ORG/NAME`.
-        public: whether it is to be public; it is private otherwise.
-
-    Returns:
-        Its full name.
-
-    Raises:
-        ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
-    """
-    api = HfApi()
-    name = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True).repo_id
-    is_private = api.dataset_info(name).private
-    if is_private == public:
-        raise ValueError(
-            f"{name}: the repository is {'private' if is_private else 'public'}; expected a "
-            f"{'public' if public else 'private'} one, as {'' if public else 'no '}--public was given. "
-            "The repository's settings on the Hub can change that"
-        )
-    return name
 
 
 def push_dataset(builder, name):
@@ -94,7 +67,7 @@ def write_dataset(builder, folder, name):
             shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
         builder.info.download_size = sum(shard.stat().st_size for shard in (dataset / "data").iterdir())
         dataset_card(builder.info, name, builder.tables.labels, builder.tables.facts).save(dataset / CARD)
-        os.replace(dataset, folder)
+        put_in_place(dataset, folder)
 
 
 def dataset_card(info, name, labels, facts):

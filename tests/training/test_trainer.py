@@ -1,5 +1,8 @@
+import resource
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +229,76 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def damage(checkpoint, how):
+    state = checkpoint / "custom_checkpoint_0.pkl"
+    if how == "truncated":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif how == "one bit":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    else:
+        (checkpoint / "run.json").write_text("")
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit", "settings"])
+def test_a_damaged_checkpoint_is_left_out(how, stores, tmp_path, capsys):
+    """The run resumes from the one before it, or begins again, and ends as if nothing had happened."""
+    torch.manual_seed(5)
+    start = small_model(id2label=LABELS).state_dict()
+
+    def run(folder, **fields):
+        model = small_model(id2label=LABELS)
+        model.load_state_dict(start)
+        train(model, stores, spread, tmp_path / folder, **fields)
+        return model.state_dict()
+
+    whole = run("whole", num_train_epochs=3)
+    run("parts", num_train_epochs=1)
+    first, second = (tmp_path / "parts" / f"checkpoint-epoch-{epoch}" for epoch in (1, 2))
+    shutil.copytree(first, tmp_path / "first")
+    run("parts", num_train_epochs=2, resume_from_checkpoint="last")
+    shutil.copytree(tmp_path / "first", first)
+    damage(second, how)
+    with pytest.raises(ValueError, match="checkpoint-epoch-2 is damaged: "):
+        run("parts", num_train_epochs=3, resume_from_checkpoint=str(second))
+    capsys.readouterr()
+    shutil.copytree(tmp_path / "parts", tmp_path / "both")
+    damage(tmp_path / "both" / first.name, how)
+    for folder, damaged, message in [("parts", 1, "Resuming after epoch 1, from"), ("both", 2, "the run begins again")]:
+        found = run(folder, num_train_epochs=3, resume_from_checkpoint="last")
+        printed = capsys.readouterr().out
+        assert printed.count("is damaged (") == damaged
+        assert message in printed
+        assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(stores, tmp_path, monkeypatch):
+    train(small_model(id2label=LABELS), stores, spread, tmp_path, num_train_epochs=1)
+    (checkpoint,) = tmp_path.glob("checkpoint-epoch-*")
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    sizes = [0, 100, max(map(len, before.values())) - 1]
+    save, fields = trainer.save_checkpoint, {"num_train_epochs": 2, "resume_from_checkpoint": "last"}
+
+    def save_on_a_full_disk(*arguments):
+        """No file gets larger than this many bytes."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes.pop(), limits[1]))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save_on_a_full_disk)
+    message = r"checkpoint-epoch-2 cannot be written: .*\. The last checkpoint is kept"
+    while sizes:
+        with pytest.raises(OSError, match=message):
+            train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields)
+        assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    monkeypatch.undo()
+    assert train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields).epochs_done == 2
+
+
 @needs_bfloat16
 def test_a_live_head_is_not_taken_for_dead_in_bfloat16(stores, tmp_path, capsys):
     """Clips of an untrained head differ by less than bfloat16 can tell apart: predictions are in float32."""
@@ -276,6 +349,55 @@ def test_the_number_of_threads_changes_nothing(stores, tmp_path):
         assert all(torch.equal(tensor, weights[1][0][name]) for name, tensor in weights[threads][0].items())
 
 
+@pytest.fixture(scope="module")
+def uneven_store(tmp_path_factory):
+    """Log-mels of clips of very different lengths, some of several windows, for a model of two labels."""
+    folder = tmp_path_factory.mktemp("uneven")
+    write_corpus(folder / "data", {"train": 11, "devel": 1}, labels=["joy", "awe"], seconds=(0.1, 1.9))
+    corpus = load_corpus("csv", data_dir=folder / "data", cache_dir=folder / "cache")
+    model, extractor = small_model(id2label=LABELS), EmoShareFeatureExtractor("mel", chunk_length_s=0.8)
+    store = extract_frame_features(corpus, "train", model, extractor, folder, Accelerator(cpu=True), "float32")
+    assert len(store) > 11
+    store.shares[[2, 5, 6], 0] = np.nan
+    return store
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_clip_weighs_the_same_in_an_epochs_gradient_and_loss(processes, separate_heads, uneven_store):
+    """Whatever the other clips in its batch, the number of its windows and of processes; a share not known is none."""
+    store, model = uneven_store, small_model(id2label=LABELS, separate_heads=separate_heads).train()
+    heads, steps, sizes, losses = trainer.heads_in_training(model, 0.1), [], [], []
+    for process in range(processes):
+        accelerator = SimpleNamespace(num_processes=processes, process_index=process, device=torch.device("cpu"))
+        loader = FeatureLoader(store, model.config, 3, accelerator, seed=1)
+        steps.append(len(loader))
+        for batch in loader:
+            sizes.append(len(batch["window"]))
+            losses.append([head.compute_gradients(batch) for head in heads])
+    assert len(set(steps)) == 1
+    assert max(sizes) > min(sizes)
+    gradients = {name: parameter.grad / sum(steps) for name, parameter in model.heads.named_parameters()}
+    model.zero_grad()
+
+    for head, loss in zip(heads, torch.tensor(losses).mean(dim=0), strict=True):
+        weighted, known = 0.0, 0.0
+        for item in store:
+            batch = store.collate([item])
+            shares = head.model(frame_features=batch["frame_features"], attention_mask=batch["attention_mask"]).logits
+            true = batch["labels"][:, head.labels]
+            is_known = ~true.isnan()
+            windows_of_clip = np.flatnonzero(store.clip_of_window == store.clip_of_window[item["window"]])
+            part = store.num_samples[item["window"]] / store.num_samples[windows_of_clip].sum()
+            weighted = weighted + part * (shares[is_known] - true[is_known]).square().sum()
+            known = known + part * is_known.sum()
+        expected = weighted / known
+        torch.testing.assert_close(loss, expected.detach())
+        expected.backward()
+    for name, parameter in model.heads.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
 TWO_PROCESSES = """
 import sys
 import torch
@@ -295,7 +417,13 @@ def batch(process):
     generator = torch.Generator().manual_seed(process)
     features = torch.rand(3, 20, 40, generator=generator)
     labels = torch.rand(3, 2, generator=generator)
-    return {"frame_features": features, "attention_mask": torch.ones(3, 20), "labels": labels}
+    return {
+        "frame_features": features,
+        "attention_mask": torch.ones(3, 20),
+        "labels": labels,
+        "weights": torch.ones(3),
+        "weight_per_step": torch.full((2,), 3.0),
+    }
 
 
 train_step(heads_in_training(model, 0.1), batch(accelerator.process_index), accelerator, 2)
@@ -307,6 +435,7 @@ for other in gather_object([weights]):
 torch.manual_seed(0)
 alone = EmoShareModel(config)
 both = {name: torch.cat([batch(0)[name], batch(1)[name]]) for name in batch(0)}
+both["weight_per_step"] = torch.full((2,), 6.0)
 heads = heads_in_training(alone, 0.1)
 for head in heads:
     head.compute_gradients(both)
