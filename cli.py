@@ -98,7 +98,7 @@ def predict(arguments):
     broken = []
     try:
         with (
-            warnings.catch_warnings(record=True) as noted,
+            _warnings_at_the_end(),
             _open(arguments.output) as file,
             tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress,
         ):
@@ -110,13 +110,24 @@ def predict(arguments):
                     predictions.write(clip, shares_of(result, labels))
                 progress.update()
     finally:
-        if noted:  # of files that were predicted all the same: the audio is cut off, silent, clipped, ...
-            messages = [printable(str(warning.message)) for warning in noted]
-            print("\nWarnings:", *messages, sep="\n  ", file=sys.stderr)
         if broken:
             summary = f"\n{len(broken)} of {len(clips)} files could not be predicted:"
             print(summary, *broken, sep="\n  ", file=sys.stderr)
     return BROKEN_CLIPS if broken else 0
+
+
+@contextmanager
+def _warnings_at_the_end():
+    """Warnings, of audio that is cut off, silent or clipped above all, one line each: not amid rows and progress."""
+    from .evaluation.clips import printable
+
+    with warnings.catch_warnings(record=True) as noted:
+        try:
+            yield
+        finally:
+            if noted:
+                messages = [printable(str(warning.message)) for warning in noted]
+                print("\nWarnings:", *messages, sep="\n  ", file=sys.stderr)
 
 
 def evaluate(arguments):
@@ -149,12 +160,14 @@ def evaluate(arguments):
 
     clips = corpus.audio(split)
     shares, broken = {}, {}
-    for clip, result in tqdm(predict_each(emotion_share, clips), total=len(clips), unit=" clips"):
-        if isinstance(result, Exception):
-            table, row = corpus.place(split, clip.index)
-            broken[clip.index] = f"{table}, row {row}: {clip.filename}: {message_of(result, clip)}"
-        else:
-            shares[clip.index] = shares_of(result, corpus.labels)
+    with _warnings_at_the_end():
+        results = predict_each(emotion_share, clips, strict=True)
+        for clip, result in tqdm(results, total=len(clips), unit=" clips"):
+            if isinstance(result, Exception):
+                table, row = corpus.place(split, clip.index)
+                broken[clip.index] = f"{table}, row {row}: {clip.filename}: {message_of(result, clip)}"
+            else:
+                shares[clip.index] = shares_of(result, corpus.labels)
     try:
         if not shares:
             raise ValueError(f"none of the {len(clips)} clips of {split} could be predicted")

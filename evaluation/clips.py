@@ -61,7 +61,7 @@ def printable(text):
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def predict_each(emotion_share, clips):
+def predict_each(emotion_share, clips, **options):
     """
     Predicts many files in the pipeline's batches, and continues after those that are broken. An iterator of a pipeline
     ends with the first error: here, a new one then begins after the file that caused it. Files that were read ahead of
@@ -70,6 +70,7 @@ def predict_each(emotion_share, clips):
     Args:
         emotion_share: `EmotionSharePipeline`.
         clips: paths of audio files.
+        options: as in the pipeline's call.
 
     Yields:
         Each clip once, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised. A
@@ -79,7 +80,7 @@ def predict_each(emotion_share, clips):
     while runs:
         run, read, done = runs.pop(), [], 0
         try:
-            for result in emotion_share(_note_what_is_read(run, read)):
+            for result in emotion_share(_note_what_is_read(run, read), **options):
                 yield run[done], result
                 done += 1
         except (ValueError, OSError) as error:
