@@ -20,6 +20,7 @@ from pathlib import Path
 import altair
 import gradio
 import numpy as np
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import pipeline
@@ -78,11 +79,12 @@ def main(arguments):
         )
     try:
         emotion_share = pipeline("emotion-share", model=name, trust_remote_code=True)
+        card = load_card(name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         is_folder = Path(name).is_dir()
         sys.exit(f"no model {name}: {'' if is_folder else 'no such folder here, and from the Hub: '}{reason(error)}")
     theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=["monospace"])
-    page(emotion_share, load_card(name)).launch(
+    page(emotion_share, card).launch(
         share=False,
         run_history=False,
         footer_links=[],
@@ -99,14 +101,16 @@ def reason(error):
 
 
 def load_card(name):
-    """The card of a model folder or repository; None if it has none."""
-    if Path(name).is_dir():
-        path = Path(name) / "README.md"
-        return ModelCard.load(path) if path.is_file() else None
+    """The card of a model folder or repository; None if it has none. One that cannot be read is a ValueError."""
+    path = Path(name) / "README.md"
     try:
+        if Path(name).is_dir():
+            return ModelCard.load(path) if path.is_file() else None
         return ModelCard.load(name)
     except EntryNotFoundError:
         return None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"its card (README.md) cannot be read: {reason(error)}") from error
 
 
 def page(emotion_share, card):

@@ -249,6 +249,14 @@ def test_a_folder_without_a_card_is_said_to_be_unknown(tmp_path):
     assert app.load_card(str(tmp_path)).data.tags == ["speech"]
 
 
+@pytest.mark.parametrize("metadata", ["tags: [a", "- a list"])
+def test_a_card_that_cannot_be_read_is_one_line(metadata, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n## Limits\nMany.\n")
+    with pytest.raises(ValueError, match=r"its card \(README.md\) cannot be read: .+") as raised:
+        app.load_card(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_model_without_a_card_is_said_to_be_unknown():
     assert "has no card" in app.warning(None)
     assert app.limits(None) == ""

@@ -522,6 +522,7 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     expected = read_csv(tmp_path / "scores" / "predictions_devel.csv")
     (corpus / "wav" / "devel_001.wav").write_text("not audio")
     soundfile.write(corpus / "wav" / "devel_004.wav", speech(0.5)[:500], 16000)
+    os.truncate(corpus / "wav" / "devel_005.wav", 8000)
     if is_published:
         builder = EmotionShare("csv", data_dir=corpus, cache_dir=tmp_path / "cache")
         write_dataset(builder, tmp_path / "published", "name")
@@ -529,15 +530,16 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     dataset = ["--dataset", str(tmp_path / "published")] if is_published else from_folder
     assert main([*command, *dataset, "--batch_size", "2"]) == 1
     output, errors = capsys.readouterr()
-    summary, *lines = errors[errors.index("2 of 7") :].splitlines()
-    assert summary == "2 of 7 clips could not be predicted, and are not in the scores:"
-    places = ["devel, row 1", "devel, row 4"] if is_published else ["lab/devel.csv, row 3", "lab/devel.csv, row 6"]
+    summary, *lines = errors[errors.index("3 of 7") :].splitlines()
+    assert summary == "3 of 7 clips could not be predicted, and are not in the scores:"
+    places = [f"devel, row {row}" if is_published else f"lab/devel.csv, row {row + 2}" for row in (1, 4, 5)]
     assert lines[0].startswith(f"  {places[0]}: devel_001.wav: not an audio file")
     assert lines[1].startswith(f"  {places[1]}: devel_004.wav: ")
     assert "500 samples" in lines[1]
-    assert "on devel, 5 clips" in output
+    assert lines[2].startswith(f"  {places[2]}: devel_005.wav: its header promises")
+    assert "on devel, 4 clips" in output
     rows = read_csv(tmp_path / "scores" / "predictions_devel.csv")[1:]
-    assert [row[0] for row in rows] == [f"devel_00{number}.wav" for number in (0, 2, 3, 5, 6)]
+    assert [row[0] for row in rows] == [f"devel_00{number}.wav" for number in (0, 2, 3, 6)]
     whole = {row[0]: row[1:] for row in expected[1:]}
     for name, *shares in rows:
         assert [float(share) for share in shares] == pytest.approx([float(share) for share in whole[name]], abs=1e-5)
