@@ -215,13 +215,15 @@ def test_a_killed_run_keeps_its_rows(model_folder, tmp_path, monkeypatch):
 
 
 def test_folders_are_searched_for_audio_files(tmp_path):
-    names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "notes.txt", "raw.raw", ".hidden.wav"]
+    """Those that cannot be decoded are found, too: nothing that sounds is left out without a word."""
+    names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "f.m4a", "g.MP4", "raw.raw"]
+    names += ["notes.txt", "picture.jpg", ".hidden.wav"]
     for name in [*names, ".cache/f.wav"]:
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     folder = str(tmp_path / "folder")
-    found = ["a.FLAC", "b.wav", "deep/d.mp3", "deep/er/c.ogg", "e.opus"]
+    found = ["a.FLAC", "b.wav", "deep/d.mp3", "deep/er/c.ogg", "e.opus", "f.m4a", "g.MP4", "raw.raw"]
     assert find_clips([folder]) == [os.path.join(folder, name) for name in found]
 
 

@@ -106,6 +106,7 @@ def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, acce
     seen = len(first)
     for change in (
         lambda: extract(model, EmoShareFeatureExtractor(do_normalize=False)),
+        lambda: extract(model, EmoShareFeatureExtractor(floor="absolute")),
         lambda: extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
         lambda: (
             model.backbone.encoder.layers[1].feed_forward.output_dense.bias.data.add_(0.1),
@@ -569,6 +570,14 @@ def test_an_unreadable_clip_is_named_and_leaves_no_store(corpus, clips, tmp_path
             corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator
         )
     assert not list((tmp_path / "store").glob("*/state.json"))
+
+
+def test_a_clip_that_was_cut_is_named(corpus, clips, tmp_path, accelerator):
+    path = Path(clips[3]["audio"]["path"])
+    path.write_bytes(path.read_bytes()[:8000])
+    arguments = (corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
+    with pytest.raises(ValueError, match=r"clip train_003\.wav: .*promises .* bytes of samples, and 7,956 are there"):
+        extract_frame_features(*arguments)
 
 
 def test_too_short_a_clip_is_named(corpus, clips, tmp_path, accelerator):
