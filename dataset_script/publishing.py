@@ -9,6 +9,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
 from .corpora import CORPORA
+from .emotion_share import prepare
 from .published import CARD, CARD_KEY
 from .whole_files import put_in_place
 
@@ -61,7 +62,7 @@ def write_dataset(builder, folder, name):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.unfinished-") as unfinished:
         parquet, dataset = Path(unfinished) / "parquet", Path(unfinished) / "dataset"
-        builder.download_and_prepare(str(parquet), file_format="parquet")
+        prepare(builder, parquet, file_format="parquet")
         (dataset / "data").mkdir(parents=True)
         for shard in parquet.glob("*.parquet"):
             shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
