@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from corpus import write_corpus
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +31,6 @@ FIELDS = {
     "learning_rate": 1e-3,
     "bootstrap": 20,
 }
-CLIPS_PER_SHARD = 4  # so that an extraction can be interrupted between shards
 
 
 # Audio that is damaged: seconds, subtypes (the default if not given), sampling rates and channels.
@@ -57,6 +55,8 @@ def make_everything(place):
 
 def make_corpus(folder):
     """A corpus in the ComParE 2023 layout, with facts about its clips."""
+    from corpus import write_corpus
+
     rng = np.random.default_rng(0)
     write_corpus(folder, LABELS, **{split: rng.uniform(*SECONDS, size=size) for split, size in CLIPS.items()})
     facts = ["filename,speaker,age,listeners", "train_00000.wav,eve,31,12", "train_00001.wav,03,27.5,9"]
@@ -134,3 +134,19 @@ def make_audio(folder):
                 except (soundfile.LibsndfileError, ValueError, TypeError):
                     continue  # this format takes no such samples, or cannot be recognised without a name
                 (folder / f"{form}-{subtype}-{rate}-{channels}").write_bytes(content.getvalue())
+
+
+def publish_heads(place):
+    """Publishes the backbone in `place`, and heads alone that fetch it."""
+    from huggingface_hub import HfApi
+
+    from emoshare import EmoShareModel
+
+    api = HfApi()
+    api.create_repo("org/backbone")
+    api.upload_folder(repo_id="org/backbone", folder_path=place / "backbone")
+    torch.manual_seed(1)
+    model = EmoShareModel.from_backbone_pretrained("org/backbone", id2label=dict(enumerate(LABELS)), **HEADS)
+    api.create_repo("org/heads")
+    model.save_pretrained(place / "heads", include_backbone=False)
+    api.upload_folder(repo_id="org/heads", folder_path=place / "heads")

@@ -1,8 +1,8 @@
 """
 Runs functions in forked processes, so that each run costs no imports, and can be killed at any moment.
 
-A forked run begins where a new one is after its imports: nothing is written before that. The process that forks must not
-compute anything itself, because threads do not survive a fork.
+A forked run begins where a new one is after its imports: nothing is written before that. The process that forks must
+not compute anything itself, because threads do not survive a fork.
 """
 
 import os
@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 LONGEST_RUN_S = 300
 POLL_S = 0.005
@@ -34,10 +35,8 @@ class Run:
             os.setpgid(0, 0)
             _redirect_output(log)
             os._exit(_call(function) if processes == 1 else _launch(function, processes))
-        try:
-            os.setpgid(self.pid, self.pid)  # also here: whichever is first
-        except OSError:
-            pass  # it has ended already
+        with suppress(OSError):  # here too, whichever is first; it may have ended already
+            os.setpgid(self.pid, self.pid)
         self.code = None
 
     @property
@@ -66,10 +65,8 @@ class Run:
             self.code = -signal.SIGKILL
 
     def _kill_group(self):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def output(self, lines=12):
         """The last lines that it printed."""
@@ -82,6 +79,13 @@ def run_to_end(function, log, processes=1):
     if run.wait() is None:
         run.kill()
     return run
+
+
+def prepare(function, log):
+    """Runs a function that must not fail, in a forked process, because this one must not compute anything."""
+    run = run_to_end(function, log)
+    if run.code != 0:
+        raise RuntimeError(f"ended with {run.code}:\n{run.output(40)}")
 
 
 def _redirect_output(log):
@@ -97,7 +101,7 @@ def _call(function):
         code = function() or 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:  # noqa: BLE001: the process ends here, and its log says why
+    except BaseException:  # noqa: BLE001  (the process ends here, and its log says why)
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

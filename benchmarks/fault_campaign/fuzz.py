@@ -1,8 +1,8 @@
 """
 Fuzzed inputs: real files of each kind, damaged, and read as the product reads them.
 
-Each must be a right answer, or one of the errors that are documented for its kind, within 10 s and 1 GiB. Inputs are read in
-forked processes, a chunk each, so that a crash or a hang is known to be of one input and ends nothing else.
+Each must be a right answer, or one of the errors that are documented for its kind, within 10 s and 1 GiB. Inputs are
+read in forked processes, a chunk each, so that a crash or a hang is known to be of one input and ends nothing else.
 """
 
 import json
@@ -55,7 +55,7 @@ def fuzz(target, inputs, seed, log):
 
 
 def _read_chunk(target, first, last, seed, log):
-    """Yields number, outcome, seconds and bytes of each input from `first` on, up to the first that ends the process."""
+    """Yields number, outcome, seconds and bytes of each input, up to the first that ends the process."""
     reader, writer = os.pipe()
 
     def run():
@@ -95,7 +95,7 @@ def _read(target, data):
         outcome = "answer"
     except target.errors as error:
         outcome = type(error).__name__ if str(error).strip() else "failed: an error without a message"
-    except BaseException as error:  # noqa: BLE001: whatever it is, it is the finding
+    except BaseException as error:  # noqa: BLE001  (whatever it is, it is the finding)
         lines = "".join(traceback.format_exception(error)).strip().splitlines()
         outcome = "failed: " + "\n".join(lines[-1:] + lines[-SHOWN_LINES:-1])[:1500]
     added = _peak() - before

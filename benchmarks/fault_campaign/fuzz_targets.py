@@ -8,8 +8,8 @@ from .mutations import cut_short, damaged_bytes, damaged_json, damaged_text
 from .readers import Reader, predictions_csv, results_json
 
 DOCUMENTED = (ValueError, OSError)  # FileNotFoundError is an OSError
-# Containers that show that a file was cut off, by `containers_emoshare.contents` or because decoding fails. An MP3 that was
-# cut between two frames shows it by a Xing header, which libsndfile does not write.
+# Containers that show that a file was cut off: by what `containers_emoshare.contents` compares, or because decoding
+# fails. An MP3 shows it by a Xing header.
 SHOW_LENGTH = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "OGG", "FLAC", "SVX")
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -23,8 +22,8 @@ SECONDS_LOST = 0.05  # of a file that was cut short; more must be noticed
 
 class Reader:
     """
-    Each method reads the bytes of a damaged file. It raises what the product raises, and AssertionError where the product
-    gives an answer that is not right.
+    Each method reads the bytes of a damaged file. It raises what the product raises, and AssertionError where the
+    product gives an answer that is not right.
 
     Args:
         place (`Path`): folder that `fixtures.make_everything` has filled.

@@ -1,14 +1,14 @@
 """What is killed: runs of the product's own commands on small inputs, each with all that it leaves on disk."""
 
 import hashlib
-import os
 import shutil
-from pathlib import Path
 
 import yaml
 
 from . import fixtures
 from .forks import run_to_end
+
+CLIPS_PER_SHARD = 4  # so that an extraction can be interrupted between shards
 
 GRID = {
     "title": "A grid to kill",
@@ -36,16 +36,19 @@ class Scenario:
 
     Args:
         place (`Path`): folder with the corpus and the backbone.
+        hub: `HubClient`, for those that publish.
 
     Attributes:
         name: for the table.
         processes: number of processes of a run.
+        whole: the result of an undisturbed run, when there has been one.
     """
 
     processes = 1
 
-    def __init__(self, place):
+    def __init__(self, place, hub=None):
         self.place = place
+        self.hub = hub
         self.made = place / "made"
         self.output = self.made / "output"
 
@@ -137,10 +140,6 @@ class Publishing(Scenario):
 
     name = "publishing"
 
-    def __init__(self, place, hub):
-        super().__init__(place)
-        self.hub = hub
-
     def prepare(self):
         super().prepare()
         fixtures.make_model(self.place)
@@ -162,15 +161,27 @@ class Publishing(Scenario):
         return {**super().result(), **{name: commits[-1] for name, commits in repositories.items()}}
 
     def problems_after_kill(self):
-        """Each commit must be that with which the Hub makes a repository, or hold everything."""
-        whole = self.whole
-        commits = self.hub.control("look")["repositories"]
-        return [
-            f"{name}: a commit holds {len(files)} of {len(whole[name])} files"
-            for name, of_repository in commits.items()
-            for files in of_repository
-            if files and files != whole[name]
-        ]
+        return half_published(self.hub, self.whole)
+
+
+def half_published(hub, whole):
+    """The commits that are neither that with which the Hub makes a repository, nor hold everything, in words."""
+    repositories = hub.control("look")["repositories"]
+    return [
+        f"{name}: a commit holds {len(files)} of {len(whole[name])} files"
+        for name, commits in repositories.items()
+        for files in commits
+        if files and files != whole[name]
+    ]
+
+
+SCENARIOS = {
+    "extraction": Extraction,
+    "training": Training,
+    "two-processes": TrainingWithTwoProcesses,
+    "grid": Grid,
+    "publishing": Publishing,
+}
 
 
 def undisturbed(scenario, log):
