@@ -1,140 +1,357 @@
 """From audio in any form to waveforms: mono, float32, at one sampling rate, whole or block by block."""
 
 import io
-import math
 import os
+import re
 import shutil
 import tempfile
-from functools import lru_cache
-from urllib.error import URLError
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import urlopen
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+
+from .containers_emoshare import Patched, contents
+from .resampling_emoshare import checked_rate, resampled
 
 SAMPLING_RATE = 16000
 BLOCK_S = 60  # seconds of a file that are decoded at a time
+UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of FLAC whose header says no length is more than this
+MAX_BLOCK = 1 << 24  # values of all channels that are decoded at a time, whatever rate and channels the header claims
 DOWNLOAD_TIMEOUT_S = 60  # seconds without a byte after which a download fails
 
+# What is warned about. Of the 535 clips of Emo-DB, none comes near any of these.
+INTEGER_SCALE = 16  # a peak above this is no floating-point audio: full scale is 1, and codecs overshoot it by a little
+SILENCE = 2.0**-17  # of full scale: a peak below this is less than half of 16 bits' smallest step
+CANCELLED = 1e-3  # the average of channels peaks below this part of the channels' own peak
+FULL_SCALE = 0.98  # G.711 ends here; two samples in a row that are equal, and at least this, are clipped
+CLIPPED = 1e-3  # of all samples
 
-def load_audio(audio, sampling_rate=SAMPLING_RATE):
+
+def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
     """
     Reads audio in any of the forms that users of Hugging Face libraries have it in.
 
+    Warns, once and by name, of audio that can be read and is most likely not what it should be: floating-point samples
+    at the scale of integers (a peak above 16, where full scale is 1); digital silence; channels that cancel each other
+    out when they are averaged; clipping (more than one sample in 1,000 at full scale, next to one of the same value).
+
     Args:
         audio: one of
-            - a path or URL (http, https) of an audio file, its content as `bytes`, or a binary file object: whatever
-              libsndfile decodes (WAV, FLAC, OGG, MP3, ...), any sampling rate, channels averaged;
-            - a 1D floating-point array, tensor or list of numbers at `sampling_rate`;
+            - a path or URL (http, https) of an audio file, its content as `bytes`, or a binary file object, which is
+              read from its start: whatever libsndfile decodes (WAV, FLAC, OGG, MP3, ...), any sampling rate from 1,000
+              to 768,000 Hz, channels averaged;
+            - a 1D floating-point array, tensor or list of numbers in [-1, 1] at `sampling_rate`;
+            - `(sampling rate, samples)`, as Gradio gives it: samples (samples,) or (samples, channels), floating point
+              in [-1, 1], or int8, int16 or int32, which are divided by their full scale;
             - `{"array" or "raw": waveform, "sampling_rate": int}`;
             - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded;
             - torchcodec's `AudioDecoder`, as `datasets` gives audio that is decoded;
-            - `{"audio": ...}`: a row of a dataset, with any of these in its column `audio`.
-        sampling_rate (`int`): wanted sampling rate in Hz.
+            - `{"audio": ...}`: a row of a dataset, or another mapping, with any of these in its column `audio`.
+        sampling_rate (`int`): wanted sampling rate in Hz, 1,000 to 768,000.
+        strict (`bool`): refuse a file that holds less than it promises, because it was cut off or is damaged. If
+            `False`, what can be decoded of it is read, with a warning that names the file; FLAC, of which libsndfile
+            decodes nothing then, is always refused. What is found is what `containers_emoshare.contents` and the
+            decoder find: MP3 without a Xing header that was cut between two frames, and files whose writer could not
+            know their length, look whole.
 
     Returns:
         `np.ndarray`: (samples,) float32, mono, at `sampling_rate`.
 
     Raises:
-        ValueError: if the audio is empty, broken or not finite, or an array is not 1D floating point; the message
-            names the file.
+        ValueError: if the audio is empty, broken, cut off (see `strict`) or not finite, a sampling rate is none, or an
+            array is not 1D floating point; the message names the file.
         FileNotFoundError: if there is no such file.
-        OSError: if a URL cannot be fetched.
+        OSError: if a file cannot be read, or a URL cannot be fetched.
         TypeError: on anything else.
     """
-    return np.concatenate(list(audio_blocks(audio, sampling_rate)))
+    return np.concatenate(list(audio_blocks(audio, sampling_rate, strict)))
 
 
-def audio_blocks(audio, sampling_rate=SAMPLING_RATE):
+def audio_blocks(audio, sampling_rate=SAMPLING_RATE, strict=True):
     """
     What `load_audio` returns, block by block, so that a long file never lies in memory as a whole.
 
-    Arguments and errors are those of `load_audio`; an error is raised when the block that causes it is read.
+    Arguments, warnings and errors are those of `load_audio`; an error is raised when the block that causes it is read,
+    a warning is given with the last block.
 
     Yields:
         `np.ndarray`: (samples,) float32.
     """
-    if isinstance(audio, dict):
-        yield from _dict_blocks(audio, sampling_rate)
-    elif isinstance(audio, str) and audio.startswith(("http://", "https://")):
+    sampling_rate = checked_rate(sampling_rate, "sampling_rate")
+    source = _source(audio)
+    if source.is_file:
+        with _decoder(source) as (sound, fault):
+            blocks = _mono(_sound_blocks(sound, source.name, fault, strict), source.name)
+            yield from resampled(blocks, sound.samplerate, sampling_rate)
+    else:
+        samples, from_rate = _samples(source, sampling_rate)
+        yield from resampled(_mono(iter([samples]), source.name), from_rate, sampling_rate)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """
+    Args:
+        num_samples (`int`): samples per channel, at the file's own rate.
+        sampling_rate (`int`): the file's, in Hz.
+    """
+
+    num_samples: int
+    sampling_rate: int
+
+    @property
+    def seconds(self):
+        return self.num_samples / self.sampling_rate
+
+
+def audio_info(audio):
+    """
+    Length and sampling rate of an audio file, and whether it is whole as far as that shows without decoding it: about a
+    millisecond, whatever its length. Ogg is read as a whole, for its checksums, MP3 is walked through from frame to
+    frame, and FLAC whose header does not say its length is decoded.
+
+    It does not find damaged bytes in the middle of a file, samples that are not finite, and what `load_audio` warns of.
+
+    Args:
+        audio: a path, the content of a file as `bytes`, a file object, `{"bytes": bytes or None, "path": str or None}`,
+            or a row of a dataset with any of these in its column `audio`.
+
+    Returns:
+        `AudioInfo`.
+
+    Raises:
+        ValueError: if the file is no audio, holds no samples or less than it promises; the message names it.
+        FileNotFoundError: if there is no such file.
+        OSError: if the file cannot be read.
+        TypeError: on audio that is no file.
+    """
+    source = _source(audio)
+    if not source.is_file:
+        raise TypeError(f"got audio as {type(source.audio).__name__}; expected a path, bytes or a file object")
+    with _decoder(source) as (sound, fault):
+        if fault is not None:
+            raise ValueError(f"{source.name}: {fault}")
+        num_samples = sound.frames
+        if num_samples >= UNKNOWN_FRAMES:
+            num_samples = sum(len(block) for block in _sound_blocks(sound, source.name, None, True))
+        elif num_samples == 0:
+            raise ValueError(f"{source.name}: holds no samples")
+        elif sound.format == "FLAC":
+            _decode_last_sample(sound, source.name)
+        return AudioInfo(num_samples, sound.samplerate)
+
+
+def _decode_last_sample(sound, name):
+    try:
+        sound.seek(sound.frames - 1)
+        sound.read(1)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{name}: its header promises {sound.frames:,} samples, and the last one cannot be decoded"
+        ) from error
+
+
+# Where audio comes from
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    Args:
+        audio: no mapping any more: a path, URL, bytes, a file object, a decoder, or an array, tensor or list.
+        name (`str`): for messages.
+        sampling_rate (`int`, *optional*): in Hz, that came with an array.
+    """
+
+    audio: object
+    name: str
+    sampling_rate: int | None = None
+
+    @property
+    def is_file(self):
+        forms = str | os.PathLike | bytes | bytearray | memoryview
+        return self.sampling_rate is None and (isinstance(self.audio, forms) or hasattr(self.audio, "read"))
+
+
+def audio_name(audio):
+    """What messages call audio: its path or URL, where it has one."""
+    return _source(audio).name
+
+
+def _source(audio):
+    name = None
+    while isinstance(audio, Mapping):
+        if "audio" in audio:
+            audio = audio["audio"]
+            continue
+        name = audio.get("path") or name
+        waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
+        if waveform is not None and "sampling_rate" in audio:
+            name = os.fsdecode(name or "audio array")
+            return Source(waveform, name, checked_rate(audio["sampling_rate"], name))
+        keys, audio = sorted(map(str, audio)), audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        if not isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
+            raise ValueError(
+                f"got audio as a dict with the keys {keys}; expected 'array' (or 'raw') and 'sampling_rate', or "
+                "'bytes' or 'path'"
+            )
+    if isinstance(audio, str | os.PathLike):
+        name = os.fsdecode(audio)
+    elif isinstance(audio, bytes | bytearray | memoryview):
+        name = os.fsdecode(name or "audio bytes")
+    elif hasattr(audio, "read"):
+        name = str(getattr(audio, "name", "audio file object"))
+    elif isinstance(audio, np.ndarray | torch.Tensor | list | tuple):
+        name = "audio array"
+    return Source(audio, name or "audio")
+
+
+@contextmanager
+def _decoder(source):
+    """libsndfile's decoder of a file, and what is missing from that, if anything."""
+    with _opened(source) as (file, path):
+        found = contents(file)
+        file.seek(0)
+        if found.head:
+            file = Patched(file, found)
+        elif path is not None:  # names need not be UTF-8
+            file = os.fsencode(path) if os.name == "posix" else path
+        try:
+            sound = soundfile.SoundFile(file)
+        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
+            reason = found.fault or getattr(error, "error_string", error)
+            raise ValueError(f"{source.name}: not an audio file that can be decoded ({reason})") from error
+        with sound:
+            checked_rate(sound.samplerate, source.name)
+            yield sound, found.fault
+
+
+@contextmanager
+def _opened(source):
+    """A binary file object that can seek, and the path, if it is a file on this machine."""
+    audio, name = source.audio, source.name
+    if isinstance(audio, bytes | bytearray | memoryview):
+        yield io.BytesIO(audio), None
+    elif hasattr(audio, "read"):
+        if not isinstance(audio.read(0), bytes):
+            raise TypeError(f"{name}: got a file object that is opened as text; expected one opened with 'rb'")
+        if audio.seekable():
+            yield audio, None
+        else:
+            with tempfile.TemporaryFile() as file:
+                shutil.copyfileobj(audio, file)
+                yield file, None
+    elif scheme := isinstance(audio, str) and re.match("([A-Za-z][A-Za-z0-9+.-]+)://", audio):
+        if scheme[1].lower() not in ("http", "https"):
+            raise ValueError(f"{name}: got a URL with {scheme[0]}; expected http://, https:// or the path of a file")
         with tempfile.TemporaryFile() as file:
             _download(audio, file)
-            yield from _decoded_blocks(file, audio, sampling_rate)
-    elif isinstance(audio, str | os.PathLike):
-        path = os.fspath(audio)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: no such audio file")
-        yield from _decoded_blocks(path, path, sampling_rate)
-    elif isinstance(audio, bytes | bytearray):
-        yield from _decoded_blocks(io.BytesIO(audio), "audio bytes", sampling_rate)
-    elif hasattr(audio, "read"):
-        yield from _decoded_blocks(audio, getattr(audio, "name", "audio file object"), sampling_rate)
-    elif hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder, or its subclass in `datasets`
-        samples = audio.get_all_samples()
-        yield from _resampled([_checked(samples.data.mean(dim=0), "audio")], samples.sample_rate, sampling_rate)
-    elif isinstance(audio, np.ndarray | torch.Tensor | list | tuple):
-        yield _checked(audio, "audio array")
+            yield file, None
     else:
-        raise TypeError(
-            f"got audio as {type(audio).__name__}; expected a path, URL, bytes, a file object, an array or a dict"
-        )
-
-
-def _dict_blocks(audio, sampling_rate):
-    if "audio" in audio:
-        return audio_blocks(audio["audio"], sampling_rate)
-    waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
-    if waveform is not None and "sampling_rate" in audio:
-        return _resampled([_checked(waveform, "audio array")], audio["sampling_rate"], sampling_rate)
-    if audio.get("bytes") is not None:
-        return _decoded_blocks(io.BytesIO(audio["bytes"]), audio.get("path") or "audio bytes", sampling_rate)
-    if audio.get("path") is not None:
-        return audio_blocks(audio["path"], sampling_rate)
-    raise ValueError(
-        f"got audio as a dict with the keys {sorted(audio)}; expected 'array' (or 'raw') and 'sampling_rate', or "
-        "'bytes' or 'path'"
-    )
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: no such audio file")
+        with open(name, "rb") as file:
+            yield file, name
 
 
 def _download(url, file):
-    """Downloads a URL into a file object, and rewinds that."""
+    """Downloads a URL into a file object."""
     try:
-        with urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        with urlopen(_quoted(url), timeout=DOWNLOAD_TIMEOUT_S) as response:
             shutil.copyfileobj(response, file)
             expected = response.headers.get("Content-Length")
-    except (URLError, OSError) as error:
+            num_bytes = file.tell() if expected is None else int(expected)
+    except (OSError, HTTPException, ValueError) as error:
         raise OSError(f"{url}: cannot be fetched ({error})") from error
-    if expected is not None and file.tell() != int(expected):
-        raise OSError(f"{url}: the download broke off after {file.tell()} of {expected} bytes")
-    file.seek(0)
+    if file.tell() != num_bytes:
+        raise OSError(f"{url}: the download broke off after {file.tell()} of {num_bytes} bytes")
 
 
-def _decoded_blocks(file, name, sampling_rate):
-    try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-        raise ValueError(f"{name}: not an audio file that can be decoded ({error})") from error
-    with sound:
-        yield from _resampled(_sound_blocks(sound, name), sound.samplerate, sampling_rate)
+def _quoted(url):
+    """A URL as servers take it: spaces, umlauts and the like are quoted; what is quoted already stays so."""
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (quote(part, safe="/?%:@!$&'()*+,;=~") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, host, path, query, ""))
 
 
-def _sound_blocks(sound, name):
-    is_first = True
+# From there to samples
+
+
+def _sound_blocks(sound, name, fault, strict):
+    """Blocks of a file, (samples, channels) float32."""
+    if fault is not None:
+        _report(fault, name, strict)
+    # soundfile looks up the position after each read, if it can, which fails in FLAC whose header says no length.
+    sound.seekable = lambda: False
+    block = max(min(BLOCK_S * sound.samplerate, MAX_BLOCK // sound.channels), 1)
+    num_read = 0
     while True:
         try:
-            samples = sound.read(BLOCK_S * sound.samplerate, dtype="float32", always_2d=True)
+            samples = sound.read(min(block, max(sound.frames - num_read, 1)), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"{name}: cannot be decoded to its end ({error})") from error
-        if len(samples) == 0 and not is_first:
-            return
-        yield _checked(samples.mean(axis=1), name)
-        is_first = False
+            reason = error.error_string or f"after {num_read:,} samples"
+            raise ValueError(f"{name}: cannot be decoded to its end ({reason})") from error
+        if len(samples) == 0:
+            break
+        num_read += len(samples)
+        yield samples
+    if num_read == 0:
+        raise ValueError(f"{name}: holds no samples")
+    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES:
+        _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
 
 
-def _checked(waveform, name):
-    waveform = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+def _report(fault, name, strict):
+    if strict:
+        raise ValueError(f"{name}: {fault}")
+    warnings.warn(f"{name}: {fault}; what can be decoded is heard as if it were all", stacklevel=2)
+
+
+def _samples(source, sampling_rate):
+    """Samples that need no decoder, (samples, channels), and their rate; `sampling_rate`: that of bare arrays."""
+    audio, name = source.audio, source.name
+    if source.sampling_rate is not None:
+        return _waveform(audio, name), source.sampling_rate
+    if hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder, or its subclass in `datasets`
+        try:
+            decoded = audio.get_all_samples()
+        except RuntimeError as error:
+            raise ValueError(f"{name}: cannot be decoded ({error})") from error
+        return decoded.data.T.numpy(), checked_rate(decoded.sample_rate, name)
+    if isinstance(audio, tuple) and any(isinstance(part, np.ndarray | torch.Tensor | list) for part in audio):
+        if len(audio) != 2 or isinstance(audio[0], np.ndarray | torch.Tensor | list):
+            raise ValueError(f"{name}: got a tuple of {len(audio)}; expected (sampling rate, samples)")
+        return _gradios_samples(audio[1], name), checked_rate(audio[0], name)
+    if isinstance(audio, np.ndarray | torch.Tensor | list | tuple):
+        return _waveform(audio, name), sampling_rate
+    raise TypeError(
+        f"got audio as {type(audio).__name__}; expected a path, URL, bytes, a file object, an array or a dict"
+    )
+
+
+def _as_array(values, name):
+    if isinstance(values, torch.Tensor):
+        if values.is_meta:
+            raise ValueError(f"{name}: got a tensor on the meta device, which holds no values")
+        # NumPy has no bfloat16.
+        return (values.detach().float() if values.is_floating_point() else values.detach()).cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: got lists of different lengths; expected a mono waveform, 1D") from error
+
+
+def _waveform(values, name):
+    """(samples, 1)"""
+    waveform = _as_array(values, name)
     if waveform.size == 0:
         raise ValueError(f"{name}: holds no samples")
     if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
@@ -142,37 +359,65 @@ def _checked(waveform, name):
             f"{name}: got shape {waveform.shape} of {waveform.dtype}; expected a mono waveform, 1D, floating point in "
             "[-1, 1]"
         )
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are not finite")
-    return waveform.astype(np.float32)
+    return waveform[:, None]
 
 
-def _resampled(blocks, from_rate, to_rate):
-    """
-    Resamples a waveform block by block, to what torchaudio makes of it as a whole. Its filter reaches `margin` samples
-    to either side and repeats every `period` samples, so a cut changes nothing if it is at a multiple of `period`, and
-    `margin` samples on the other side of it are resampled too and dropped.
-    """
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    resample = _resampler(from_rate, to_rate)
-    period = from_rate // math.gcd(from_rate, to_rate)
-    new_period = to_rate // math.gcd(from_rate, to_rate)
-    margin = -(-resample.width // period) * period
-    blocks = iter(blocks)
-    # `kept` is the end of the previous block; its first `done` samples have been resampled, and are margin now.
-    block, kept, done = next(blocks), np.zeros(0, np.float32), 0
-    while block is not None:
-        following = next(blocks, None)
-        samples = np.concatenate([kept, block])
-        end = len(samples) if following is None else max((len(samples) - margin) // period * period, done)
-        new = resample(torch.from_numpy(samples[: end + margin])).numpy()
-        yield new[done // period * new_period : None if following is None else end // period * new_period]
-        first = max(end - margin, 0)
-        kept, done, block = samples[first:], end - first, following
+def _gradios_samples(values, name):
+    """(samples, channels)"""
+    samples = _as_array(values, name)
+    if samples.size == 0:
+        raise ValueError(f"{name}: holds no samples")
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        samples = samples / np.float32(-int(np.iinfo(samples.dtype).min))
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    is_of_channels = samples.ndim == 2 and samples.shape[0] >= samples.shape[1]
+    if not is_of_channels or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"{name}: got samples of shape {samples.shape} and {samples.dtype}; expected (samples,) or (samples, "
+            "channels), floating point in [-1, 1], int8, int16 or int32"
+        )
+    return samples
 
 
-@lru_cache(maxsize=16)
-def _resampler(from_rate, to_rate):
-    return torchaudio.transforms.Resample(from_rate, to_rate)
+def _mono(blocks, name):
+    """Averages the channels of blocks, (samples, channels); refuses what is not finite, and warns of strange levels."""
+    level = Level()
+    for block in blocks:
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused by the next line
+            block = np.asarray(block, np.float32)
+        if not np.isfinite(block).all():
+            raise ValueError(f"{name}: {int((~np.isfinite(block)).sum())} of {block.size} samples are not finite")
+        mono = block.mean(axis=1)
+        level.add(block, mono)
+        yield mono
+    problem = level.problem()
+    if problem is not None:
+        warnings.warn(f"{name}: {problem}", stacklevel=2)
+
+
+class Level:
+    """What the level of audio shows, block by block."""
+
+    def __init__(self):
+        self.peak = self.mono_peak = 0.0
+        self.num_values = self.num_clipped = 0
+
+    def add(self, block, mono):
+        """`block`: (samples, channels); `mono`: their average, (samples,)."""
+        peak = float(np.abs(block).max())
+        self.peak, self.mono_peak = max(self.peak, peak), max(self.mono_peak, float(np.abs(mono).max()))
+        self.num_values += block.size
+        if peak >= FULL_SCALE:
+            self.num_clipped += int(((np.abs(block[1:]) >= FULL_SCALE) & (block[1:] == block[:-1])).sum())
+
+    def problem(self):
+        """What is most likely wrong, or `None`."""
+        if self.peak > INTEGER_SCALE:
+            return f"its samples reach {self.peak:,.0f}; expected floating point in [-1, 1], not the scale of integers"
+        if self.peak < SILENCE:
+            return "is digital silence"
+        if self.mono_peak < CANCELLED * self.peak:
+            return "its channels cancel each other out, so that their average is silence"
+        if self.num_clipped > CLIPPED * self.num_values:
+            return f"is clipped: {self.num_clipped / self.num_values:.1%} of its samples are at full scale"
+        return None

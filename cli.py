@@ -25,8 +25,7 @@ def main(argv=None):
         if argv[:1] == ["train"]:  # these two read their own flags, --help among them
             from .training.run import main as train
 
-            train(argv[1:])
-            return 0
+            return train(argv[1:])
         if argv[:1] == ["reproduce"]:
             from .reproduction.run import main as reproduce
 
@@ -77,13 +76,15 @@ def predict(arguments):
 
 
 def evaluate(arguments):
-    """`emoshare evaluate`: predicts a split of a corpus, writes the predictions, and prints Spearman's ρ."""
+    """
+    `emoshare evaluate`: predicts a split of a corpus, writes the predictions, and prints Spearman's ρ. Broken clips are
+    listed at the end, and the others scored.
+    """
     import numpy as np
-    from transformers.pipelines.pt_utils import KeyDataset
     from transformers.utils.logging import tqdm
 
-    from .dataset_script.tables import FILENAME
-    from .evaluation.clips import shares_of
+    from .dataset_script.audio import message_of
+    from .evaluation.clips import predict_each, shares_of
     from .evaluation.predictions import write_predictions
     from .evaluation.scores import Scorer, score_table, write_scores
 
@@ -102,18 +103,33 @@ def evaluate(arguments):
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
 
-    clips = corpus.splits[split]
-    results = tqdm(emotion_share(KeyDataset(clips, "audio")), total=len(clips), unit=" clips")
-    shares = np.array([shares_of(result, corpus.labels) for result in results])
-    if output_dir:
-        write_predictions(output_dir / f"predictions_{split}.csv", clips[FILENAME], shares, corpus.labels)
-    scores = Scorer(references, corpus.labels).scores(shares, arguments.bootstrap, arguments.seed)
-    print(f"\nSpearman's rho of {arguments.model} on {split}, {len(clips)} clips")
-    print(score_table(scores))
-    if output_dir:
-        write_scores(output_dir / f"eval_results_{split}.json", scores)
-        print(f"Predictions and results: {output_dir}")
-    return 0
+    clips = corpus.audio(split)
+    shares, broken = {}, {}
+    for clip, result in tqdm(predict_each(emotion_share, clips), total=len(clips), unit=" clips"):
+        if isinstance(result, Exception):
+            table, row = corpus.place(split, clip.index)
+            broken[clip.index] = f"{table}, row {row}: {clip.filename}: {message_of(result, clip)}"
+        else:
+            shares[clip.index] = shares_of(result, corpus.labels)
+    try:
+        if not shares:
+            raise ValueError(f"none of the {len(clips)} clips of {split} could be predicted")
+        predicted = sorted(shares)
+        shares = np.array([shares[index] for index in predicted])
+        scores = Scorer(references[predicted], corpus.labels).scores(shares, arguments.bootstrap, arguments.seed)
+        if output_dir:
+            filenames = [clips[index].filename for index in predicted]
+            write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+        print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
+        print(score_table(scores))
+        if output_dir:
+            write_scores(output_dir / f"eval_results_{split}.json", scores)
+            print(f"Predictions and results: {output_dir}")
+    finally:
+        if broken:
+            summary = f"\n{len(broken)} of {len(clips)} clips could not be predicted, and are not in the scores:"
+            print(summary, *(broken[index] for index in sorted(broken)), sep="\n  ", file=sys.stderr)
+    return BROKEN_CLIPS if broken else 0
 
 
 def ensemble(arguments):
@@ -261,7 +277,8 @@ def _add_evaluate(commands, parents):
         "evaluate",
         parents=parents,
         help="score a model on a corpus",
-        description="Predicts a split of a corpus and scores it: Spearman's rho per emotion and mean.",
+        description="Predicts a split of a corpus and scores it: Spearman's rho per emotion and mean. Broken clips are "
+        "left out and listed at the end, and the exit code is then 1 (2: nothing could be done; 130: interrupted).",
         allow_abbrev=False,
     )
     command.add_argument("--split", default="devel", help="train, devel or test (default: devel)")

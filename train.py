@@ -33,4 +33,4 @@ import sys
 from emoshare.training.run import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

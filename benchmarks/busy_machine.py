@@ -34,6 +34,8 @@ def main():
         "frame_features": torch.randn(CLIPS, FRAMES, model.config.feature_size),
         "attention_mask": torch.ones(CLIPS, FRAMES, dtype=torch.bool),
         "labels": torch.rand(CLIPS, model.config.num_labels),
+        "weights": torch.ones(CLIPS),
+        "weight_per_step": torch.full((model.config.num_labels,), float(CLIPS)),
     }
     ways = {
         "training, one head after another": lambda: train_one_after_another(model, batch),

@@ -57,4 +57,8 @@ def _parse(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:  # a corpus that is not right, a full disk, a Hub that does not answer
+        print(f"python -m emoshare.dataset_script: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,15 +1,19 @@
 """A loaded corpus: its clips, their shares, and what else is known about them."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import datasets
 import numpy as np
 
+from .audio import Clip, clips_fingerprint
 from .corpora import CORPORA, corpus_named, is_published
 from .emotion_share import EmotionShare
 from .facts import LISTENERS, is_known
 from .published import load_published
+from .tables import FILENAME
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,14 @@ class Corpus:
             `audio` (`{"bytes", "path"}`, not decoded), a column per label and a column per fact.
         labels: label names, in their order.
         facts: names of the facts about clips.
+        rows: by split, each clip's row in `lab/SPLIT.csv`, where the clips are from there.
     """
 
     name: str
     splits: datasets.DatasetDict
     labels: list[str]
     facts: list[str] = field(default_factory=list)
+    rows: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def info(self):
@@ -44,6 +50,31 @@ class Corpus:
     def shares(self, split):
         """The true shares of a split's clips: (clips, labels) float64, NaN where one is not known."""
         return known_shares(self.splits[split], self.labels)
+
+    def fingerprints(self):
+        """
+        Of each split, `clips`, which changes with the names and the content of its clips, and `shares`, which changes
+        with the labels and their shares: what results say of the corpus that they were made from.
+        """
+        return {
+            split: {"clips": clips_fingerprint(clips), "shares": self._shares_fingerprint(split)}
+            for split, clips in self.splits.items()
+        }
+
+    def _shares_fingerprint(self, split):
+        shares = self.shares(split)
+        numbers = np.where(np.isnan(shares), -1.0, shares).astype("<f8").tobytes()
+        return hashlib.blake2b(json.dumps(self.labels).encode() + numbers, digest_size=16).hexdigest()
+
+    def place(self, split, index):
+        """Where a clip is listed, for messages: the file or split, and the row in it."""
+        rows = self.rows.get(split)
+        return (f"lab/{split}.csv", rows[index]) if rows else (split, index)
+
+    def audio(self, split):
+        """The split's clips as a list of `Clip`, of which none holds its audio before that is asked for."""
+        filenames = self.splits[split][FILENAME][:]
+        return [Clip(self.splits[split], index, filename) for index, filename in enumerate(filenames)]
 
     def listeners(self, split):
         """How many listeners heard each clip: (clips,) float64, NaN where that is not known."""
@@ -75,7 +106,9 @@ def load_corpus(dataset, data_dir=None, cache_dir=None):
     if not is_published(dataset):
         builder = EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir)
         builder.download_and_prepare()
-        return Corpus(dataset, builder.as_dataset(), builder.tables.labels, builder.tables.facts)
+        tables = builder.tables
+        rows = {split: table.rows for split, table in tables.splits.items()}
+        return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)
     if data_dir is not None:
         raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
     splits, labels, facts = load_published(dataset, cache_dir)

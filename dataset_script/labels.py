@@ -32,13 +32,13 @@ def read_folder(data_dir, expected_labels=None, test_is_optional=False):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected DIR/wav/*.wav, DIR/lab/*.csv")
     problems = Problems(data_dir)
-    labels, splits, rows = expected_labels, {}, {}
+    labels, splits = expected_labels, {}
     for split in SPLITS:
         path = data_dir / "lab" / f"{split}.csv"
         if split == "test" and test_is_optional and not path.is_file():
             continue
-        labels, splits[split], rows[split] = _read_labels(path, labels, problems, may_be_unknown=split == "test")
-    clips = _check_clips(data_dir, splits, rows, problems)
+        labels, splits[split] = _read_labels(path, labels, problems, may_be_unknown=split == "test")
+    clips = _check_clips(data_dir, splits, problems)
     facts = read_facts(data_dir, labels, clips, problems)
     problems.raise_if_any()
     for table in splits.values():
@@ -50,14 +50,14 @@ def read_folder(data_dir, expected_labels=None, test_is_optional=False):
 
 
 def _read_labels(path, labels, problems, may_be_unknown):
-    """A label file's labels, its `ClipTable`, and the row number of each of its clips."""
+    """A label file's labels and its `ClipTable`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such label file")
     name = f"lab/{path.name}"
     header, rows = read_rows(path, name, problems)
     header = [column.strip() for column in header]
     labels = _check_header(path, header, labels, may_be_unknown)
-    table, numbers = ClipTable(), []
+    table = ClipTable()
     for number, row in rows:
         fields = dict(zip(header, (text.strip() for text in row), strict=True))
         filename = fields[FILENAME]
@@ -65,7 +65,7 @@ def _read_labels(path, labels, problems, may_be_unknown):
             problems.add(name, number, f"filename is {filename!r}; expected a file in the folder wav")
             continue
         table.filenames.append(filename)
-        numbers.append(number)
+        table.rows.append(number)
         texts = [(label, fields.get(label, "")) for label in labels]
         table.shares.append(
             [
@@ -75,7 +75,7 @@ def _read_labels(path, labels, problems, may_be_unknown):
         )
     if not table.filenames:
         problems.add(name, 1, "is followed by no clip; a split must not be empty")
-    return labels, table, numbers
+    return labels, table
 
 
 def _check_header(path, header, labels, labels_may_be_absent):
@@ -102,11 +102,11 @@ def _check_header(path, header, labels, labels_may_be_absent):
     return labels
 
 
-def _check_clips(data_dir, splits, rows, problems):
+def _check_clips(data_dir, splits, problems):
     """Each clip must be listed once in the corpus, and be there. Returns the clips, a set of `Path`."""
     first_seen = {}
     for split, table in splits.items():
-        for row, filename in zip(rows[split], table.filenames, strict=True):
+        for row, filename in zip(table.rows, table.filenames, strict=True):
             clip, place = Path(filename), f"{split}.csv, row {row}"  # ./a.wav is a.wav
             first = first_seen.setdefault(clip, place)
             if first != place:

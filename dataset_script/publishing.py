@@ -1,6 +1,5 @@
 """Publishes an emotion share corpus: Parquet shards with the audio inside, and a dataset card."""
 
-import os
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 
 from .corpora import CORPORA
 from .published import CARD, CARD_KEY
+from .whole_files import put_in_place
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -94,7 +94,7 @@ def write_dataset(builder, folder, name):
             shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
         builder.info.download_size = sum(shard.stat().st_size for shard in (dataset / "data").iterdir())
         dataset_card(builder.info, name, builder.tables.labels, builder.tables.facts).save(dataset / CARD)
-        os.replace(dataset, folder)
+        put_in_place(dataset, folder)
 
 
 def dataset_card(info, name, labels, facts):

@@ -9,9 +9,9 @@ in the paper's Figure 2.
 """
 
 import csv
-import os
 import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 from ..configuration_emoshare import EMOTIONS
 from .labels import read_folder
 from .tables import FILENAME, SPLITS
+from .whole_files import put_in_place, writing
 
 SAMPLING_RATE = 16000
 MIN_SECONDS, MAX_SECONDS = 1.0, 8.0
@@ -123,9 +124,10 @@ class SyntheticCorpus:
         try:
             (unfinished / "wav").mkdir(parents=True)
             (unfinished / "lab").mkdir()
-            for split in SPLITS:
-                self._write_split(unfinished, split)
-            os.replace(unfinished, folder)  # in one step, so that a folder under this name is always whole
+            with writing(folder):
+                for split in SPLITS:
+                    self._write_split(unfinished, split)
+            put_in_place(unfinished, folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process was faster
                 raise
@@ -136,7 +138,9 @@ class SyntheticCorpus:
     def _write_split(self, folder, split):
         utterances = self.utterances(split)
         for utterance in tqdm(utterances, desc=f"Synthesising {split} clips", unit=" clips"):
-            soundfile.write(folder / "wav" / utterance.filename, synthesize(utterance), SAMPLING_RATE, "PCM_16")
+            content = BytesIO()  # soundfile does not say that a disk is full
+            soundfile.write(content, synthesize(utterance), SAMPLING_RATE, "PCM_16", format="WAV")
+            (folder / "wav" / utterance.filename).write_bytes(content.getbuffer())
         with (folder / "lab" / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([FILENAME, *EMOTIONS])

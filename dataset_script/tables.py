@@ -26,12 +26,14 @@ class ClipTable:
         shares: for each clip its shares in [0, 1], in the order of the corpus's labels; `None` where one is not known.
         facts: for each fact (speaker, age, ...) a value per clip: text, a number, or `None` where it is not known. All
             splits have the same facts. One whose known values are all numbers becomes a float64 column, another text.
+        rows: each clip's row in `lab/SPLIT.csv`, for messages; empty if the clips come from elsewhere.
     """
 
     filenames: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     shares: list[list[float | None]] = field(default_factory=list)
     facts: dict[str, list[str | float | None]] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -59,10 +61,12 @@ class Problems:
 
     Args:
         source: what the error names first: the corpus's folder or name, or the file.
+        shown: how many the error lists, the first ones; `None` for all.
     """
 
-    def __init__(self, source):
+    def __init__(self, source, shown=SHOWN_PROBLEMS):
         self.source = source
+        self.shown = shown
         self.found = []
 
     def add(self, table, row, message):
@@ -70,13 +74,14 @@ class Problems:
         self.found.append(f"{f'{table}, ' if table else ''}row {row}: {message}")
 
     def raise_if_any(self):
-        """Raises a ValueError that counts all problems and shows the first ones."""
+        """Raises a ValueError that counts all problems and lists those that are to be shown."""
         if not self.found:
             return
-        shown = "".join(f"\n  {problem}" for problem in self.found[:SHOWN_PROBLEMS])
-        rest = len(self.found) - SHOWN_PROBLEMS
+        listed = self.found[: self.shown]
+        lines = "".join(f"\n  {problem}" for problem in listed)
+        rest = len(self.found) - len(listed)
         more = f"\n  ... and {rest} more" if rest > 0 else ""
-        raise ValueError(f"{self.source}: {len(self.found)} problem(s){shown}{more}")
+        raise ValueError(f"{self.source}: {len(self.found)} problem(s){lines}{more}")
 
 
 @dataclass(frozen=True)

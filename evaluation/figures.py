@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..dataset_script.whole_files import whole_file
 from .scores import MEAN
 
 COLUMNS = 3
@@ -53,5 +54,5 @@ def plot_shares(path, references, predictions, scores, title):
 def save_figure(figure, path):
     """Writes a matplotlib figure; the suffix gives the format. The same figure gives the same bytes."""
     metadata = {"Date": None} if Path(path).suffix == ".svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": "emoshare"}):
-        figure.savefig(path, dpi=150, metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": "emoshare"}), whole_file(path, "wb") as file:
+        figure.savefig(file, format=Path(path).suffix.removeprefix("."), dpi=150, metadata=metadata)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..dataset_script.tables import ANY_NUMBER, FILENAME, SHARE, Problems, read_rows, share_in
+from ..dataset_script.whole_files import whole_file
 from ..windows_emoshare import average_by_duration
 
 
@@ -76,7 +77,7 @@ class PredictionsJsonLines:
 
 def write_predictions(path, filenames, shares, labels):
     """Writes predicted shares (clips, labels) as `PredictionsCsv`, rows in the given order."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="", encoding="utf-8") as file:
         predictions = PredictionsCsv(file, labels)
         for filename, row in zip(filenames, shares, strict=True):
             predictions.write(filename, row)

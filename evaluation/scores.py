@@ -9,6 +9,8 @@ from pathlib import Path
 import evaluate
 import numpy as np
 
+from ..dataset_script.whole_files import whole_file
+
 METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
@@ -19,6 +21,7 @@ MEAN = None  # stands where a label does, for the mean over the labels; a label 
 INTERVAL = "_ci95"
 # What eval_results.json has in front of the metric's names.
 PREFIX = "eval_"
+MADE_FROM = "made_from"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -81,10 +84,15 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores):
+def write_scores(path, scores, made_from=None):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
+
+    Args:
+        path: of the file.
+        scores: of `Scorer.scores`.
+        made_from: of `Corpus.fingerprints`, under `made_from`; `None` leaves it out.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -92,7 +100,10 @@ def write_scores(path, scores):
         values[PREFIX + _name(label)] = _for_json(score.rho)
         if has_intervals:
             values[PREFIX + _name(label) + INTERVAL] = [_for_json(score.low), _for_json(score.high)]
-    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if made_from is not None:
+        values[MADE_FROM] = made_from
+    with whole_file(path, encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
 
 
 def _for_json(number):
@@ -112,14 +123,37 @@ def read_scores(path, labels):
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it does not hold the scores of these labels.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    values = _read_results(path)
     for label in (MEAN, *labels):
         if PREFIX + _name(label) not in values:
             raise ValueError(f"{path}: has no {PREFIX + _name(label)!r}; expected the scores of {', '.join(labels)}")
     return {label: _score(values, PREFIX + _name(label)) for label in (MEAN, *labels)}
+
+
+def read_made_from(path):
+    """
+    Args:
+        path: JSON file that `write_scores` wrote.
+
+    Returns:
+        `Corpus.fingerprints` of the corpus that the results were made from; `None` if they do not say, as those of
+        earlier versions.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is not JSON, or cut off.
+    """
+    return _read_results(path).get(MADE_FROM)
+
+
+def _read_results(path):
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not results: {values!r}")
+    return values
 
 
 def is_constant(shares):
@@ -185,7 +219,7 @@ def write_history(path, history, labels):
             `training.trainer.Progress` has it. A ρ that does not exist (NaN) is left empty.
         labels: label names.
     """
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["epoch", "label", "train_loss", "devel_spearman"])
         for epoch, label, loss, rho in history:

@@ -4,13 +4,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 from transformers import AutoConfig, AutoModel, set_seed
 
 from ..backbone_emoshare import family_of
 from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
-from ..evaluation.scores import RESULTS
+from ..dataset_script.whole_files import put_in_place, whole_file, writing
+from ..evaluation.scores import RESULTS, read_made_from
 from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
 KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
@@ -53,7 +55,22 @@ class Cell:
 
     @property
     def is_done(self):
-        return (self.folder / RESULTS).is_file()
+        return self.results.is_file() and not self.has_damaged_results
+
+    @property
+    def results(self):
+        """Path of its results."""
+        return self.folder / RESULTS
+
+    @property
+    def has_damaged_results(self):
+        try:
+            read_made_from(self.results)
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -231,7 +248,11 @@ def make_random_backbones(grid):
     for folder, fields in grid.random_backbones.items():
         if not (folder / "config.json").is_file():
             set_seed(0)
-            AutoModel.from_config(AutoConfig.for_model(**fields)).save_pretrained(folder)
+            model = AutoModel.from_config(AutoConfig.for_model(**fields))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as temporary, writing(folder):
+                model.save_pretrained(Path(temporary) / "backbone")
+                put_in_place(Path(temporary) / "backbone", folder)
 
 
 def claim_folder(cell):
@@ -251,7 +272,8 @@ def claim_folder(cell):
             changes = "; ".join(f"{name} was {before[name]!r}, now {settings[name]!r}" for name in changed)
             raise ValueError(f"{cell.folder} holds a cell with other settings: {changes}; take another output_dir")
     cell.folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with whole_file(note, encoding="utf-8") as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
 
 
 def _slug(name):

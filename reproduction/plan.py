@@ -8,34 +8,43 @@ from accelerate.utils import tqdm
 
 from ..configuration_emoshare import EmoShareConfig
 from ..modeling_emoshare import EmoShareModel
-from ..training.features import expected_bytes, extract_layers
+from ..training.features import check_new_audio, expected_bytes, extract_layers
 from ..training.model import build_model
 from ..training.precision import training_dtype
 from ..training.trainer import heads_in_training, threads_for, train_step
+from ..training.user_errors import together
 
 PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge
 PROBES = 3
 
 
-def extract_swept_layers(grid, corpus, accelerator):
+def prepare_features(grid, corpus, accelerator):
     """
-    Extracts the features of all layers that a row's unfinished cells need, in one pass of its backbone. Before that,
-    prints how much disk space they take.
+    Checks the audio of which features are missing, for all rows, before anything is trained. Then extracts the features
+    of all layers that a row's unfinished cells need, in one pass of its backbone. Before that, prints how much disk
+    space they take.
 
     Args:
         grid: `Grid`.
         corpus: `Corpus`.
         accelerator: `accelerate.Accelerator`.
+
+    Raises:
+        UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
     """
     for row, cells in _by_row(grid).items():
         layers = sorted({cell.layer for cell in cells if not cell.is_done}, key=str)
+        if not layers:
+            continue
+        arguments = cells[0].arguments
+        model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
+        cache_dir = arguments.feature_cache_dir
+        check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
         if len(layers) < 2:
             continue  # training extracts a single one itself
-        arguments = cells[0].arguments
-        model, feature_extractor = build_model(arguments, corpus.labels)
         disk = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
         accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} if none has been extracted yet")
-        cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+        dtype = arguments.data.feature_dtype
         for split, clips in corpus.splits.items():
             extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
 
@@ -43,7 +52,7 @@ def extract_swept_layers(grid, corpus, accelerator):
 def describe(grid, corpus, accelerator):
     """
     Args:
-        grid, corpus, accelerator: as in `extract_swept_layers`.
+        grid, corpus, accelerator: as in `prepare_features`.
 
     Returns:
         `str`: the cells, with the time and the disk space that they take on this machine. Times are measured in a few
@@ -54,7 +63,7 @@ def describe(grid, corpus, accelerator):
     num_clips = sum(map(len, corpus.splits.values()))
     for row, cells in _by_row(grid).items():
         arguments = cells[0].arguments
-        model, feature_extractor = build_model(arguments, corpus.labels)
+        model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
         model.to(accelerator.device)
         layers = {cell.layer for cell in cells}
         size = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
@@ -84,7 +93,8 @@ def _by_row(grid):
 def _expected_disk(corpus, config, feature_extractor, arguments, layers):
     """Bytes of the stores of all splits and layers."""
     dtype = arguments.data.feature_dtype
-    of_splits = (expected_bytes(clips, config, feature_extractor, dtype, layers) for clips in corpus.splits.values())
+    splits = corpus.splits.values()
+    of_splits = together(lambda: [expected_bytes(clips, config, feature_extractor, dtype, layers) for clips in splits])
     return sum(sum(of_layers.values()) for of_layers in of_splits)
 
 
@@ -138,6 +148,8 @@ def _training_seconds(model, arguments, frames, num_clips, accelerator):
         "frame_features": torch.randn(shape, device=device, dtype=dtype),
         "attention_mask": torch.ones(clips, frames, device=device, dtype=torch.bool),
         "labels": torch.rand(clips, config.num_labels, device=device),
+        "weights": torch.ones(clips, device=device),
+        "weight_per_step": torch.full((config.num_labels,), float(clips), device=device),
     }
     heads = heads_in_training(model.to(device), run.learning_rate)
     with threads_for(model) as num_threads:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..dataset_script.corpora import CORPORA, is_published
 from ..dataset_script.tables import FILENAME
+from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.predictions import read_predictions, read_submission
@@ -72,7 +73,9 @@ def write_report(grid, corpus, failed):
     runs = [read_run(cell, corpus.labels) for cell in grid.cells if cell.is_done]
     write_results(grid.output_dir / "results.csv", runs)
     page = _Page(grid, corpus, failed, runs)
-    (grid.output_dir / "README.md").write_text("\n\n".join(page.sections()) + "\n", encoding="utf-8")
+    text = "\n\n".join(page.sections()) + "\n"
+    with whole_file(grid.output_dir / "README.md", encoding="utf-8") as file:
+        file.write(text)
 
 
 class _Page:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..configuration_emoshare import ARCHITECTURES
+from ..dataset_script.whole_files import whole_file
 from ..evaluation.paper import row_of
-from ..evaluation.scores import MEAN, RESULTS, read_scores
+from ..evaluation.scores import MEAN, read_scores
 from .grid import Cell
 
 
@@ -91,7 +92,7 @@ def read_run(cell, labels):
     Raises:
         ValueError: naming the file, if it does not hold the scores of these labels.
     """
-    return Run(cell, read_scores(cell.folder / RESULTS, labels))
+    return Run(cell, read_scores(cell.results, labels))
 
 
 def systems_of(runs):
@@ -104,7 +105,7 @@ def systems_of(runs):
 
 def write_results(path, runs):
     """Writes a row for each run and label, and one for the mean; a number that does not exist is left empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["features", "architecture", "layer", "seed", "label", "rho", "low", "high"])
         for run in runs:

@@ -5,14 +5,18 @@ import shutil
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from ..dataset_script.whole_files import whole_file
 from ..training.checkpoints import checkpoints
 from ..training.corpus import load_run_corpus
 from ..training.launch import start
 from ..training.run import train
+from ..training.user_errors import UserError, run_entry_point, together
+from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, read_grid
-from .plan import describe, extract_swept_layers
+from .plan import describe, prepare_features
 from .report import write_report
 
 DESCRIPTION = (
@@ -24,21 +28,26 @@ ERROR = "error.txt"
 
 
 def main(argv):
-    """`reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done."""
-    flags, grid = _parse(argv)
+    """
+    `reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done, 2 if something that the
+    user gave is wrong.
+    """
+    return run_entry_point("reproduce.py", _parse, _run, argv)
+
+
+def _run(parsed):
+    flags, grid = parsed
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
         make_random_backbones(grid)
     corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    check_done_cells(grid, corpus, accelerator)
     if flags.dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
-    if accelerator.is_main_process:
-        for cell in grid.cells:
-            claim_folder(cell)
-    accelerator.wait_for_everyone()
+    together(partial(_claim_folders, grid) if accelerator.is_main_process else lambda: None)
 
-    extract_swept_layers(grid, corpus, accelerator)
+    prepare_features(grid, corpus, accelerator)
     # Cells that failed the last time are run after all others.
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
@@ -52,6 +61,11 @@ def main(argv):
     return int(not all(cell.is_done for cell in grid.cells))
 
 
+def _claim_folders(grid):
+    for cell in grid.cells:
+        claim_folder(cell)
+
+
 def run_cell(cell, accelerator):
     """Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it."""
     is_interrupted = bool(checkpoints(cell.folder))
@@ -63,16 +77,26 @@ def run_cell(cell, accelerator):
             (cell.folder / ERROR).unlink(missing_ok=True)
             for checkpoint in checkpoints(cell.folder):  # gigabytes, and of no further use
                 shutil.rmtree(checkpoint)
-    except Exception:
-        (cell.folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+    except Exception as error:
+        is_users = isinstance(error, UserError | OSError)
+        _note_error(cell, str(error) if is_users else traceback.format_exc())
         if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
             raise
-        traceback.print_exc()
+        if not is_users:  # what the user can mend is in the list of failed cells at the end
+            traceback.print_exc()
+
+
+def _note_error(cell, text):
+    try:
+        with whole_file(cell.folder / ERROR, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:  # the disk is full: the other cells are tried all the same
+        print(f"{cell.folder.name} failed: {text}\n{error}", file=sys.stderr)
 
 
 def _report(grid, corpus):
     failed = {
-        cell.folder.name: (cell.folder / ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        cell.folder.name: _in_one_line((cell.folder / ERROR).read_text(encoding="utf-8"))
         for cell in grid.cells
         if not cell.is_done and (cell.folder / ERROR).is_file()
     }
@@ -80,6 +104,12 @@ def _report(grid, corpus):
     print(f"\nTables and figures: {grid.output_dir / 'README.md'}")
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
+
+
+def _in_one_line(error):
+    """The last line of a traceback; a message as a whole."""
+    lines = [line.strip() for line in error.strip().splitlines()]
+    return lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)
 
 
 def _parse(argv):

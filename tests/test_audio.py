@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from emoshare import audio_emoshare, load_audio
 from emoshare.audio_emoshare import audio_blocks
+from emoshare.resampling_emoshare import resampled
 
 
 def as_file(waveform, sampling_rate=16000, format="WAV"):
@@ -139,8 +140,8 @@ def test_a_file_in_blocks_is_what_it_is_as_a_whole(sampling_rate, seconds, monke
 def test_blocks_of_any_length_are_resampled_as_one(rates, lengths):
     blocks = np.split(np.random.default_rng(1).standard_normal(sum(lengths)).astype(np.float32), np.cumsum(lengths))
     whole = torchaudio.transforms.Resample(*rates)(torch.from_numpy(np.concatenate(blocks))).numpy()
-    resampled = np.concatenate(list(audio_emoshare._resampled(blocks[:-1], *rates)))
-    np.testing.assert_allclose(resampled, whole, atol=1e-5)
+    together = np.concatenate(list(resampled(iter(blocks[:-1]), *rates)))
+    np.testing.assert_allclose(together, whole, atol=1e-5)
 
 
 @pytest.mark.slow

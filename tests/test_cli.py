@@ -323,6 +323,7 @@ def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path
     assert main(["evaluate", *arguments, "--seed", "3", "--output_dir", str(tmp_path / "scores")]) == 0
     results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
     of_training = json.loads((trained / "eval_results.json").read_text())
+    del of_training["made_from"]  # which guards the cells of a grid, and costs a reading of all clips
     assert results.keys() == of_training.keys()
     for name, value in of_training.items():
         assert results[name] == pytest.approx(value, abs=1e-6)

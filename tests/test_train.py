@@ -70,7 +70,11 @@ def test_the_output_is_a_complete_model_repository(trained):
 def test_results_are_the_metrics(trained):
     results = json.loads((trained[0] / "eval_results.json").read_text())
     keys = ["eval_spearman", *(f"eval_spearman_{emotion}" for emotion in EMOTIONS)]
+    made_from = results.pop("made_from")
     assert set(results) == {*keys, *(f"{key}_ci95" for key in keys)}
+    assert [(split, *parts) for split, parts in made_from.items()] == [
+        (split, "clips", "shares") for split in ("train", "devel", "test")
+    ]
     assert results["eval_spearman"] == pytest.approx(np.mean([results[key] for key in keys[1:]]))
 
 

@@ -71,6 +71,9 @@ class DataArguments:
         + "; ".join(f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir),
     )
     max_train_samples: int | None = _flag(None, "train on this many clips only, the first ones")
+    decode_audio: bool = _place(
+        False, "before training, decode each clip to its end to find damaged ones, instead of reading its header"
+    )
     feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
 

@@ -1,9 +1,10 @@
 """Batches of windows of similar length, so that hardly anything is padded, and their way to the device."""
 
 import time
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 # Relative noise on lengths before sorting, so that a clip's neighbours change from epoch to epoch.
@@ -48,6 +49,10 @@ class LengthBatchSampler(Sampler):
         seed: of the shuffling, together with the epoch. Every process then has the same number of batches; if they
             cannot be divided evenly, some of the first batches are repeated. Without a seed, nothing is shuffled or
             repeated.
+
+    Attributes:
+        all_batches: those of an epoch, of all processes.
+        num_distinct: how many of them are no repetition; those that are stand at the end.
     """
 
     def __init__(self, lengths, clips_per_batch, accelerator, seed=None):
@@ -60,6 +65,7 @@ class LengthBatchSampler(Sampler):
     def set_epoch(self, epoch):
         rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
         self.all_batches = batches_by_length(self.lengths, self.budget, rng)
+        self.num_distinct = len(self.all_batches)
         if self.seed is not None:
             self.all_batches += list(islice(cycle(self.all_batches), -len(self.all_batches) % self.processes))
 
@@ -79,6 +85,12 @@ class LengthBatchSampler(Sampler):
 class FeatureLoader:
     """
     Batches of a store on the device, and how long the caller waited for them.
+
+    A batch holds what `FrameFeatureStore.collate` makes, and `weight_per_step`, (labels,): the sum of the weights of
+    all windows whose share of a label is known, divided by the number of batches of the epoch. A loss that is a sum
+    over a batch's windows by their weights, divided by it, gives each clip the same say in the steps of an epoch,
+    however many clips its own batch holds; and the mean over the steps is the mean over the clips. A batch that is
+    repeated so that all processes have equally many has the weights 0 the second time.
 
     Args:
         store: `FrameFeatureStore`.
@@ -107,6 +119,8 @@ class FeatureLoader:
             persistent_workers=on_accelerator,
             pin_memory=self.device.type == "cuda",
         )
+        is_known = ~np.isnan(store.shares[store.clip_of_window])  # (windows, labels)
+        self.known_weight = store.weights.astype(np.float64) @ is_known
         self.waited = 0.0
 
     def __len__(self):
@@ -117,10 +131,14 @@ class FeatureLoader:
 
     def __iter__(self):
         batches = iter(self.loader)
-        while True:
+        weight_per_step = torch.tensor(self.known_weight / len(self.sampler.all_batches), dtype=torch.float32)
+        for number in count(self.sampler.process, self.sampler.processes):
             started = time.perf_counter()
             batch = next(batches, None)
             if batch is not None:
+                if number >= self.sampler.num_distinct:
+                    batch["weights"] = torch.zeros_like(batch["weights"])
+                batch["weight_per_step"] = weight_per_step
                 batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
             self.waited += time.perf_counter() - started
             if batch is None:

@@ -1,5 +1,6 @@
 """The rolling checkpoint of a training run, and how a run resumes from it."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -7,8 +8,11 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from ..dataset_script.whole_files import put_in_place, sync_all, writing
+
 CHECKPOINT = "checkpoint-epoch-"
 SETTINGS = "run.json"
+FILES = "files.json"  # a hash of each of the others
 
 
 class CheckpointClock:
@@ -42,12 +46,16 @@ def save_checkpoint(run, accelerator, progress, settings):
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
+    with writing(folder, ". The last checkpoint is kept"):
+        accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (unfinished / SETTINGS).write_text(json.dumps(settings))
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
-        unfinished.rename(folder)
+        with writing(folder, ". The last checkpoint is kept"):
+            (unfinished / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+            (unfinished / FILES).write_text(json.dumps(_fingerprints(unfinished)), encoding="utf-8")
+            sync_all(unfinished)
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+            put_in_place(unfinished, folder)
         for other in checkpoints(output_dir):
             if other != folder:
                 shutil.rmtree(other)
@@ -56,10 +64,11 @@ def save_checkpoint(run, accelerator, progress, settings):
 
 def resume(run, accelerator, progress, settings):
     """
-    Restores the checkpoint that `--resume_from_checkpoint` names, if any.
+    Restores the checkpoint that `--resume_from_checkpoint` names, if any. Where it names none in particular, a damaged
+    one is left out, with a message, and the one before it is taken; if there is none, the run begins again.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is from a run with other settings.
+        ValueError: if there is no such checkpoint, it is damaged, or from a run with other settings.
     """
     found = checkpoints(run.output_dir)
     if run.resume_from_checkpoint is None:
@@ -71,21 +80,68 @@ def resume(run, accelerator, progress, settings):
     if run.resume_from_checkpoint == "last":
         if not found:
             raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
-        folder = found[-1]
+        folder = _last_whole(found, settings, accelerator)
+        if folder is None:
+            return
     else:
         folder = Path(run.resume_from_checkpoint)
         if not folder.is_dir():
             raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
-    check_settings(folder, settings)
+        check_settings(folder, settings)
+        damage = damage_of(folder)
+        if damage:
+            raise ValueError(f"--resume_from_checkpoint: {folder} is damaged: {damage}")
     accelerator.load_state(str(folder))
     accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
+
+
+def _last_whole(folders, settings, accelerator):
+    """The last of the checkpoints that is not damaged, or `None`; the main process, which looks, says which are."""
+    for folder in reversed(folders):
+        damage = None
+        if accelerator.is_main_process:
+            damage = damage_of(folder)
+        (damage,) = broadcast_object_list([damage])
+        if not damage:
+            check_settings(folder, settings)
+            return folder
+        accelerator.print(f"{folder} is damaged ({damage}); it is left out")
+    accelerator.print("No checkpoint is whole: the run begins again")
+    return None
+
+
+def damage_of(folder):
+    """What is wrong with the files of a checkpoint, as text; empty if nothing is, or it is no checkpoint."""
+    if not (folder / SETTINGS).is_file():
+        return ""
+    try:
+        json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        expected = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        found = _fingerprints(folder)
+    except FileNotFoundError:
+        return ""  # of an earlier version, which `check_settings` refuses
+    except (OSError, ValueError) as error:
+        return str(error)
+    changed = [name for name, fingerprint in expected.items() if found.get(name) != fingerprint]
+    return f"not as they were written: {', '.join(changed)}" if changed else ""
+
+
+def _fingerprints(folder):
+    """A hash of each file's content, by its path in the folder, of all but the two files that describe it."""
+    fingerprints = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (SETTINGS, FILES):
+            with path.open("rb") as file:
+                fingerprints[name] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return fingerprints
 
 
 def check_settings(folder, settings):
     """Raises ValueError if the checkpoint is from a run with other settings."""
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
-    then = json.loads((folder / SETTINGS).read_text())
+    then = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
     changed = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
     if changed:

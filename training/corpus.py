@@ -1,10 +1,12 @@
 """The corpus of a run, loaded once and checked before anything is trained."""
 
 from dataclasses import replace
+from functools import partial
 
 import datasets
 
 from ..dataset_script import load_corpus
+from .user_errors import together
 
 
 def load_run_corpus(data, accelerator):
@@ -16,9 +18,14 @@ def load_run_corpus(data, accelerator):
 
     Returns:
         `Corpus`, its train split cut to `max_train_samples` clips.
+
+    Raises:
+        UserError: if anything is wrong with the corpus; names file, split and row.
     """
-    with accelerator.local_main_process_first():
-        corpus = load_corpus(data.dataset, data_dir=data.data_dir)
+    load = partial(load_corpus, data.dataset, data_dir=data.data_dir)
+    is_first = accelerator.is_local_main_process
+    corpus = together(lambda: load() if is_first else None)
+    corpus = together(lambda: corpus if is_first else load())
     if data.max_train_samples is not None:
         train = corpus.splits["train"]
         train = train.take(min(data.max_train_samples, len(train)))

@@ -2,14 +2,14 @@
 
 import copy
 import hashlib
-import io
 import json
+import shutil
+import sys
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list, tqdm
@@ -17,9 +17,21 @@ from filelock import FileLock
 
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
+from ..dataset_script.audio import check_audio, clips_fingerprint, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
-from .store import FrameFeatureStore, as_stored, begin, finish, shard_path, stored_bytes, write_shard, written_clips
+from .store import (
+    FrameFeatureStore,
+    as_stored,
+    begin,
+    finish,
+    is_whole,
+    shard_path,
+    stored_bytes,
+    write_shard,
+    written_clips,
+)
+from .user_errors import checking, together
 
 # Part of every store's fingerprint: increase it when this code computes other features from the same input.
 FEATURES_VERSION = 3
@@ -48,6 +60,32 @@ def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, a
     clips = corpus.splits[split]
     stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
     return FrameFeatureStore(stores[layer], corpus, split)
+
+
+def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers):
+    """
+    Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet.
+
+    Args:
+        corpus: `Corpus`.
+        data: `DataArguments`.
+        model, feature_extractor, cache_dir, accelerator, layers: as in `extract_layers`.
+
+    Raises:
+        UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
+    """
+
+    def check():
+        arguments = (model, feature_extractor, data.feature_dtype, layers)
+        new = [
+            split
+            for split, clips in corpus.splits.items()
+            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(clips, *arguments).values())
+        ]
+        rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
+        check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
+
+    together(check if accelerator.is_main_process else lambda: None)
 
 
 def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
@@ -85,28 +123,45 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
     with ExitStack() as locks:
+        missing = None
         if accelerator.is_main_process:
             # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
             # order of their names, so that no two runs wait for each other.
-            for store in sorted(store for store in stores.values() if not store.is_dir()):
+            for store in sorted(store for store in stores.values() if not is_whole(store)):
                 locks.enter_context(FileLock(f"{store}.lock"))
-        (missing,) = broadcast_object_list([[layer for layer, store in stores.items() if not store.is_dir()]])
+            missing = [layer for layer, store in stores.items() if not is_whole(store)]
+            for layer in missing:
+                _take_back(stores[layer])
+        (missing,) = broadcast_object_list([missing])
         for layer, store in stores.items():
             if layer not in missing:
                 accelerator.print(f"Frame features of {_title(split, layer)}: using {store}")
         if missing:
-            unfinished = {layer: stores[layer].with_name(f"{stores[layer].name}.unfinished") for layer in missing}
+            unfinished = {layer: _unfinished(stores[layer]) for layer in missing}
             if accelerator.is_main_process:
                 for folder in unfinished.values():
                     begin(folder, accelerator.num_processes)
             accelerator.wait_for_everyone()
-            _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
+            with checking():  # not of all: a process has clips of its own
+                _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 for layer, folder in unfinished.items():
                     finish(folder, stores[layer], dtype)
             accelerator.wait_for_everyone()
     return stores
+
+
+def _unfinished(store):
+    return store.with_name(f"{store.name}.unfinished")
+
+
+def _take_back(store):
+    """Makes of a store that is damaged an extraction that was interrupted: its whole shards are kept."""
+    if store.is_dir():
+        print(f"{store} is damaged: what cannot be read of it is extracted again", file=sys.stderr)
+        shutil.rmtree(_unfinished(store), ignore_errors=True)
+        store.rename(_unfinished(store))
 
 
 def expected_bytes(clips, config, feature_extractor, dtype, layers):
@@ -128,7 +183,7 @@ def expected_bytes(clips, config, feature_extractor, dtype, layers):
     opened = range(0, len(clips), -(-len(clips) // FILES_OPENED))
     frames = []  # of each window
     for clip in opened:
-        for start, end in feature_extractor.windows(_num_samples(clips[clip], feature_extractor.sampling_rate)):
+        for start, end in feature_extractor.windows(_num_samples(clips[clip], feature_extractor)):
             frames.append(feature_extractor.num_frames(end - start))
     clips_per_opened = len(clips) / len(opened)
     expected = {}
@@ -139,14 +194,11 @@ def expected_bytes(clips, config, feature_extractor, dtype, layers):
     return expected
 
 
-def _num_samples(row, sampling_rate):
-    """Samples of a clip at `sampling_rate`, from the header of its file."""
-    audio = row["audio"]
+def _num_samples(row, feature_extractor):
     try:
-        info = soundfile.info(audio["path"] if audio["bytes"] is None else io.BytesIO(audio["bytes"]))
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"clip {row[FILENAME]}: not an audio file that can be decoded ({error})") from error
-    return -(-info.frames * sampling_rate // info.samplerate)  # rounded up, as in resampling
+        return length_of(row, feature_extractor.sampling_rate)
+    except ValueError as error:
+        raise ValueError(f"clip {error}") from error
 
 
 def _check_layer(layer, config):
@@ -268,10 +320,7 @@ def _fingerprints(clips, model, feature_extractor, dtype, layers):
         for name, tensor in sorted(model.backbone.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    for row in tqdm(clips.select_columns([FILENAME, "audio"]), desc="Fingerprinting audio", unit=" clips"):
-        audio = row["audio"]
-        digest.update(row[FILENAME].encode())
-        digest.update(audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes())
+    digest.update(clips_fingerprint(clips).encode())
     fingerprints = {}
     for layer in layers:
         of_layer = digest.copy()

@@ -8,6 +8,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
 from .precision import training_dtype
+from .user_errors import checking
 
 # Extraction waits for the slowest process.
 LONGEST_WAIT = timedelta(hours=12)
@@ -29,14 +30,19 @@ def start(arguments):
         the settings.
 
     Raises:
-        RuntimeError: if several processes were launched, but each believes that it is the only one.
-        ValueError: if the device or this installation cannot do what a flag asks for.
+        UserError: if several processes were launched, but each believes that it is the only one; or the device or this
+            installation cannot do what a flag asks for.
     """
+    with checking(is_of_all=True):
+        return _start(arguments)
+
+
+def _start(arguments):
     run = arguments.run
     launched = max(int(os.environ.get(name, "1")) for name in PROCESS_COUNTS)
     has_rank = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_rank:  # accelerate would wait for the others forever
-        raise RuntimeError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
+        raise ValueError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
     torch.backends.cudnn.allow_tf32 = False  # predictions must be those of the pipeline on a CPU
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -46,7 +52,7 @@ def start(arguments):
         project_dir=run.output_dir,
     )
     if launched > 1 and accelerator.num_processes == 1:
-        raise RuntimeError(
+        raise ValueError(
             f"{launched} processes were launched, but accelerate sees one: each would train and write on its own. "
             + HOW_TO_LAUNCH
         )

@@ -1,10 +1,14 @@
 """The story of a training run: from a corpus to a complete model repository, its scores and its card."""
 
+import os
+import shutil
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from ..dataset_script.tables import FILENAME
+from ..dataset_script.whole_files import sync, sync_all, writing
 from ..evaluation.card import model_card, shown_settings
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
@@ -14,15 +18,19 @@ from ..repository_emoshare import publish_folder
 from .arguments import parse_arguments
 from .batches import FeatureLoader
 from .corpus import load_run_corpus
-from .features import extract_frame_features
+from .features import check_new_audio, extract_frame_features
 from .launch import start
 from .model import build_model
 from .trainer import HeadTrainer, predict_after_shuffling
+from .user_errors import run_entry_point, together
 
 
 def main(argv):
-    """`train.py`, and `emoshare train`."""
-    arguments = parse_arguments(argv)
+    """`train.py`, and `emoshare train`. Returns the exit code: 2 if something that the user gave is wrong."""
+    return run_entry_point("train.py", parse_arguments, _run, argv)
+
+
+def _run(arguments):
     accelerator = start(arguments)
     train(arguments, accelerator)
     accelerator.end_training()
@@ -35,17 +43,24 @@ def train(arguments, accelerator):
     Args:
         arguments: `Arguments`.
         accelerator: of `start`.
+
+    Raises:
+        UserError: if something that the user gave is wrong: the corpus, the backbone, a clip, the checkpoint to resume
+            from, ...
+        OSError: if something cannot be written or fetched.
     """
     run = arguments.run
-    if run.push_to_hub and accelerator.is_main_process:
+    if run.push_to_hub:
         # Before anything is trained, so that a missing token or a wrong name costs no time.
-        HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
+        together(partial(_create_repository, run) if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
-    model, feature_extractor = build_model(arguments, corpus.labels)
+    model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+    layers = [model.config.backbone_layer]
+    check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
     stores = {
         split: extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype)
         for split in corpus.splits
@@ -75,16 +90,44 @@ def train(arguments, accelerator):
         print(f"Published: {commit.commit_url}")
 
 
+def _create_repository(run):
+    HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
+
+
 def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):
-    """Writes the model repository, its card, and what the run measured."""
+    """
+    Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
+    the new is on the disk, and the results come last: their presence marks a finished run.
+    """
     output_dir = Path(arguments.run.output_dir)
-    model.save_pretrained(output_dir, include_backbone=arguments.run.push_backbone)
-    feature_extractor.save_pretrained(output_dir)
-    for split, shares in predictions.items():
-        filenames = corpus.splits[split][FILENAME]
-        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-    write_history(output_dir / HISTORY, progress.history, corpus.labels)
-    title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
-    plot_shares(output_dir / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
-    model_card(arguments, model, feature_extractor, scores, corpus).save(output_dir / "README.md")
-    write_scores(output_dir / RESULTS, scores)  # written last: its presence marks a finished run
+    output_dir.mkdir(parents=True, exist_ok=True)
+    folder = output_dir / "unfinished-model"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    with writing(output_dir, ". What was there before is left as it was"):
+        folder.mkdir()
+        model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
+        feature_extractor.save_pretrained(folder)
+        for split, shares in predictions.items():
+            filenames = corpus.splits[split][FILENAME]
+            write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+        write_history(folder / HISTORY, progress.history, corpus.labels)
+        title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
+        plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
+        model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
+        write_scores(folder / RESULTS, scores, corpus.fingerprints())
+        sync_all(folder)
+    _replace_run(folder, output_dir)
+
+
+def _replace_run(new, output_dir):
+    """Moves the files of a run to where another may have left its own."""
+    for path in [output_dir / RESULTS, *output_dir.glob("model*.safetensors*")]:  # weights may be in other files now
+        path.unlink(missing_ok=True)
+    sync(output_dir)
+    for path in new.iterdir():
+        if path.name != RESULTS:
+            os.replace(path, output_dir / path.name)
+    sync(output_dir)
+    os.replace(new / RESULTS, output_dir / RESULTS)
+    new.rmdir()
+    sync(output_dir)

@@ -1,9 +1,7 @@
 """The frame feature store: the frame features of every clip, unpadded, read from disk without copying."""
 
-import errno
 import json
 import os
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +9,13 @@ import torch
 from datasets import DatasetInfo, Features, load_from_disk
 from datasets.fingerprint import Hasher
 
+from ..dataset_script.whole_files import put_in_place, whole_file, writing
 from ..frames_emoshare import length_mask
 
 # How features are stored. Arrow has no bfloat16, so its bits are stored as integers.
 FEATURE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+STATE = "state.json"  # of a store, with the names of its shards
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of Arrow
 ARROW_TYPES = {"float16": pa.float16(), "bfloat16": pa.int16(), "float32": pa.float32()}
 
 
@@ -37,6 +38,8 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         clip_of_window: (windows,) int64, index of each window's clip.
         num_samples: (windows,) int64, each window's length in samples.
         num_frames: (windows,) int64, each window's number of frames.
+        weights: (windows,) float32, each window's part of its clip's duration, as its share counts in the clip's
+            prediction: those of a clip sum to 1.
         fingerprint: changes with the features, the labels and their shares.
     """
 
@@ -55,6 +58,8 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.rows = np.lexsort([start, clip])
         self.clip_of_window = clip[self.rows]
         self.num_samples = table.column("num_samples").to_numpy()[self.rows]
+        samples_of_clip = np.bincount(self.clip_of_window, weights=self.num_samples)
+        self.weights = (self.num_samples / samples_of_clip[self.clip_of_window]).astype(np.float32)
         self.shape = table.column("shape")
         self.features = table.column("features")
         (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind == self.features.type.value_type)
@@ -68,13 +73,15 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         return {
             "frame_features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
             "labels": self.shares[self.clip_of_window[index]],
+            "weights": self.weights[index],
             "window": index,
         }
 
     def collate(self, windows):
         """
         Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask` and `labels`, as
-        `EmoShareModel.forward` takes them, and `window`, (batch,) the index of each.
+        `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`, (batch,) the index of
+        each.
         """
         features = [window["frame_features"] for window in windows]
         lengths = torch.tensor([array.shape[-2] for array in features])
@@ -86,6 +93,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
             "frame_features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
             "attention_mask": length_mask(lengths, longest),
             "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
+            "weights": torch.tensor([window["weights"] for window in windows]),
             "window": torch.tensor([window["window"] for window in windows]),
         }
 
@@ -113,18 +121,47 @@ def shard_path(folder, clips, process, processes):
 
 
 def written_clips(folder, process, processes):
-    """The clips of a process's whole shards, as a set."""
+    """The clips of a process's shards, as a set."""
     clips = set()
     for path in folder.glob(f"shard-{process:05d}-of-{processes:05d}-*.arrow"):
-        first, last = map(int, path.stem.split("-")[-2:])
-        clips.update(range(first, last + 1, processes))
+        clips.update(_clips_of(path))
     return clips
+
+
+def _clips_of(shard):
+    """The clips that a shard holds according to its name."""
+    processes, first, last = map(int, shard.stem.split("-")[-3:])
+    return range(first, last + 1, processes)
+
+
+def is_whole(store):
+    """Whether a store (`Path`) is there with all of its shards, as far as that shows without reading the features."""
+    try:
+        files = json.loads((store / STATE).read_text(encoding="utf-8"))["_data_files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(_is_shard_whole(store / file["filename"]) for file in files)
+
+
+def _is_shard_whole(path):
+    """A stream ends with a mark of its own; only the frame around the features is read, which are mapped."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(END_OF_STREAM), os.SEEK_END)
+            if file.read() != END_OF_STREAM:
+                return False
+        with pa.memory_map(str(path)) as file:
+            clips = pa.ipc.open_stream(file).read_all().column("clip")
+            return set(clips.to_pylist()) == set(_clips_of(path))
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def begin(folder, processes):
     """Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept."""
     folder.mkdir(exist_ok=True)
-    for path in set(folder.iterdir()) - set(folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow")):
+    kept = [path for path in folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow") if _is_shard_whole(path)]
+    for path in set(folder.iterdir()) - set(kept):
         path.unlink()
 
 
@@ -140,21 +177,17 @@ def write_shard(path, windows, dtype):
     Raises:
         OSError: if it cannot be written; says where.
     """
-    unfinished = path.with_name(f"unfinished-{uuid4().hex}")
     schema = _schema(dtype)
     try:
-        with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        with whole_file(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for window in windows:
                 writer.write_batch(_record_batch(window, schema))
-        os.replace(unfinished, path)
     except OSError as error:
         raise OSError(
-            error.errno or errno.EIO,
+            error.errno,
             f"frame features cannot be written to {path.parent}: {error}. Finished shards are kept, and the next "
             "run continues from them",
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def stored_bytes(windows, values, dtype):
@@ -168,7 +201,6 @@ def stored_bytes(windows, values, dtype):
 def finish(folder, store, dtype):
     """Turns a folder of shards into a dataset that `load_from_disk` reads, and gives it its final name."""
     shards = sorted(path.name for path in folder.glob("shard-*.arrow"))
-    DatasetInfo(features=Features.from_arrow_schema(_schema(dtype))).write_to_directory(str(folder))
     state = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": store.name,
@@ -178,8 +210,10 @@ def finish(folder, store, dtype):
         "_output_all_columns": False,
         "_split": None,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=2))
-    folder.rename(store)
+    with writing(store):
+        DatasetInfo(features=Features.from_arrow_schema(_schema(dtype))).write_to_directory(str(folder))
+        (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        put_in_place(folder, store)
 
 
 def _record_batch(window, schema):

@@ -23,8 +23,11 @@ from ..threads_emoshare import side_by_side
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .precision import training_dtype
+from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
+# Increase it when the same settings train other weights: a run that began before does not resume.
+TRAINING_VERSION = 2
 
 
 @dataclass
@@ -66,14 +69,21 @@ class HeadInTraining:
         self.best = BestEpoch()
 
     def compute_gradients(self, batch):
-        """Forward and backward pass on a batch, in the dtype of its features; returns the loss."""
-        features = batch["frame_features"]
+        """
+        Forward and backward pass on a batch, in the dtype of its features.
+
+        Returns:
+            The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
+            batch's own mean, in which a long clip would count for more: it is the sum over the known shares, each by
+            its window's weight, divided by what such a sum is on average over the epoch's steps. The mean over the
+            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to.
+        """
+        features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
         with torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32):
-            loss = self.model(
-                frame_features=features,
-                attention_mask=batch["attention_mask"],
-                labels=batch["labels"][:, self.labels],
-            ).loss
+            logits = self.model(frame_features=features, attention_mask=batch["attention_mask"]).logits
+            loss = self.model.loss(logits, shares, weights)
+        weight = (weights[:, None] * ~shares.isnan()).sum()  # which `loss` has divided by
+        loss = loss * weight / batch["weight_per_step"][self.labels].sum().clamp(min=1e-9)
         loss.backward()
         return loss.detach()
 
@@ -288,7 +298,8 @@ class HeadTrainer:
             f"batches per epoch, {self.loader.padding:.1%} of their frames padding"
         )
         accelerator.register_for_checkpointing(progress)
-        resume(self.run, accelerator, progress, self.settings)
+        with checking(is_of_all=True):
+            resume(self.run, accelerator, progress, self.settings)
         clock = CheckpointClock(self.run.checkpoint_minutes)
         while progress.training and progress.epochs_done < self.run.num_train_epochs:
             self._restart_dead_heads()
@@ -315,6 +326,7 @@ class HeadTrainer:
             "devel": self.devel_loader.store.fingerprint,
             "dtype": str(self.dtype),
             "processes": self.accelerator.num_processes,
+            "training_version": TRAINING_VERSION,
         }
 
     def train_epoch(self, heads):
@@ -393,7 +405,7 @@ def predict_after_shuffling(model, stores, score, arguments, accelerator):
 class Epoch:
     """
     Attributes:
-        losses: mean training loss of each head.
+        losses: training loss of each head, the mean over all clips.
         seconds: how long it took.
         waiting: fraction of that spent on waiting for data.
     """

@@ -50,6 +50,7 @@ def test_windows_come_in_the_order_of_the_clips_whichever_process_wrote_them(cor
     assert [len(window["frame_features"]) for window in store] == store.num_frames.tolist() == [3, 4, 5, 6, 7, 9]
     assert store.clip_of_window.tolist() == [0, 0, 1, 2, 3, 4]
     assert store.num_samples.tolist() == [103, 104, 105, 106, 107, 109]
+    assert store.weights.tolist() == pytest.approx([103 / 207, 104 / 207, 1, 1, 1, 1])
     clip = corpus.splits["train"][3]
     np.testing.assert_allclose(store[4]["labels"], [clip["joy"], clip["awe"]])
 

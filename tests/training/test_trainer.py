@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,6 +277,55 @@ def test_the_number_of_threads_changes_nothing(stores, tmp_path):
         assert all(torch.equal(tensor, weights[1][0][name]) for name, tensor in weights[threads][0].items())
 
 
+@pytest.fixture(scope="module")
+def uneven_store(tmp_path_factory):
+    """Log-mels of clips of very different lengths, some of several windows, for a model of two labels."""
+    folder = tmp_path_factory.mktemp("uneven")
+    write_corpus(folder / "data", {"train": 11, "devel": 1}, labels=["joy", "awe"], seconds=(0.1, 1.9))
+    corpus = load_corpus("csv", data_dir=folder / "data", cache_dir=folder / "cache")
+    model, extractor = small_model(id2label=LABELS), EmoShareFeatureExtractor("mel", chunk_length_s=0.8)
+    store = extract_frame_features(corpus, "train", model, extractor, folder, Accelerator(cpu=True), "float32")
+    assert len(store) > 11
+    store.shares[[2, 5, 6], 0] = np.nan
+    return store
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_clip_weighs_the_same_in_an_epochs_gradient_and_loss(processes, separate_heads, uneven_store):
+    """Whatever the other clips in its batch, the number of its windows and of processes; a share not known is none."""
+    store, model = uneven_store, small_model(id2label=LABELS, separate_heads=separate_heads).train()
+    heads, steps, sizes, losses = trainer.heads_in_training(model, 0.1), [], [], []
+    for process in range(processes):
+        accelerator = SimpleNamespace(num_processes=processes, process_index=process, device=torch.device("cpu"))
+        loader = FeatureLoader(store, model.config, 3, accelerator, seed=1)
+        steps.append(len(loader))
+        for batch in loader:
+            sizes.append(len(batch["window"]))
+            losses.append([head.compute_gradients(batch) for head in heads])
+    assert len(set(steps)) == 1
+    assert max(sizes) > min(sizes)
+    gradients = {name: parameter.grad / sum(steps) for name, parameter in model.heads.named_parameters()}
+    model.zero_grad()
+
+    for head, loss in zip(heads, torch.tensor(losses).mean(dim=0), strict=True):
+        weighted, known = 0.0, 0.0
+        for item in store:
+            batch = store.collate([item])
+            shares = head.model(frame_features=batch["frame_features"], attention_mask=batch["attention_mask"]).logits
+            true = batch["labels"][:, head.labels]
+            is_known = ~true.isnan()
+            windows_of_clip = np.flatnonzero(store.clip_of_window == store.clip_of_window[item["window"]])
+            part = store.num_samples[item["window"]] / store.num_samples[windows_of_clip].sum()
+            weighted = weighted + part * (shares[is_known] - true[is_known]).square().sum()
+            known = known + part * is_known.sum()
+        expected = weighted / known
+        torch.testing.assert_close(loss, expected.detach())
+        expected.backward()
+    for name, parameter in model.heads.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
 TWO_PROCESSES = """
 import sys
 import torch
@@ -295,7 +345,13 @@ def batch(process):
     generator = torch.Generator().manual_seed(process)
     features = torch.rand(3, 20, 40, generator=generator)
     labels = torch.rand(3, 2, generator=generator)
-    return {"frame_features": features, "attention_mask": torch.ones(3, 20), "labels": labels}
+    return {
+        "frame_features": features,
+        "attention_mask": torch.ones(3, 20),
+        "labels": labels,
+        "weights": torch.ones(3),
+        "weight_per_step": torch.full((2,), 3.0),
+    }
 
 
 train_step(heads_in_training(model, 0.1), batch(accelerator.process_index), accelerator, 2)
@@ -307,6 +363,7 @@ for other in gather_object([weights]):
 torch.manual_seed(0)
 alone = EmoShareModel(config)
 both = {name: torch.cat([batch(0)[name], batch(1)[name]]) for name in batch(0)}
+both["weight_per_step"] = torch.full((2,), 6.0)
 heads = heads_in_training(alone, 0.1)
 for head in heads:
     head.compute_gradients(both)

@@ -1,0 +1,363 @@
+"""What a file's container promises against what the file holds, from its headers alone: nothing is decoded."""
+
+import io
+import re
+import zlib
+from dataclasses import dataclass
+
+# Sizes from here on stand for "unknown": whoever writes into a pipe cannot return to the header. FFmpeg writes
+# 0xFFFFFFFF, arecord 0x80000000, GStreamer 0x7FFF0000, sox 0x7FFFF000 and for AIFF 0x7F000000 bytes.
+UNKNOWN_SIZE = {4: 0x7F000000, 8: 1 << 62}  # by the bytes of the size field
+MAX_CHUNKS = 10_000  # that are looked at before those of the samples
+MAX_JUNK = 1 << 16  # bytes between two frames of an MP3 that are searched for the next one
+
+
+@dataclass(frozen=True)
+class Contents:
+    """
+    Args:
+        fault (`str`, *optional*): what is missing from the file; `None` if nothing is, as far as headers show.
+        head (`bytes`), skipped (`int`): the file is to be decoded as if its first `skipped` bytes were `head`, which
+            says what the file really holds.
+    """
+
+    fault: str | None = None
+    head: bytes = b""
+    skipped: int = 0
+
+
+def contents(file):
+    """
+    Compares what a container promises with what the file holds.
+
+    | Container                  | What is compared                                                                    |
+    |----------------------------|-------------------------------------------------------------------------------------|
+    | WAV, RF64, W64, AIFF, SVX, | the size of the samples. A placeholder, or 0 with samples behind it (the writer was |
+    | AU, CAF                    | cut off), promises nothing: what is there is taken for all                          |
+    | NIST SPHERE                | the number of samples, if they are not compressed                                   |
+    | Ogg                        | each page's checksum, and the mark of the last page                                 |
+    | MP3                        | the number of frames (Xing, Info and VBRI headers), and the end of the last frame   |
+
+    A file that was cut where an MP3 without such a header has a frame's end, or whose header was a placeholder, shows
+    nothing; nor do other containers. FLAC has no such fields, and decoding it fails at the place.
+
+    Args:
+        file: binary file object that can seek.
+
+    Returns:
+        `Contents`.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(12)
+    if start[:4] in CHUNK_FORMATS:
+        return _chunked(file, size, CHUNK_FORMATS[start[:4]])
+    if start[:4] in (b".snd", b"dns."):
+        return _au(file, size, "big" if start[:4] == b".snd" else "little")
+    if start[:7] == b"NIST_1A":
+        return _sphere(file, size)
+    if start[:4] == b"OggS":
+        return _ogg(file, size)
+    if start[:3] == b"ID3" or _mpeg_frame(start[:4]) is not None:
+        return _mp3(file, size)
+    return Contents()
+
+
+class Patched(io.RawIOBase):
+    """A file with another head, as `Contents` describes it; to read only."""
+
+    def __init__(self, file, found):
+        self.file, self.head, self.skipped = file, found.head, found.skipped
+        self.position = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        if whence == io.SEEK_CUR:
+            offset += self.position
+        elif whence == io.SEEK_END:
+            offset += self.file.seek(0, io.SEEK_END) - self.skipped + len(self.head)
+        self.position = offset
+        return offset
+
+    def tell(self):
+        return self.position
+
+    def readinto(self, buffer):
+        taken = self.head[self.position : self.position + len(buffer)]
+        if len(taken) < len(buffer):
+            self.file.seek(self.position + len(taken) - len(self.head) + self.skipped)
+            taken += self.file.read(len(buffer) - len(taken))
+        buffer[: len(taken)] = taken
+        self.position += len(taken)
+        return len(taken)
+
+
+# Containers made of chunks: an identifier, a size, and that many bytes.
+
+
+@dataclass(frozen=True)
+class ChunkFormat:
+    first: int  # byte at which the first chunk begins
+    byteorder: str = "little"
+    id_bytes: int = 4
+    size_bytes: int = 4
+    alignment: int = 2
+    size_of_all: bool = False  # whether sizes count the identifier and the size field too
+
+
+CHUNK_FORMATS = {
+    b"RIFF": ChunkFormat(12),
+    b"RIFX": ChunkFormat(12, "big"),
+    b"RF64": ChunkFormat(12),
+    b"BW64": ChunkFormat(12),
+    b"riff": ChunkFormat(40, id_bytes=16, size_bytes=8, alignment=8, size_of_all=True),  # W64
+    b"FORM": ChunkFormat(12, "big"),  # AIFF and SVX
+    b"caff": ChunkFormat(8, "big", size_bytes=8, alignment=1),
+}
+SAMPLES = (b"data", b"SSND", b"BODY")
+
+
+def _chunked(file, size, form):
+    large = None  # RF64: where the size of the samples is
+    for name, field, start, length in _chunks(file, size, form, form.first):
+        if name == b"ds64" and length >= 16:
+            large = start + 8
+        elif name[:4] in SAMPLES:
+            size_bytes = form.size_bytes
+            if large is not None and length == 0xFFFFFFFF:
+                file.seek(large)
+                field, size_bytes, length = large, 8, int.from_bytes(file.read(8), "little")
+            counted = start - (field - form.id_bytes) if form.size_of_all else 0
+            return _compared(file, size, start, length, field, size_bytes, counted, form)
+    return Contents()
+
+
+def _chunks(file, size, form, position):
+    """Identifier, position of the size field, position of the content, and length of the content of each chunk."""
+    header = form.id_bytes + form.size_bytes
+    for _ in range(MAX_CHUNKS):
+        if position + header > size:
+            return
+        file.seek(position)
+        name = file.read(form.id_bytes)
+        length = int.from_bytes(file.read(form.size_bytes), form.byteorder)
+        if form.size_of_all:
+            length = max(length - header, 0)
+        if not re.fullmatch(rb"[ -~\xa9]{4}", name[:4]):
+            return
+        yield name, position + form.id_bytes, position + header, length
+        position += header + length
+        position += -position % form.alignment
+
+
+def _compared(file, size, start, promised, field, size_bytes, counted, form):
+    """`start`: where the samples begin; `field`: where their size is, `counted` bytes of which are no samples."""
+    present = size - start
+    # The SSND chunk of AIFF has 8 bytes before the samples, the data chunk of CAF 4.
+    is_unclosed = promised <= (8 if form.byteorder == "big" else 0) and not _are_chunks(file, size, form, start)
+    is_unknown = promised + counted >= UNKNOWN_SIZE[size_bytes] or is_unclosed
+    if promised <= present and not is_unclosed:
+        return Contents()
+    fault = None if is_unknown else _shortage(promised, present, "bytes of samples")
+    file.seek(0)
+    head = file.read(start)
+    largest = (1 << 8 * size_bytes) - 1
+    real = min(present + counted, largest).to_bytes(size_bytes, form.byteorder)
+    return Contents(fault, head[:field] + real + head[field + size_bytes :], start)
+
+
+def _are_chunks(file, size, form, start):
+    """Whether all that lies behind `start` is chunks, or nothing."""
+    end = start
+    for _, _, begin, length in _chunks(file, size, form, start):
+        end = begin + length
+    return end + form.alignment > size >= end
+
+
+def _shortage(promised, present, unit):
+    return f"its header promises {promised:,} {unit}, and {present:,} are there"
+
+
+def _au(file, size, byteorder):
+    file.seek(4)
+    start, promised = (int.from_bytes(file.read(4), byteorder) for _ in range(2))
+    if not 24 <= start <= size:
+        return Contents()
+    return _compared(file, size, start, promised, 8, 4, 0, ChunkFormat(start, byteorder, alignment=1))
+
+
+def _sphere(file, size):
+    file.seek(0)
+    header = file.read(1024)
+    fields = dict(re.findall(rb"^(\w+) -\w+ (\S+)", header, re.MULTILINE))
+    header_bytes = re.match(rb"NIST_1A\s+(\d{1,9})\s", header)
+    numbers = [fields.get(name, b"") for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    is_compressed = b"," in fields.get(b"sample_coding", b"")  # "pcm,embedded-shorten-v2.00"
+    if header_bytes is None or is_compressed or not all(number.isdigit() for number in numbers):
+        return Contents()
+    count, channels, sample_bytes = map(int, numbers)
+    present = max(size - int(header_bytes[1]), 0)
+    if count * channels * sample_bytes <= present:
+        return Contents()
+    return Contents(_shortage(count * channels * sample_bytes, present, "bytes of samples"))
+
+
+# Ogg: pages
+
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg(file, size):
+    position, unfinished, num_streams = 0, set(), 0
+    while position < size:
+        file.seek(position)
+        header = file.read(27)
+        if header[:4] != b"OggS"[: len(header)]:
+            break
+        lengths = file.read(header[26]) if len(header) == 27 else b""
+        page_bytes = 27 + len(lengths) + sum(lengths)
+        if len(header) < 27 or len(lengths) < header[26] or position + page_bytes > size:
+            return Contents(f"it ends within a page, at byte {size:,}")
+        if _ogg_checksum(header[:22] + bytes(4) + header[26:] + lengths + file.read(sum(lengths))) != header[22:26]:
+            return Contents(f"the page at byte {position:,} is damaged")
+        flags, serial = header[5], header[14:18]
+        if flags & 2:  # a stream begins
+            num_streams += not unfinished
+            unfinished.add(serial)
+        if flags & 4:  # a stream ends
+            unfinished.discard(serial)
+        position += page_bytes
+    if unfinished:
+        damaged = position < size
+        return Contents(f"the page at byte {position:,} is damaged" if damaged else "its last page is missing")
+    if num_streams > 1:
+        return Contents(f"it holds {num_streams} streams one after the other, of which only the first can be read")
+    return Contents()
+
+
+def _ogg_checksum(page):
+    """Ogg's CRC-32 is zlib's with the bits of each byte, and of the result, in the other order, and no inversion."""
+    crc = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return crc.to_bytes(4, "big").translate(REVERSED_BITS)
+
+
+# MP3: frames
+
+KBPS = {  # by version (is it MPEG-1) and layer
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a quarter for MPEG-2.5
+
+
+@dataclass(frozen=True)
+class MpegFrame:
+    num_bytes: int
+    num_samples: int
+    stream: tuple  # what all frames of a file have in common
+    side_bytes: int  # between the frame's header and a Xing header
+
+
+def _mpeg_frame(header):
+    """The frame whose first four bytes these are, or `None`."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
+    rate_index, kbps_index = header[2] >> 2 & 3, header[2] >> 4
+    if version == 1 or layer == 4 or rate_index == 3 or kbps_index in (0, 15):
+        return None
+    rate = MPEG_RATES[rate_index] // {3: 1, 2: 2, 0: 4}[version]
+    kbps, padding = KBPS[version == 3, layer][kbps_index - 1], header[2] >> 1 & 1
+    num_samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    num_bytes = (12000 * kbps // rate + padding) * 4 if layer == 1 else num_samples * 125 * kbps // rate + padding
+    is_mono = header[3] >> 6 == 3
+    side_bytes = (17 if is_mono else 32) if version == 3 else (9 if is_mono else 17)
+    return MpegFrame(num_bytes, num_samples, (version, layer, rate), side_bytes)
+
+
+def _mp3(file, size):
+    position = first = _next_frame(file, _after_tags(file), None)
+    if first is None:
+        return Contents()
+    file.seek(first)
+    frame = _mpeg_frame(file.read(4))
+    promised = _promised_frames(file, first, frame)
+    found = -1 if promised is not None else 0  # the frame with the header of the whole holds no audio
+    while position is not None and position < size:
+        file.seek(position)
+        header = file.read(4)
+        current = _mpeg_frame(header)
+        if current is None or current.stream != frame.stream:
+            if header[0] == 0xFF and len(header) < 4:
+                return Contents("its last frame is cut off")
+            position = _next_frame(file, position + 1, frame)
+            continue
+        position += current.num_bytes
+        if position > size:
+            return Contents("its last frame is cut off" if promised is None else _shortage(promised, found, "frames"))
+        found += 1
+    # Some writers count the frame with the header of the whole.
+    if promised is not None and abs(promised - found) > 1:
+        return Contents(_shortage(promised, found, "frames"))
+    if promised is None:
+        # libsndfile would guess the number of frames from the size of the first one, and read no further.
+        return Contents(None, _xing_frame(file, first, frame, found), first)
+    return Contents()
+
+
+def _after_tags(file):
+    """Where an MP3's ID3v2 tags end."""
+    position = 0
+    while True:
+        file.seek(position)
+        tag = file.read(10)
+        if tag[:3] != b"ID3" or len(tag) < 10:
+            return position
+        position += 10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+
+
+def _next_frame(file, start, like):
+    """Where the next frame begins that another one of the same kind follows; `like`: a frame of that kind, if known."""
+    file.seek(start)
+    area = file.read(MAX_JUNK)
+    at = area.find(b"\xff")
+    while at >= 0:
+        frame = _mpeg_frame(area[at : at + 4])
+        if frame is not None and (like is None or frame.stream == like.stream):
+            file.seek(start + at + frame.num_bytes)
+            following = _mpeg_frame(file.read(4))
+            if following is not None and following.stream == frame.stream:
+                return start + at
+        at = area.find(b"\xff", at + 1)
+    return None
+
+
+def _promised_frames(file, first, frame):
+    """The number of frames that a Xing, Info or VBRI header in the first frame promises; `None` without one."""
+    file.seek(first)
+    content = file.read(frame.num_bytes)
+    xing = content[4 + frame.side_bytes :]
+    if xing[:4] in (b"Xing", b"Info") and len(xing) >= 12 and xing[7] & 1:
+        return int.from_bytes(xing[8:12], "big")
+    if content[36:40] == b"VBRI" and len(content) >= 54:
+        return int.from_bytes(content[50:54], "big")
+    return None
+
+
+def _xing_frame(file, first, frame, num_frames):
+    """A frame that says how many follow it."""
+    file.seek(first)
+    header = bytearray(file.read(4))
+    header[1] |= 1  # no checksum
+    header[2] = header[2] & 0x0D | 8 << 4  # 64 kbit/s or more, no padding
+    content = bytes(header) + bytes(frame.side_bytes) + b"Xing" + (1).to_bytes(4, "big") + num_frames.to_bytes(4, "big")
+    return content.ljust(_mpeg_frame(header).num_bytes, b"\0")

@@ -1,0 +1,92 @@
+"""
+Files and folders that appear whole or not at all, whenever the process is killed, the power fails or the disk is full.
+
+They are written next to their place, and get their name when every byte of them is on the disk: a file system may put a
+new name there before the content that it stands for.
+"""
+
+import errno
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors import SafetensorError
+
+# What torch, which does not raise OSError, calls itself when it cannot write.
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")
+
+
+class NotWrittenError(OSError):
+    """Something cannot be written; says what."""
+
+
+@contextmanager
+def whole_file(path, mode="w", **options):
+    """
+    Opens a file for writing, which replaces `path` when the block ends without an error.
+
+    Args:
+        path: of the file, in an existing folder.
+        mode, options: as in `open`.
+
+    Raises:
+        NotWrittenError: if it cannot be written. What was there before is left as it was.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"unfinished-{uuid4().hex}")
+    try:
+        with writing(path):
+            with unfinished.open(mode, **options) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+            sync(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def put_in_place(unfinished, folder):
+    """Gives a folder (`Path`) its final name, which nothing or an empty folder has, when all in it is on the disk."""
+    sync_all(unfinished)
+    os.replace(unfinished, folder)
+    sync(folder.parent)
+
+
+def sync_all(folder):
+    """Waits until a folder (`Path`) and everything in it is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path):
+    """Waits until a file's content, or the names in a folder, are on the disk."""
+    if os.name == "nt" and Path(path).is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path, note=""):
+    """
+    Makes `NotWrittenError` of what libraries raise when they cannot write.
+
+    Args:
+        path: of the file or folder, for the message, unless it comes from a `writing` inside this one.
+        note: what else to say.
+    """
+    try:
+        yield
+    except NotWrittenError as error:
+        raise NotWrittenError(error.errno, f"{error.strerror}{note}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(writer in str(error) for writer in TORCH_WRITERS):
+            raise
+        number = getattr(error, "errno", None) or errno.EIO
+        reason = getattr(error, "strerror", None) or error
+        raise NotWrittenError(number, f"{path} cannot be written: {reason}{note}") from error

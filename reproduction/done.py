@@ -1,0 +1,78 @@
+"""Compares the cells of a grid that are done with the corpus that it has now."""
+
+import sys
+
+from ..evaluation.scores import read_made_from
+from ..training.corpus import load_run_corpus
+from ..training.user_errors import together
+
+
+def check_done_cells(grid, corpus, accelerator):
+    """
+    Results that cannot be read are removed, and said, so that their cells are trained again. Those of earlier versions,
+    which do not say what they were made from, are kept, and said.
+
+    Args:
+        grid: `Grid`.
+        corpus: the `Corpus` of its first cell.
+        accelerator: `accelerate.Accelerator`.
+
+    Raises:
+        UserError: if a cell was made from another corpus; says which cells, and what differs.
+    """
+    done = [cell for cell in grid.cells if cell.is_done]
+    corpora = {_key(grid.cells[0]): corpus}
+    for cell in done:
+        if _key(cell) not in corpora:
+            corpora[_key(cell)] = load_run_corpus(cell.arguments.data, accelerator)
+
+    def check():
+        for cell in grid.cells:
+            if cell.has_damaged_results:
+                cell.results.unlink()
+                print(f"{cell.results} cannot be read: the cell is trained again", file=sys.stderr)
+        _compare(grid, done, corpora)
+
+    together(check if accelerator.is_main_process else lambda: None)
+
+
+def _key(cell):
+    """What decides a cell's corpus."""
+    data = cell.arguments.data
+    return data.dataset, data.data_dir, data.max_train_samples
+
+
+def _compare(grid, done, corpora):
+    now, unknown, differences = {}, [], []
+    for cell in done:
+        then, key = read_made_from(cell.results), _key(cell)
+        if then is None:
+            unknown.append(cell.folder.name)
+            continue
+        if key not in now:
+            now[key] = corpora[key].fingerprints()
+        if then != now[key]:
+            differences.append(f"  {cell.folder.name}: {', '.join(_differences(then, now[key]))}")
+    if unknown:
+        print(
+            f"{len(unknown)} finished cell(s) do not say what corpus they were made from, as results of earlier "
+            f"versions do not: {', '.join(unknown)}. They are kept; to train one again, delete its folder",
+            file=sys.stderr,
+        )
+    if differences:
+        raise ValueError(
+            "\n".join([f"{grid.output_dir}: {len(differences)} finished cell(s) are of another corpus:", *differences])
+            + "\nTo train them again, delete their folders; to keep them, give the corpus that they were made from, or "
+            "another output_dir"
+        )
+
+
+def _differences(then, now):
+    """What differs between two `Corpus.fingerprints`, as texts."""
+    for split in dict.fromkeys([*then, *now]):
+        if split not in now:
+            yield f"there is no {split} any more"
+        elif split not in then:
+            yield f"there was no {split}"
+        else:
+            yield from (f"other {part} in {split}" for part in now[split] if then[split].get(part) != now[split][part])

@@ -1,0 +1,106 @@
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from emoshare.dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, writing
+
+
+@pytest.fixture
+def _full_disk():
+    """No file gets larger than 1,000 bytes: as a full disk, this ends a write in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is synced and renamed, in order."""
+    made = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        made.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def note_replace(source, target):
+        made.append(("rename", Path(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    return made
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_a_file_gets_its_name_when_it_is_on_the_disk_and_then_the_name_too(tmp_path, calls):
+    with whole_file(tmp_path / "a.txt", encoding="utf-8") as file:
+        file.write("ü")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ü"
+    assert [kind for kind, _ in calls] == ["sync", "rename", "sync"]
+    assert calls[0][1].parent == tmp_path
+    assert calls[2][1] == tmp_path
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_a_folder_gets_its_name_when_all_in_it_is_on_the_disk(tmp_path, calls):
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    (tmp_path / "new" / "deep" / "a").touch()
+    (tmp_path / "new" / "b").touch()
+    inside = {tmp_path / "new" / name for name in ("", "deep", "deep/a", "b")}
+    put_in_place(tmp_path / "new", tmp_path / "old")
+    (rename,) = (index for index, (kind, _) in enumerate(calls) if kind == "rename")
+    assert {path for _, path in calls[:rename]} == inside
+    assert calls[rename + 1 :] == [("sync", tmp_path)]
+    assert (tmp_path / "old" / "deep" / "a").is_file()
+
+
+def test_what_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a.txt") as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    (tmp_path / "a.txt").write_text("before")
+    message = r"a\.txt cannot be written: No space left on device\. It is kept$"
+    with (
+        pytest.raises(NotWrittenError, match=message),
+        writing(tmp_path, ". It is kept"),
+        whole_file(tmp_path / "a.txt") as file,
+    ):
+        file.write("new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+@pytest.mark.usefixtures("_full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"x" * 10**6),
+        lambda path: torch.save(torch.zeros(10**6), path),
+        lambda path: save_file({"a": torch.zeros(10**6)}, path),
+    ],
+    ids=["Python", "torch", "safetensors"],
+)
+def test_every_library_says_in_the_same_way_that_it_cannot_write(write, tmp_path):
+    with pytest.raises(NotWrittenError, match="the folder cannot be written: "), writing("the folder"):
+        write(tmp_path / "file")
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (RuntimeError("a bug"), ValueError("a bug"), KeyError("a bug")):
+        with pytest.raises(type(error), match="a bug") as raised, writing("folder"):
+            raise error
+        assert raised.value is error
