@@ -218,13 +218,12 @@ def _decoder(source):
     """libsndfile's decoder of a file, and what is missing from that, if anything."""
     with _opened(source) as (file, path):
         found = contents(file)
-        file.seek(0)
-        if found.head:
-            file = Patched(file, found)
-        elif path is not None:  # names need not be UTF-8
-            file = os.fsencode(path) if os.name == "posix" else path
+        if path is not None and not found.head:
+            opened = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        else:
+            opened = Patched(file, found)
         try:
-            sound = soundfile.SoundFile(file)
+            sound = soundfile.SoundFile(opened)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
             reason = found.fault or getattr(error, "error_string", error)
             raise ValueError(f"{source.name}: not an audio file that can be decoded ({reason})") from error
@@ -305,7 +304,8 @@ def _sound_blocks(sound, name, fault, strict):
         yield samples
     if num_read == 0:
         raise ValueError(f"{name}: holds no samples")
-    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES:
+    # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
+    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
         _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
 
 

@@ -38,8 +38,8 @@ def contents(file):
     | Ogg                        | each page's checksum, and the mark of the last page                                 |
     | MP3                        | the number of frames (Xing, Info and VBRI headers), and the end of the last frame   |
 
-    A file that was cut where an MP3 without such a header has a frame's end, or whose header was a placeholder, shows
-    nothing; nor do other containers. FLAC has no such fields, and decoding it fails at the place.
+    An MP3 without such a header that was cut between two frames, and a file with a placeholder, show nothing. Nor do
+    other containers. Decoding a FLAC file that was cut fails.
 
     Args:
         file: binary file object that can seek.
@@ -64,7 +64,10 @@ def contents(file):
 
 
 class Patched(io.RawIOBase):
-    """A file with another head, as `Contents` describes it; to read only."""
+    """
+    A file with another head, as `Contents` describes it, if with any; to read only. Its positions are never negative:
+    libsndfile tries some in files that are damaged, and what a file object raises then would be printed.
+    """
 
     def __init__(self, file, found):
         self.file, self.head, self.skipped = file, found.head, found.skipped
@@ -81,8 +84,8 @@ class Patched(io.RawIOBase):
             offset += self.position
         elif whence == io.SEEK_END:
             offset += self.file.seek(0, io.SEEK_END) - self.skipped + len(self.head)
-        self.position = offset
-        return offset
+        self.position = max(offset, 0)
+        return self.position
 
     def tell(self):
         return self.position
@@ -285,33 +288,42 @@ def _mpeg_frame(header):
 
 
 def _mp3(file, size):
-    position = first = _next_frame(file, _after_tags(file), None)
+    first = _next_frame(file, _after_tags(file), None)
     if first is None:
         return Contents()
     file.seek(first)
     frame = _mpeg_frame(file.read(4))
-    promised = _promised_frames(file, first, frame)
-    found = -1 if promised is not None else 0  # the frame with the header of the whole holds no audio
+    promised, promised_bytes = _promised_frames(file, first, frame)
+    count, lengths, end, is_cut = _walk(file, size, first, frame)
+    if promised is not None:
+        found = count - 1  # the frame with the promise holds no audio; some writers count it all the same
+        is_short = found < promised - 1 or (found < promised and end - first < promised_bytes)
+        return Contents(_shortage(promised, found, "frames") if is_short or is_cut or found > promised + 1 else None)
+    fault = "its last frame is cut off" if is_cut else None
+    if lengths and max(lengths) > min(lengths) + 1 and frame.stream[1] == 3:
+        # libsndfile would guess the number of frames from the size of the first one, and read no further than that.
+        return Contents(fault, _xing_frame(file, first, frame, count), first)
+    return Contents(fault)
+
+
+def _walk(file, size, position, frame):
+    """How many whole frames there are, their lengths in bytes, where they end, and whether another one was cut off."""
+    count, lengths, end = 0, set(), position
     while position is not None and position < size:
         file.seek(position)
         header = file.read(4)
         current = _mpeg_frame(header)
-        if current is None or current.stream != frame.stream:
-            if header[0] == 0xFF and len(header) < 4:
-                return Contents("its last frame is cut off")
+        if current is not None and current.stream == frame.stream:
+            if position + current.num_bytes > size:
+                return count, lengths, end, True
+            count += 1
+            lengths.add(current.num_bytes)
+            position = end = position + current.num_bytes
+        elif header[0] == 0xFF and len(header) < 4:
+            return count, lengths, end, True
+        else:
             position = _next_frame(file, position + 1, frame)
-            continue
-        position += current.num_bytes
-        if position > size:
-            return Contents("its last frame is cut off" if promised is None else _shortage(promised, found, "frames"))
-        found += 1
-    # Some writers count the frame with the header of the whole.
-    if promised is not None and abs(promised - found) > 1:
-        return Contents(_shortage(promised, found, "frames"))
-    if promised is None:
-        # libsndfile would guess the number of frames from the size of the first one, and read no further.
-        return Contents(None, _xing_frame(file, first, frame, found), first)
-    return Contents()
+    return count, lengths, end, False
 
 
 def _after_tags(file):
@@ -327,30 +339,34 @@ def _after_tags(file):
 
 def _next_frame(file, start, like):
     """Where the next frame begins that another one of the same kind follows; `like`: a frame of that kind, if known."""
-    file.seek(start)
-    area = file.read(MAX_JUNK)
-    at = area.find(b"\xff")
-    while at >= 0:
-        frame = _mpeg_frame(area[at : at + 4])
-        if frame is not None and (like is None or frame.stream == like.stream):
-            file.seek(start + at + frame.num_bytes)
-            following = _mpeg_frame(file.read(4))
-            if following is not None and following.stream == frame.stream:
-                return start + at
-        at = area.find(b"\xff", at + 1)
+    for first in range(start, start + MAX_JUNK, 1024):
+        file.seek(first)
+        area = file.read(1024 + 3)
+        at = area.find(b"\xff")
+        while 0 <= at < 1024:
+            frame = _mpeg_frame(area[at : at + 4])
+            if frame is not None and (like is None or frame.stream == like.stream):
+                file.seek(first + at + frame.num_bytes)
+                following = _mpeg_frame(file.read(4))
+                if following is not None and following.stream == frame.stream:
+                    return first + at
+            at = area.find(b"\xff", at + 1)
     return None
 
 
 def _promised_frames(file, first, frame):
-    """The number of frames that a Xing, Info or VBRI header in the first frame promises; `None` without one."""
+    """
+    The number of frames that a Xing, Info or VBRI header in the first frame promises, `None` without one, and their
+    bytes, 0 if it does not say them.
+    """
     file.seek(first)
     content = file.read(frame.num_bytes)
     xing = content[4 + frame.side_bytes :]
-    if xing[:4] in (b"Xing", b"Info") and len(xing) >= 12 and xing[7] & 1:
-        return int.from_bytes(xing[8:12], "big")
+    if xing[:4] in (b"Xing", b"Info") and len(xing) >= 16 and xing[7] & 1:
+        return int.from_bytes(xing[8:12], "big"), int.from_bytes(xing[12:16], "big") if xing[7] & 2 else 0
     if content[36:40] == b"VBRI" and len(content) >= 54:
-        return int.from_bytes(content[50:54], "big")
-    return None
+        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
+    return None, 0
 
 
 def _xing_frame(file, first, frame, num_frames):

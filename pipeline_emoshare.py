@@ -1,6 +1,5 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
-import os
 from functools import partial
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineItera
 
 # Remote code is copied to where it runs by following relative imports: the model and the feature extractor are imported
 # for that.
-from .audio_emoshare import audio_blocks, load_audio
+from .audio_emoshare import audio_blocks, audio_name, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 from .repository_emoshare import copy_card, publish_folder
@@ -64,6 +63,9 @@ class EmotionSharePipeline(ChunkPipeline):
         """
         Args:
             inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
+            strict (`bool`, *optional*, defaults to `False`): refuse a file that holds less than it promises, because it
+                was cut off or is damaged; otherwise what can be decoded of it is heard, with a warning that names the
+                file. As in `load_audio`, which also says what else is warned of.
             top_k (`int`, *optional*): return only this many emotions, the highest.
             batch_size (`int`, *optional*, defaults to 1): windows per pass through the model.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
@@ -86,7 +88,10 @@ class EmotionSharePipeline(ChunkPipeline):
 
         Raises:
             ValueError: on a length that does not fit, and on `return_attention` for a model without attention.
+            ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
+        if isinstance(inputs, list) and not inputs:  # Transformers looks at the first one
+            return []
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -127,13 +132,19 @@ class EmotionSharePipeline(ChunkPipeline):
             return publish_folder(folder, repo_id, commit_message, token, revision, create_pr)
 
     def _sanitize_parameters(
-        self, top_k=None, chunk_length_s=None, stride_length_s=None, return_timeline=None, return_attention=None
+        self,
+        top_k=None,
+        chunk_length_s=None,
+        stride_length_s=None,
+        return_timeline=None,
+        return_attention=None,
+        strict=None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: got {top_k}; expected at least 1")
         if return_attention and not self.model.config.has_attention:
             raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
-        preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
+        preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "strict": strict}
         forward = {"output_attentions": return_attention}
         postprocess = {"top_k": top_k, "return_timeline": return_timeline, "return_attention": return_attention}
         return tuple(
@@ -158,15 +169,15 @@ class EmotionSharePipeline(ChunkPipeline):
             windows, forward = BatchesByLength(windows, forward, collate, batch_size), dict
         return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
 
-    def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0):
+    def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0, strict=False):
         extractor = self.feature_extractor
         chunk, stride = self._checked_lengths(chunk_length_s, stride_length_s)
-        blocks = audio_blocks(audio, extractor.sampling_rate)
+        blocks = audio_blocks(audio, extractor.sampling_rate, strict)
         for window in stream_windows(blocks, chunk, extractor.min_samples, stride):
             try:
                 features = extractor(window.waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
             except ValueError as error:
-                raise ValueError(f"{audio if isinstance(audio, str | os.PathLike) else 'audio'}: {error}") from error
+                raise ValueError(f"{audio_name(audio)}: {error}") from error
             yield {
                 "is_last": window.is_last,
                 "num_samples": len(window.waveform),

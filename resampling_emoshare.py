@@ -21,11 +21,12 @@ VALUES_AT_A_TIME = 1 << 20
 def checked_rate(rate, name):
     """
     Returns:
-        `int`: a sampling rate in Hz, which may be given as a float.
+        `int`: a sampling rate in Hz, which may be given as a float, or as a tensor or array of one.
 
     Raises:
         ValueError: if it is none, or not from 1,000 to 768,000 Hz; `name` is what has this rate.
     """
+    rate = rate.item() if getattr(rate, "ndim", None) == 0 else rate
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)
     if not is_number or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(

@@ -1,7 +1,13 @@
 import io
+import os
+import shutil
 import threading
 import tracemalloc
+import warnings
+from collections import UserDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emoshare import audio_emoshare, load_audio
-from emoshare.audio_emoshare import audio_blocks
+from emoshare.audio_emoshare import AudioInfo, audio_blocks, audio_info
 from emoshare.resampling_emoshare import resampled
 
 
@@ -21,6 +27,34 @@ def as_file(waveform, sampling_rate=16000, format="WAV"):
     file = io.BytesIO()
     soundfile.write(file, waveform, sampling_rate, format=format)
     return file
+
+
+def at_its_end(content):
+    file = io.BytesIO(content)
+    file.seek(0, io.SEEK_END)
+    return file
+
+
+class Unseekable(io.BytesIO):
+    """As a pipe, or what `urlopen` returns."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation
+
+
+class Decoder:
+    """As torchcodec's `AudioDecoder`."""
+
+    def __init__(self, samples, sample_rate):
+        self.samples, self.sample_rate = samples, sample_rate
+
+    def get_all_samples(self):
+        if self.samples is None:
+            raise RuntimeError("Could not push packet to decoder")
+        return SimpleNamespace(data=self.samples, sample_rate=self.sample_rate)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +73,15 @@ def as_file(waveform, sampling_rate=16000, format="WAV"):
         lambda path: {"bytes": None, "path": str(path)},
         lambda path: {"array": None, "path": str(path)},
         lambda path: {"filename": "clip.wav", "audio": {"bytes": None, "path": str(path)}, "Anger": 0.5},
+        lambda path: UserDict(audio=UserDict(bytes=path.read_bytes(), path=None)),
+        lambda path: {"audio": {"array": soundfile.read(path)[0], "sampling_rate": 16000.0}},
+        lambda path: memoryview(path.read_bytes()),
+        lambda path: at_its_end(path.read_bytes()),
+        lambda path: Unseekable(path.read_bytes()),
+        lambda path: soundfile.read(path, dtype="int16")[::-1],  # (rate, samples), as Gradio gives them
+        lambda path: (16000, soundfile.read(path, dtype="int32")[0]),
+        lambda path: (16000.0, soundfile.read(path)[0].tolist()),
+        lambda path: (16000, torch.from_numpy(soundfile.read(path, always_2d=True)[0])),
     ],
 )
 def test_every_form_of_audio_gives_the_same_waveform(form, wav):
@@ -46,6 +89,31 @@ def test_every_form_of_audio_gives_the_same_waveform(form, wav):
     waveform = load_audio(form(wav))
     assert waveform.dtype == np.float32
     np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_of_every_precision_are_read(dtype):
+    waveform = torch.from_numpy(speech(0.3)).to(dtype).requires_grad_()
+    np.testing.assert_array_equal(load_audio(waveform), waveform.detach().float().numpy())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_tensors_on_an_accelerator_are_read():
+    np.testing.assert_array_equal(load_audio(torch.from_numpy(speech(0.3)).cuda()), speech(0.3))
+
+
+def test_decoders_are_read_wherever_they_lie():
+    samples = torch.from_numpy(np.stack([speech(0.3), speech(0.3, seed=1)]))
+    for audio in (Decoder(samples, 16000), {"audio": Decoder(samples, 16000.0)}):
+        np.testing.assert_allclose(load_audio(audio), samples.mean(dim=0).numpy(), atol=1e-7)
+    with pytest.raises(ValueError, match=r"cannot be decoded \(Could not push packet"):
+        load_audio(Decoder(None, 16000))
+
+
+def test_channels_of_gradios_samples_are_averaged():
+    left, right = (speech(0.3) * 32767).astype(np.int16), (speech(0.3, seed=1) * 32767).astype(np.int16)
+    waveform = load_audio((16000, np.stack([left, right], axis=1)))
+    np.testing.assert_allclose(waveform, (left.astype(float) + right) / 65536, atol=1e-7)
 
 
 @pytest.mark.parametrize("sampling_rate", [8000, 22050, 44100, 48000])
@@ -109,11 +177,104 @@ def test_a_missing_file_is_named(tmp_path):
         ([], ValueError, "no samples"),
         ({"array": np.zeros(16000)}, ValueError, "sampling_rate"),
         (16000, TypeError, "int"),
+        (None, TypeError, "NoneType"),
+        ((16000, np.zeros((2, 16000))), ValueError, "shape \\(2, 16000\\) .* expected \\(samples,\\)"),
+        ((16000, np.zeros(16000, np.int64)), ValueError, "int64"),
+        ((16000, []), ValueError, "no samples"),
+        ((torch.zeros(1, 16000), 16000), ValueError, "expected \\(sampling rate, samples\\)"),
+        ([[0.1], [0.1, 0.2]], ValueError, "audio array: got lists of different lengths"),
+        (np.full(16000, 1e300), ValueError, "16000 of 16000 samples are not finite"),
+        (torch.zeros(16000, device="meta"), ValueError, "meta"),
+        (io.StringIO("RIFF"), TypeError, "opened as text"),
+        ({"bytes": None, "path": None}, ValueError, "keys \\['bytes', 'path'\\]"),
+        ({1: 2, "path": 3}, ValueError, "keys \\['1', 'path'\\]"),
+        (b"", ValueError, "audio bytes: not an audio file"),
     ],
 )
 def test_other_audio_is_refused(audio, error, message):
     with pytest.raises(error, match=message):
         load_audio(audio)
+
+
+def test_names_that_are_not_utf_8_are_opened(wav, tmp_path):
+    path = os.path.join(tmp_path, os.fsdecode(b"caf\xe9.wav"))
+    try:
+        shutil.copy(wav, path)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for audio in (path, Path(path), {"bytes": None, "path": path}):
+        np.testing.assert_array_equal(load_audio(audio), load_audio(wav))
+        assert audio_info(audio).seconds == soundfile.info(wav).duration
+    with pytest.warns(UserWarning, match="caf"):
+        load_audio({"bytes": as_file(np.zeros(1000)).getvalue(), "path": path})
+
+
+# Headers alone
+
+
+def test_a_header_says_length_and_rate_without_decoding(tmp_path, monkeypatch):
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, speech(1.0, sampling_rate=22050), 22050)
+    content = path.read_bytes()
+    expected = AudioInfo(22050, 22050)
+    monkeypatch.setattr(audio_emoshare, "_sound_blocks", None)
+    for audio in (path, str(path), content, {"bytes": content, "path": "x"}, {"audio": {"bytes": None, "path": path}}):
+        assert audio_info(audio) == expected
+    assert expected.seconds == 1.0
+
+
+def test_a_header_that_cannot_be_right_is_named(tmp_path):
+    missing, broken, empty = (tmp_path / name for name in ("missing.wav", "broken.wav", "empty.wav"))
+    broken.write_bytes(b"RIFF, but not really")
+    soundfile.write(empty, np.zeros(0), 16000)
+    cases = [(missing, FileNotFoundError), (broken, ValueError), (empty, ValueError), (tmp_path, FileNotFoundError)]
+    for path, error in cases:
+        with pytest.raises(error, match=path.name):
+            audio_info(path)
+    with pytest.raises(TypeError, match="ndarray"):
+        audio_info(np.zeros(1000))
+
+
+# Levels
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (speech(2.5) * 32767, r"its samples reach \d,\d+; expected floating point in \[-1, 1\]"),
+        (np.zeros(40000), "is digital silence"),
+        (np.stack([speech(2.5), -speech(2.5)], axis=1), "its channels cancel each other out"),
+        (np.clip(speech(2.5) * 50, -1, 1), r"is clipped: \d+\.\d% of its samples are at full scale"),
+    ],
+    ids=["integers", "silence", "antiphase", "clipping"],
+)
+def test_strange_levels_are_reported_once(waveform, message, tmp_path, monkeypatch):
+    path = tmp_path / "strange.wav"
+    soundfile.write(path, waveform, 16000, "FLOAT")
+    monkeypatch.setattr(audio_emoshare, "BLOCK_S", 1)
+    with pytest.warns(UserWarning, match=rf"strange\.wav: {message}") as warned:
+        load_audio(path)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("waveform", "encoding"),
+    [
+        (speech(0.5) / np.abs(speech(0.5)).max(), "PCM_16"),
+        (speech(0.5) / np.abs(speech(0.5)).max() * 1.5, "FLOAT"),  # which has room above full scale
+        (speech(0.5) * 1e-3, "PCM_16"),
+        (np.sin(2 * np.pi * 220 * np.arange(8000) / 16000), "PCM_16"),
+        (np.stack([speech(0.5), np.zeros(8000)], axis=1), "PCM_16"),
+        (np.stack([speech(0.5), -0.9 * speech(0.5)], axis=1), "PCM_16"),
+    ],
+    ids=["at full scale", "above full scale", "quiet", "sine", "one channel", "nearly antiphase"],
+)
+def test_levels_that_happen_are_not_reported(waveform, encoding):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, 16000, encoding, format="WAV")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(file)
 
 
 # Blocks
@@ -173,7 +334,7 @@ def server(wav):
                 self.send_response(302)
                 self.send_header("Location", "/clip.wav")
                 self.end_headers()
-            elif self.path in ("/clip.wav", "/broken"):
+            elif self.path in ("/clip.wav", "/broken", "/a%20clip%20%C3%A4.wav?n=%C3%BC"):
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -191,7 +352,7 @@ def server(wav):
     server.server_close()
 
 
-@pytest.mark.parametrize("path", ["/clip.wav", "/moved"])
+@pytest.mark.parametrize("path", ["/clip.wav", "/moved", "/a clip ä.wav?n=ü", "/a%20clip%20%C3%A4.wav?n=ü#part"])
 def test_urls_are_fetched(path, server, wav):
     np.testing.assert_array_equal(load_audio(server + path), load_audio(wav))
 
@@ -202,11 +363,20 @@ def test_urls_are_fetched(path, server, wav):
         ("{}/other.wav", "/other.wav: cannot be fetched .*404"),
         ("{}/broken", "/broken: the download broke off after"),
         ("http://127.0.0.1:9/clip.wav", "127.0.0.1:9/clip.wav: cannot be fetched"),
+        ("http://127.0.0.1:9/a clip.wav", "127.0.0.1:9/a clip.wav: cannot be fetched"),
+        ("http://a host/clip.wav", "http://a host/clip.wav: cannot be fetched"),
+        ("http://[::1/clip.wav", "cannot be fetched .*IPv6"),
     ],
 )
 def test_a_url_that_cannot_be_fetched_is_named(url, message, server):
     with pytest.raises(OSError, match=message):
         load_audio(url.format(server))
+
+
+@pytest.mark.parametrize("scheme", ["ftp://", "s3://", "file://", "hf://"])
+def test_other_schemes_are_refused(scheme):
+    with pytest.raises(ValueError, match=f"got a URL with {scheme}; expected http://, https:// or the path of a file"):
+        load_audio(f"{scheme}host/clip.wav")
 
 
 def test_torchcodecs_decoder_is_read(wav, tmp_path):

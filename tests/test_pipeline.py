@@ -129,6 +129,34 @@ def test_too_short_a_file_is_named(emotion_share, tmp_path):
         emotion_share([str(path)])
 
 
+def test_a_file_that_was_cut_is_heard_with_a_warning_or_refused(emotion_share, wav, tmp_path):
+    path = tmp_path / "half.wav"
+    path.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2])
+    with pytest.warns(
+        UserWarning, match=r"half\.wav: its header promises .* bytes of samples, and .* are there"
+    ) as warned:
+        (shares,) = emotion_share([str(path)], chunk_length_s=0.1)
+    assert len(warned) == 1
+    assert len(shares) == 9
+    for audio in (str(path), {"bytes": path.read_bytes(), "path": "half.wav"}):
+        with pytest.raises(ValueError, match=r"half\.wav: its header promises"):
+            emotion_share(audio, strict=True)
+    assert_same(emotion_share(str(wav), strict=True), emotion_share(str(wav)))
+
+
+def test_rows_of_datasets_and_gradios_tuples_are_clips(emotion_share, wav):
+    expected = emotion_share(str(wav))
+    rows = Dataset.from_dict({"audio": [str(wav)]}).cast_column("audio", Audio(decode=False))
+    lazy = []
+    rows.map(lambda row: lazy.append(emotion_share(row)))
+    assert_same(lazy[0], expected)
+    assert_same(emotion_share((16000, soundfile.read(wav, dtype="int16")[0])), expected)
+
+
+def test_no_clips_give_no_shares(emotion_share):
+    assert emotion_share([]) == []
+
+
 def test_the_stock_pipeline_gives_the_same_scores_for_arrays(emotion_share, model_folder):
     waveform = speech(1.0)
     stock = pipeline("audio-classification", model=str(model_folder))
@@ -198,7 +226,7 @@ def test_a_clip_of_one_window_gives_what_it_gave_without_strides(batch_size, emo
 def test_windows_of_any_length_cover_the_clip(seconds, chunk, stride, emotion_share):
     num_samples = round(seconds * 16000)
     try:
-        windows = list(emotion_share.preprocess(np.ones(num_samples, np.float32), chunk, stride))
+        windows = list(emotion_share.preprocess(np.full(num_samples, 0.5, np.float32), chunk, stride))
     except ValueError as error:
         assert "stride_length_s" in str(error)
         assert chunk - 2 * stride < 0.1
