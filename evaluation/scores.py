@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import evaluate
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
+from ..metrics.emotion_share_spearman.emotion_share_spearman import EmotionShareSpearman
 
-METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
 
@@ -49,7 +48,8 @@ class Scorer:
     def __init__(self, references, labels):
         self.references = references
         self.labels = labels
-        self.metric = evaluate.load(str(METRIC), keep_in_memory=True)
+        # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
+        self.metric = EmotionShareSpearman(keep_in_memory=True)
 
     def scores(self, predictions, bootstrap=0, seed=0):
         """

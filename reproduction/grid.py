@@ -4,14 +4,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import yaml
 from transformers import AutoConfig, AutoModel, set_seed
 
 from ..backbone_emoshare import family_of
 from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
-from ..dataset_script.whole_files import put_in_place, whole_file, writing
+from ..dataset_script.whole_files import put_in_place, whole_file, work_folder, writing
 from ..evaluation.scores import RESULTS, read_made_from
 from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
@@ -249,10 +248,9 @@ def make_random_backbones(grid):
         if not (folder / "config.json").is_file():
             set_seed(0)
             model = AutoModel.from_config(AutoConfig.for_model(**fields))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as temporary, writing(folder):
-                model.save_pretrained(Path(temporary) / "backbone")
-                put_in_place(Path(temporary) / "backbone", folder)
+            with work_folder(folder.with_name(f"unfinished-{folder.name}")) as unfinished, writing(folder):
+                model.save_pretrained(unfinished / "backbone")
+                put_in_place(unfinished / "backbone", folder)
 
 
 def claim_folder(cell):
