@@ -51,8 +51,8 @@ def whole_file(path, mode="w", **options):
 @contextmanager
 def work_folder(folder):
     """
-    A new, empty folder (`Path`), which is removed in the end. What a killed process has left in it is removed before, so
-    two processes must not use the same one at once.
+    A new, empty folder (`Path`), which is removed in the end. What a killed process has left in it is removed before,
+    so two processes must not use the same one at once.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

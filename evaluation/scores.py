@@ -127,7 +127,21 @@ def read_scores(path, labels):
     for label in (MEAN, *labels):
         if PREFIX + _name(label) not in values:
             raise ValueError(f"{path}: has no {PREFIX + _name(label)!r}; expected the scores of {', '.join(labels)}")
+        _check_numbers(path, values, PREFIX + _name(label))
     return {label: _score(values, PREFIX + _name(label)) for label in (MEAN, *labels)}
+
+
+def _check_numbers(path, values, name):
+    """Raises ValueError if a score or its interval in a JSON file is not what `write_scores` writes."""
+    rho, interval = values[name], values.get(name + INTERVAL, [None, None])
+    if not _is_number_or_null(rho):
+        raise ValueError(f"{path}: {name} is {rho!r}; expected a number or null")
+    if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval))):
+        raise ValueError(f"{path}: {name + INTERVAL} is {interval!r}; expected two numbers, or two times null")
+
+
+def _is_number_or_null(value):
+    return value is None or type(value) in (int, float)
 
 
 def read_made_from(path):

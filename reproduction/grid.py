@@ -167,7 +167,8 @@ class _Reader:
                 self._find_lines(value, (*keys, key.value))
 
     def error(self, keys, message):
-        return ValueError(f"{self.path}, line {self.lines[keys]}: {message}")
+        line = self.lines.get(keys)  # a key such as null or 5 is another one in the text
+        return ValueError(f"{self.path}{f', line {line}' if line else ''}: {message}")
 
     def _check_shape(self):
         for key in self.entries:
@@ -179,7 +180,12 @@ class _Reader:
         for key in ("train", "features", "architectures"):
             if not isinstance(self.entries[key], dict):
                 raise self.error((key,), f"{key} is {self.entries[key]!r}; expected lines of the form 'name: ...'")
+        for key in ("title", "output_dir"):
+            if not isinstance(self.entries[key], str):
+                raise self.error((key,), f"{key} is {self.entries[key]!r}; expected text")
         for keys, flags in self._flags():
+            if not isinstance(keys[-1], str):
+                raise ValueError(f"{self.path}: {keys[0]} has the name {keys[-1]!r}; expected text, in quotes")
             if not isinstance(flags, dict | None):
                 raise self.error(keys, f"{keys[-1]} is {flags!r}; expected flags of train.py and their values")
             for name in flags or {}:

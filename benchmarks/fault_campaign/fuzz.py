@@ -94,7 +94,8 @@ def _read(target, data):
         target.read(data)
         outcome = "answer"
     except target.errors as error:
-        outcome = type(error).__name__ if str(error).strip() else "failed: an error without a message"
+        is_clear = str(error).strip() and target.names in str(error)
+        outcome = type(error).__name__ if is_clear else f"failed: the message does not name the file: {error!r}"
     except BaseException as error:  # noqa: BLE001  (whatever it is, it is the finding)
         lines = "".join(traceback.format_exception(error)).strip().splitlines()
         outcome = "failed: " + "\n".join(lines[-1:] + lines[-SHOWN_LINES:-1])[:1500]

@@ -23,6 +23,7 @@ class Target:
         damage: `damage(data, rng, seeds)` returns a damaged file.
         read: reads a file as the product does; a method of `Reader`.
         suffix: of files that are kept.
+        names: what the message of an error must hold: the file.
         errors: the documented errors.
     """
 
@@ -32,6 +33,7 @@ class Target:
     damage: Callable
     read: Callable
     suffix: str = ""
+    names: str = ""
     errors: tuple = DOCUMENTED
 
     def damaged(self, rng):
@@ -48,14 +50,24 @@ def targets(place):
     (store,) = (path for path in (place / "stores").iterdir() if path.is_dir())
     shard = min(store.glob("*.arrow"))
     return [
-        Target("audio", 0.45, list(audio.values()), damaged_bytes, reader.audio),
-        Target("audio, cut short", 0.1, with_length, _cut, reader.cut_audio),
-        Target("label CSV", 0.08, [_bytes(lab / "train.csv")], damaged_text, reader.labels, ".csv"),
-        Target("lab/clips.csv", 0.06, [_bytes(lab / "clips.csv")], damaged_text, reader.facts, ".csv"),
-        Target("predictions CSV", 0.06, [predictions_csv(reader.predictions)], damaged_text, reader.predicted, ".csv"),
-        Target("results", 0.02, [results_json()], damaged_json, reader.results, ".json"),
-        Target("YAML of a run", 0.05, _of(configs, grids=False), damaged_text, reader.run_config, ".yaml"),
-        Target("YAML of a grid", 0.02, _of(configs, grids=True), damaged_text, reader.grid_config, ".yaml"),
+        Target("audio", 0.45, list(audio.values()), damaged_bytes, reader.audio, names="audio bytes"),
+        Target("audio, cut short", 0.1, with_length, _cut, reader.cut_audio, names="audio bytes"),
+        Target("label CSV", 0.08, [_bytes(lab / "train.csv")], damaged_text, reader.labels, ".csv", "lab/"),
+        Target("lab/clips.csv", 0.06, [_bytes(lab / "clips.csv")], damaged_text, reader.facts, ".csv", "lab/"),
+        Target(
+            "predictions CSV",
+            0.06,
+            [predictions_csv(reader.predictions)],
+            damaged_text,
+            reader.predicted,
+            ".csv",
+            "predictions.csv",
+        ),
+        Target("results", 0.02, [results_json()], damaged_json, reader.results, ".json", "eval_results.json"),
+        Target("YAML of a run", 0.05, _of(configs, grids=False), damaged_text, reader.run_config, ".yaml", "run.yaml"),
+        Target(
+            "YAML of a grid", 0.02, _of(configs, grids=True), damaged_text, reader.grid_config, ".yaml", "grid.yaml"
+        ),
         Target("config.json", 0.06, [_bytes(model / "config.json")], damaged_json, reader.config, ".json"),
         Target(
             "preprocessor_config.json",
