@@ -18,6 +18,7 @@ import soundfile
 import torch
 
 from .containers_emoshare import Patched, contents
+from .other_formats_emoshare import OtherSound
 from .resampling_emoshare import checked_rate, resampled
 
 SAMPLING_RATE = 16000
@@ -46,7 +47,8 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
         audio: one of
             - a path or URL (http, https) of an audio file, its content as `bytes`, or a binary file object, which is
               read from its start: whatever libsndfile decodes (WAV, FLAC, OGG, MP3, ...), any sampling rate from 1,000
-              to 768,000 Hz, channels averaged;
+              to 768,000 Hz, channels averaged; with torchcodec and FFmpeg installed, also other formats (M4A, AAC, WMA,
+              AMR, videos, ...), up to an hour;
             - a 1D floating-point array, tensor or list of numbers in [-1, 1] at `sampling_rate`;
             - `(sampling rate, samples)`, as Gradio gives it: samples (samples,) or (samples, channels), floating point
               in [-1, 1], or int8, int16 or int32, which are divided by their full scale;
@@ -215,9 +217,13 @@ def _source(audio):
 
 @contextmanager
 def _decoder(source):
-    """libsndfile's decoder of a file, and what is missing from that, if anything."""
+    """
+    libsndfile's decoder of a file, and what is missing from that, if anything. Of a file that it cannot decode:
+    `OtherSound`.
+    """
     with _opened(source) as (file, path):
         found = contents(file)
+        fault = found.fault
         if path is not None and not found.head:
             opened = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
         else:
@@ -225,11 +231,11 @@ def _decoder(source):
         try:
             sound = soundfile.SoundFile(opened)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-            reason = found.fault or getattr(error, "error_string", error)
-            raise ValueError(f"{source.name}: not an audio file that can be decoded ({reason})") from error
+            sound = OtherSound(file, source.name, fault or getattr(error, "error_string", error))
+            fault = sound.fault
         with sound:
             checked_rate(sound.samplerate, source.name)
-            yield sound, found.fault
+            yield sound, fault
 
 
 @contextmanager
@@ -255,7 +261,8 @@ def _opened(source):
             yield file, None
     else:
         if not os.path.isfile(name):
-            raise FileNotFoundError(f"{name}: no such audio file")
+            reason = "is a folder, device or pipe, and no file" if os.path.exists(name) else "no such audio file"
+            raise FileNotFoundError(f"{name}: {reason}")
         with open(name, "rb") as file:
             yield file, name
 

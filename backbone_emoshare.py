@@ -1,9 +1,12 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
 import hashlib
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from .wav2vec2_emoshare import Wav2Vec2Family
@@ -67,6 +70,7 @@ class BackboneFamily(Protocol):
 
 
 FAMILIES = [Wav2Vec2Family()]
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
 def family_of(backbone_config):
@@ -85,9 +89,19 @@ def family_of(backbone_config):
     )
 
 
-def commit_of(name_or_path, revision=None):
-    """The commit that a revision on the Hub points to; for a folder, which has none, the revision as given."""
-    return extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None) or revision
+def commit_of(name_or_path, revision=None, **hub_arguments):
+    """
+    The commit that a revision on the Hub points to; for a folder, which has none, the revision as given.
+
+    Raises:
+        FileNotFoundError: if a path that can only be a folder's does not exist.
+        OSError: if there is no such repository on the Hub, or it cannot be reached.
+    """
+    path = Path(name_or_path)
+    if len(path.parts) != 2 and not path.is_dir():
+        raise FileNotFoundError(f"backbone: {name_or_path} is no folder, and no Hub id (ORG/NAME) either")
+    config_file = cached_file(name_or_path, CONFIG_NAME, revision=revision, **hub_arguments)
+    return extract_commit_hash(config_file, None) or revision
 
 
 def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
@@ -101,17 +115,47 @@ def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments)
         hub_arguments: arguments of `from_pretrained` that say how to reach the Hub.
 
     Raises:
-        ValueError: if the checkpoint lacks weights.
-        OSError: if it cannot be read.
+        ValueError: if the checkpoint lacks weights, or is damaged.
+        OSError: if it cannot be fetched.
     """
     family = family_of(backbone_config)
-    backbone, loading = family.load(
-        name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, **hub_arguments
-    )
+    with clear_errors_of_weights(name_or_path):
+        backbone, loading = family.load(
+            name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, **hub_arguments
+        )
     missing = sorted(set(loading["missing_keys"]) - set(family.optional_weights))
     if missing:
         raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
     return backbone
+
+
+@contextmanager
+def clear_errors_of_weights(name_or_path):
+    """
+    While weights are loaded: what PyTorch and safetensors raise for a file that is damaged becomes a short ValueError.
+
+    Args:
+        name_or_path: the repository or folder that they are loaded from.
+    """
+    try:
+        yield
+    except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        pointers = [path for path in Path(name_or_path).glob("*") if _is_lfs_pointer(path)]
+        if pointers:
+            raise ValueError(
+                f"{pointers[0]}: holds a Git LFS pointer instead of weights; `git lfs pull` in its folder fetches them"
+            ) from error
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or "it is empty"
+        raise ValueError(f"{name_or_path}: the weights cannot be read, their file is damaged ({reason})") from error
+
+
+def _is_lfs_pointer(path):
+    if path.suffix not in (".safetensors", ".bin"):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def weights_hash(backbone):

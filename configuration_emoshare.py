@@ -1,14 +1,28 @@
 """Configuration of the EmoShare model, and the table of its architectures."""
 
 import copy
-from dataclasses import dataclass
+import difflib
+import inspect
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .backbone_emoshare import family_of
 from .losses_emoshare import LOSSES
-from .repository_emoshare import AUTO_MAP, CUSTOM_PIPELINES, copy_modules, is_remote_code, module_file
+from .repository_emoshare import (
+    AUTO_MAP,
+    CUSTOM_PIPELINES,
+    PushToHub,
+    copy_modules,
+    is_remote_code,
+    module_file,
+    remember_access,
+)
+
+logger = logging.get_logger(__name__)
 
 # The nine emotions of the ComParE 2023 Emotion Share sub-challenge, in the challenge's order.
 EMOTIONS = (
@@ -101,9 +115,22 @@ CHOICES = {
     "loss": LOSSES,
 }
 DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
+# Fields that any Transformers config may have; those that begin with an underscore are its own affair.
+COMMON_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
+    "use_cache",  # which Transformers' Trainer sets
+}
 
 
-class EmoShareConfig(PreTrainedConfig):
+class EmoShareConfig(PushToHub, PreTrainedConfig):
     r"""
     Configuration of an [`EmoShareModel`]. The defaults are Architecture 2 of the paper (section 2.4) in the sizes of
     the authors' released code, with normalisation that does not depend on padding.
@@ -113,7 +140,8 @@ class EmoShareConfig(PreTrainedConfig):
             Config of a Transformers audio encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or UniSpeech-SAT. With
             `None` the model has no backbone, and takes acoustic features (such as log-mels) as `input_features`.
         backbone_name_or_path (`str`, *optional*):
-            Hub id or folder that the backbone's weights came from.
+            Hub id or folder that the backbone's weights came from. A saved config has of a folder its name alone, or,
+            next to a checkpoint of the heads alone, its path from there.
         backbone_revision (`str`, *optional*):
             Commit of `backbone_name_or_path`, where that is on the Hub.
         backbone_hash (`str`, *optional*):
@@ -166,7 +194,7 @@ class EmoShareConfig(PreTrainedConfig):
             Only `"regression"`: Transformers' own pipelines then return the shares as they are.
 
     Raises:
-        ValueError: on an illegal value or combination; the message begins with the field's name.
+        ValueError: on an illegal value or combination, or an unknown field; the message begins with the field's name.
     """
 
     model_type = "emoshare"
@@ -198,6 +226,7 @@ class EmoShareConfig(PreTrainedConfig):
         problem_type="regression",
         **kwargs,
     ):
+        _check_known(kwargs)
         if isinstance(backbone_config, dict):
             backbone_config = _backbone_config_from_dict(backbone_config)
         if feature_size is None:
@@ -231,6 +260,12 @@ class EmoShareConfig(PreTrainedConfig):
             raise ValueError(f"problem_type: got {problem_type!r}; shares are predicted by 'regression' only")
         super().__init__(problem_type=problem_type, **_label_fields(id2label, kwargs))
         self.check()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Transformers. Saving the model later may need further files of its repository, with the same token."""
+        remember_access(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def labels(self):
@@ -319,7 +354,49 @@ class EmoShareConfig(PreTrainedConfig):
         saved.custom_pipelines = {
             task: info for task, info in CUSTOM_PIPELINES.items() if module_file(info["impl"]) in modules
         }
+        saved._leave_out_unknown()
+        saved._leave_out_folders(save_directory)
         super(EmoShareConfig, saved).save_pretrained(save_directory, **kwargs)
+
+    def _leave_out_unknown(self):
+        """Removes attributes that were added to the config and are none of its fields: it could not be loaded."""
+        for name in [name for name in vars(self) if not _is_known(name)]:
+            logger.warning(f"config.{name} is not saved: EmoShareConfig has no such field")
+            delattr(self, name)
+
+    def _leave_out_folders(self, save_directory):
+        """Replaces the folders of this machine that the config names, which mean nothing on another one."""
+        self.name_or_path = ""
+        if self.backbone_config is not None:
+            self.backbone_config.name_or_path = ""
+        folder = self.backbone_name_or_path
+        if folder is not None and Path(folder).is_dir():
+            folder = Path(folder).resolve()
+            self.backbone_name_or_path = folder.name if self.include_backbone else _path_from(save_directory, folder)
+
+
+def _path_from(start, folder):
+    """The path of a folder as seen from another one; as it is where there is none, as between two Windows drives."""
+    try:
+        return Path(os.path.relpath(folder, Path(start).resolve())).as_posix()
+    except ValueError:
+        return str(folder)
+
+
+def _is_known(name):
+    return name in COMMON_FIELDS or name in _own_fields() or name.startswith("_")
+
+
+def _own_fields():
+    return list(inspect.signature(EmoShareConfig.__init__).parameters)
+
+
+def _check_known(given):
+    for name in given:
+        if not _is_known(name):
+            similar = difflib.get_close_matches(name, _own_fields(), n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"{name}: EmoShareConfig has no such field{hint}")
 
 
 def _is_positive_int(value):
@@ -373,4 +450,4 @@ def _labels_by_index(id2label):
         raise ValueError(f"id2label: got indices {sorted(id2label)}; expected 0, 1, 2, ... without gaps")
     if len(set(id2label.values())) != len(id2label):
         raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
-    return id2label
+    return dict(sorted(id2label.items()))

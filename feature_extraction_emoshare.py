@@ -1,7 +1,9 @@
 """From waveforms to what an EmoShare model takes."""
 
+import json
 import math
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
+from .repository_emoshare import PushToHub
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
@@ -23,12 +26,23 @@ ACOUSTIC_BANDS = 40
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
 ACOUSTIC_MAX_HZ = 8000.0
-LOG_FLOOR = 1e-6  # added to mel energies before the logarithm
+# Added to mel energies before the logarithm: to those of the clip at unit variance, or of the clip as it is. For a clip
+# at -30 dBFS, the two are the same.
+LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
 VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
 MIN_FRAMES = 2
+# What stands in saved preprocessor configs besides the arguments of the feature extractor.
+SAVED_FIELDS = {
+    "auto_map",
+    "feature_extractor_type",
+    "feature_size",
+    "padding_side",
+    "processor_class",
+    "return_attention_mask",
+}
 
 
-class EmoShareFeatureExtractor(SequenceFeatureExtractor):
+class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
     r"""
     Turns mono waveforms into `input_values` (for models with a backbone) or `input_features` (acoustic features, for
     models without), each with an attention mask.
@@ -53,9 +67,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             Number of frames of the shortest clip or window; the model's `pool_size` if that is more.
         padding_value (`float`, *optional*, defaults to 0.0):
             Value of the padding to the right of normalised clips.
+        floor (`str`, *optional*, defaults to `"relative"`):
+            What the normalisation does with quiet clips. `"relative"`: the same as with loud ones, whatever their
+            level; digital silence stays at zero. `"absolute"`: a constant is added to the variance of a waveform, or to
+            the mel energies before the logarithm, so that a clip far below -30 dBFS has other features than a louder
+            copy of it. Transformers' `Wav2Vec2FeatureExtractor` does so, and models of earlier versions were trained
+            with it: a saved preprocessor config without this field means `"absolute"`. Without effect if
+            `do_normalize` is `False`: the level then matters.
 
     Raises:
-        ValueError: on an unknown feature type, or windows that could not be cut into two of `min_frames`.
+        ValueError: on an unknown field or an illegal value, or windows that could not be cut into two of `min_frames`;
+            the message begins with the field's name.
     """
 
     _auto_class = "AutoFeatureExtractor"  # saving it writes this module next to preprocessor_config.json
@@ -70,22 +92,39 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         hop_length=None,
         min_frames=MIN_FRAMES,
         padding_value=0.0,
+        floor="relative",
         **kwargs,
     ):
-        if feature_type not in FEATURE_TYPES:
-            raise ValueError(f"feature_type: got {feature_type!r}; expected one of {', '.join(FEATURE_TYPES)}")
+        _check_choice("feature_type", feature_type, FEATURE_TYPES)
+        _check_choice("floor", floor, LOG_FLOORS)
+        _check_known(kwargs)
         is_waveform = feature_type == "waveform"
         kwargs.pop("feature_size", None)  # stands in saved files; it follows from the feature type
         super().__init__(1 if is_waveform else ACOUSTIC_BANDS, sampling_rate, padding_value, **kwargs)
         self.feature_type = feature_type
         self.do_normalize = do_normalize
+        self.floor = floor
         self.chunk_length_s = chunk_length_s
         self.return_attention_mask = True
+        _check_type(self, bool, "True or False", "do_normalize")
+        _check_type(self, Real, "a number", "chunk_length_s", "padding_value")
+        _check_type(self, Integral, "a whole number, 1 or more", "sampling_rate")
         default_hop = 320 if is_waveform else round(ACOUSTIC_HOP_S * sampling_rate)
-        self.frame_length = frame_length or round(ACOUSTIC_WINDOW_S * sampling_rate)
-        self.hop_length = hop_length or default_hop
+        self.frame_length = round(ACOUSTIC_WINDOW_S * sampling_rate) if frame_length is None else frame_length
+        self.hop_length = default_hop if hop_length is None else hop_length
         self.min_frames = min_frames
+        _check_type(self, Integral, "a whole number, 1 or more", "frame_length", "hop_length", "min_frames")
         self._check_windows()
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict, **kwargs):
+        """As in Transformers; a saved preprocessor config without `floor` is of an earlier version: `"absolute"`."""
+        return super().from_dict({"floor": "absolute", **feature_extractor_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        """As `from_dict`, of the content of a file."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     def _check_windows(self):
         # Twice the least, because the last cut may move back by that much.
@@ -134,7 +173,16 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
             )
 
     @classmethod
-    def for_backbone(cls, name_or_path, backbone_config, revision=None, **kwargs):
+    def for_backbone(
+        cls,
+        name_or_path,
+        backbone_config,
+        revision=None,
+        token=None,
+        cache_dir=None,
+        local_files_only=False,
+        **kwargs,
+    ):
         """
         The feature extractor that fits a pretrained backbone.
 
@@ -143,10 +191,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
                 on normalised waveforms.
             backbone_config: its config, which decides how long a frame is.
             revision: its branch, tag or commit.
+            token, cache_dir, local_files_only: as in Transformers, for what is read from the Hub; never saved.
             kwargs: further arguments of `EmoShareFeatureExtractor`.
         """
-        if _has_preprocessor_config(name_or_path, revision):
-            own = AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision)
+        access = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        if _has_preprocessor_config(name_or_path, access):
+            own = AutoFeatureExtractor.from_pretrained(name_or_path, **access)
         else:
             logger.warning(
                 f"{name_or_path} has no preprocessor config; waveforms are normalised to zero mean and unit variance "
@@ -226,7 +281,10 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def _checked(self, clip):
-        waveform = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
+        if isinstance(clip, torch.Tensor):
+            # NumPy has no bfloat16.
+            clip = (clip.float() if clip.is_floating_point() else clip).detach().cpu().numpy()
+        waveform = np.asarray(clip)
         if waveform.ndim != 1:
             raise ValueError(
                 f"raw_speech: got an array of shape {waveform.shape}; expected mono waveforms, 1D each "
@@ -239,6 +297,8 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
                 f"raw_speech: got {waveform.dtype} samples; expected floating point in [-1, 1] "
                 "(divide 16-bit integers by 32768)"
             )
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+            waveform = waveform.astype(np.float32)
         if not np.isfinite(waveform).all():
             count = int((~np.isfinite(waveform)).sum())
             raise ValueError(f"raw_speech: {count} of {waveform.size} samples are not finite")
@@ -253,14 +313,17 @@ class EmoShareFeatureExtractor(SequenceFeatureExtractor):
                 f"{self.chunk_length_s}: the model was trained on shorter windows; cut it with windows(), as the "
                 "emotion-share pipeline does"
             )
-        return waveform.astype(np.float32)
+        return waveform
 
     def _features(self, waveform):
+        is_relative = self.do_normalize and self.floor == "relative"
+        if is_relative:
+            waveform = _at_unit_variance(waveform)
         if self.feature_type == "waveform":
-            return _standardized(waveform) if self.do_normalize else waveform
+            return _standardized(waveform) if self.do_normalize and not is_relative else waveform
         # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
         power = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)(torch.from_numpy(waveform))
-        log_mel = (power + LOG_FLOOR).log().T.numpy()  # (frames, 40)
+        log_mel = (power + LOG_FLOORS["relative" if is_relative else "absolute"]).log().T.numpy()  # (frames, 40)
         if self.do_normalize:
             log_mel = _standardized(log_mel)
         return log_mel if self.feature_type == "mel" else log_mel @ _cosine_transform()
@@ -293,7 +356,7 @@ def _torchaudio():
     return torchaudio
 
 
-def _has_preprocessor_config(name_or_path, revision):
+def _has_preprocessor_config(name_or_path, access):
     """Whether a repository or folder has one. Failing to reach the Hub is an error, and does not count as no."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if Path(name_or_path).is_dir():
@@ -301,7 +364,7 @@ def _has_preprocessor_config(name_or_path, revision):
                 return True
             continue
         try:
-            hf_hub_download(name_or_path, name, revision=revision)
+            hf_hub_download(name_or_path, name, **access)
             return True
         except LocalEntryNotFoundError:
             raise
@@ -314,6 +377,36 @@ def _is_batch(raw_speech):
     return isinstance(raw_speech, list | tuple) and not (raw_speech and np.isscalar(raw_speech[0]))
 
 
+def _at_unit_variance(waveform):
+    """
+    Zero mean and unit variance, whatever the level; zeros if all samples are equal. In float64, where the mean of equal
+    samples is exactly their value, and no level is too high or too low.
+    """
+    waveform = waveform.astype(np.float64)
+    waveform -= waveform.mean()
+    deviation = waveform.std()
+    return (waveform / deviation if deviation > 0 else waveform).astype(np.float32)
+
+
 def _standardized(features):
     """Zero mean and unit variance over the whole array; the variance floor keeps silence at zero."""
     return ((features - features.mean()) / np.sqrt(features.var() + VARIANCE_FLOOR)).astype(np.float32)
+
+
+def _check_choice(name, value, choices):
+    if value not in tuple(choices):
+        raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(choices)}")
+
+
+def _check_type(extractor, kind, expected, *names):
+    for name in names:
+        value = getattr(extractor, name)
+        is_of_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if not is_of_kind or (kind is Integral and value < 1):
+            raise ValueError(f"{name}: got {value!r}; expected {expected}")
+
+
+def _check_known(given):
+    for name in given:
+        if name not in SAVED_FIELDS and not name.startswith("_"):
+            raise ValueError(f"{name}: EmoShareFeatureExtractor has no such field")

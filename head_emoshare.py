@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from .backbone_emoshare import family_of
 from .configuration_emoshare import ARCHITECTURES
 from .frames_emoshare import last_step, length_mask, masked_mean
+from .offload_emoshare import weights_in_place
 
 TRANSFORMER_LAYERS = 2
 
@@ -50,6 +51,11 @@ class EmotionHead(nn.Module):
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
+    def dtype(self):
+        """Of the weights; that of the convolutions, which stay what they are in a quantised head."""
+        return self.convolutions[0].weight.dtype
+
+    @property
     def encoder(self):
         return self.get_submodule(self.architecture.encoder)
 
@@ -67,9 +73,13 @@ class EmotionHead(nn.Module):
         Returns:
             Shares (batch, outputs), and attention weights (batch, steps) or `None`.
         """
+        with weights_in_place(self):
+            return self._shares(features, lengths)
+
+    def _shares(self, features, lengths):
         if self.layer_weights is not None:
             features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0).to(features.dtype), features)
-        steps = self.convolutions(features, lengths).to(self.output.weight.dtype)  # (batch, steps, channels)
+        steps = self.convolutions(features, lengths).to(self.dtype)  # (batch, steps, channels)
         step_lengths = lengths // self.pool_size
         mask = length_mask(step_lengths, steps.shape[1])
         states, last_states = self.encoder(self.lstm_norm(steps), step_lengths, mask)
@@ -140,6 +150,10 @@ class TransformerEncoder(nn.ModuleList):
             for _ in range(TRANSFORMER_LAYERS)
         )
         self.width = width
+        for layer in self:
+            # Off is PyTorch's fused layer, which only inference has, and which reads weights of linear layers directly:
+            # these cannot be quantised then.
+            layer.activation_relu_or_gelu = 0
 
     def forward(self, steps, lengths, mask):
         """As `LSTMEncoder.forward`; there are no last states."""

@@ -1,9 +1,10 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention head (paper, section 2.4)."""
 
 import copy
-from contextlib import nullcontext
+import re
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from .backbone_emoshare import commit_of, family_of, load_backbone, weights_hash
+from .backbone_emoshare import clear_errors_of_weights, commit_of, family_of, load_backbone, weights_hash
 from .configuration_emoshare import EmoShareConfig
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES
+from .repository_emoshare import PushToHub
 from .threads_emoshare import side_by_side
 
 logger = logging.get_logger(__name__)
@@ -56,7 +58,7 @@ class FrameFeatures(NamedTuple):
     lengths: torch.Tensor
 
 
-class EmoShareModel(PreTrainedModel):
+class EmoShareModel(PushToHub, PreTrainedModel):
     """
     Predicts, for each emotion, the share of listeners who would perceive it in a speech clip.
 
@@ -99,21 +101,43 @@ class EmoShareModel(PreTrainedModel):
         self._freeze_backbone()
 
     @classmethod
-    def from_backbone_pretrained(cls, name_or_path, revision=None, **config_fields):
+    def from_backbone_pretrained(
+        cls,
+        name_or_path,
+        revision=None,
+        dtype=torch.float32,
+        token=None,
+        cache_dir=None,
+        local_files_only=False,
+        force_download=False,
+        **config_fields,
+    ):
         """
         A new model, its heads freshly initialised, around a pretrained backbone.
 
         Args:
             name_or_path: Hub id or local folder of the backbone.
             revision: its branch, tag or commit.
+            dtype: dtype that the backbone runs in, whatever it is stored in; the heads stay in float32.
+            token, cache_dir, local_files_only, force_download: how to reach the Hub, as in `from_pretrained`.
             config_fields: further fields of `EmoShareConfig`.
 
         Raises:
-            ValueError: if the backbone is of an unsupported kind, or its checkpoint lacks weights.
+            ValueError: if the backbone is of an unsupported kind, its checkpoint lacks weights or is damaged, or a
+                field is unknown or illegal.
+            OSError: if there is no such backbone, or it cannot be fetched.
         """
-        revision = commit_of(name_or_path, revision)
-        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        backbone = load_backbone(name_or_path, backbone_config, revision)
+        access = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
+        revision = commit_of(name_or_path, revision, **access)
+        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
+        # Checked before the weights are fetched, so that a wrong field costs no time.
+        cls.config_class(backbone_config=copy.deepcopy(backbone_config), **config_fields)
+        backbone = load_backbone(name_or_path, backbone_config, revision, **access)
         config = cls.config_class(
             backbone_config=backbone_config,
             backbone_name_or_path=str(name_or_path),
@@ -121,6 +145,7 @@ class EmoShareModel(PreTrainedModel):
             backbone_hash=weights_hash(backbone),
             **config_fields,
         )
+        backbone.to(dtype)
         model = cls(config)
         model.family.prepare(backbone)
         model.backbone = backbone
@@ -134,18 +159,35 @@ class EmoShareModel(PreTrainedModel):
         `config.backbone_name_or_path` (give that as an argument if it has moved).
 
         Raises:
-            ValueError: if its weights are not those that the heads were trained on.
+            ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
+                weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
+                Transformers, weights that are missing or of another shape are initialised anew, with a warning.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_loading_info = kwargs.pop("output_loading_info", False)
+        name_or_path = kwargs.get("pretrained_model_name_or_path") or args[0]
+        with clear_errors_of_weights(name_or_path):
+            model, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if not kwargs.get("ignore_mismatched_sizes"):
+            model._check_loaded(name_or_path, loading)
         if not model.config.include_backbone:
             model._fetch_backbone({name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
         model._freeze_backbone()  # the loader has made new parameters, which all require gradients
-        return loaded
+        return (model, loading) if wants_loading_info else model
+
+    def _check_loaded(self, name_or_path, loading):
+        """Transformers initialises missing weights at random, and ignores those that it does not know."""
+        optional = () if self.backbone is None else self.family.optional_weights
+        for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
+            names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional)
+            if names:
+                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
 
     def _fetch_backbone(self, hub_arguments):
         name, revision = self.config.backbone_name_or_path, self.config.backbone_revision
+        if (Path(self.config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
+            name = self.config.backbone_name_or_path = str((Path(self.config.name_or_path) / name).resolve())
         try:
             backbone = load_backbone(name, copy.deepcopy(self.config.backbone_config), revision, **hub_arguments)
         except OSError as error:
@@ -193,6 +235,12 @@ class EmoShareModel(PreTrainedModel):
             raise ValueError(
                 "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could "
                 "not be fetched again; save it with the heads"
+            )
+        name = self.config.backbone_name_or_path
+        if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+            raise ValueError(
+                f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
+                "config.backbone_name_or_path to it, or save the backbone with the heads"
             )
         if weights_hash(self.backbone) != self.config.backbone_hash:
             raise ValueError(
@@ -293,10 +341,9 @@ class EmoShareModel(PreTrainedModel):
             )
         all_layers = range(self.family.num_layers(self.backbone.config) + 1)
         to_run = [layer for layer in layers if layer != "weighted"] + (list(all_layers) if "weighted" in layers else [])
-        with torch.no_grad() if self.config.freeze_backbone else nullcontext():
-            states = self.family.hidden_states(self.backbone, inputs.to(self.backbone.dtype), lengths, to_run)
-            if "weighted" in layers:
-                states["weighted"] = torch.stack([states[layer] for layer in all_layers], dim=1)
+        states = self.family.hidden_states(self.backbone, inputs.to(self.backbone.dtype), lengths, to_run)
+        if "weighted" in layers:
+            states["weighted"] = torch.stack([states[layer] for layer in all_layers], dim=1)
         return FrameFeatures({layer: states[layer] for layer in layers}, num_frames)
 
     def forward(
@@ -331,6 +378,7 @@ class EmoShareModel(PreTrainedModel):
             ValueError: if not exactly one input is given, if it is not one that this model takes, or if a shape or
                 length does not fit.
         """
+        _refuse_tracing()
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -352,7 +400,7 @@ class EmoShareModel(PreTrainedModel):
             if output_hidden_states:
                 hidden_states = tuple(by_layer[layer] for layer in all_layers)
         if features.dtype != torch.bfloat16:
-            features = features.to(self.heads[0].output.weight.dtype)
+            features = features.to(self.heads[0].dtype)
         self._check_fits_max_frames(features.shape[-2])
 
         shares, weights = zip(*self._run_heads(features, lengths), strict=True)
@@ -421,7 +469,7 @@ class EmoShareModel(PreTrainedModel):
         heads = [partial(head, features, lengths) for head in self.heads]
         if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return [head() for head in heads]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling():
             return [head() for head in heads]
         mode = torch.is_inference_mode_enabled()
         return side_by_side([partial(_without_gradients, head, mode) for head in heads])
@@ -432,6 +480,14 @@ class EmoShareModel(PreTrainedModel):
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
+
+
+def _refuse_tracing():
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
+            "wrong shares for other clips without a word; torch.compile works"
+        )
 
 
 def _without_gradients(function, inference_mode):

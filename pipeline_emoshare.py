@@ -2,11 +2,11 @@
 
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
@@ -16,7 +16,7 @@ from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineItera
 from .audio_emoshare import audio_blocks, audio_name, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
-from .repository_emoshare import copy_card, publish_folder
+from .repository_emoshare import copy_card, create_repository, publish_folder
 from .windows_emoshare import average_by_duration, stream_windows
 
 __all__ = ["EmotionSharePipeline", "load_audio"]
@@ -120,13 +120,23 @@ class EmotionSharePipeline(ChunkPipeline):
 
         Args:
             repo_id (`str`): `ORG/NAME` of the repository, which is created if it does not exist.
-            commit_message, private, token, revision, create_pr: as in Transformers.
+            commit_message, token, revision, create_pr: as in Transformers.
+            private (`bool`, *optional*): whether the repository is to be private.
             include_backbone (`bool`): as in `EmoShareModel.save_pretrained`.
 
         Returns:
             `huggingface_hub.CommitInfo`.
+
+        Raises:
+            ValueError: if the repository exists and is public where it should be private, or the reverse; if the
+                backbone is to be left out, but is a local folder.
         """
-        repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not include_backbone and Path(self.model.config.backbone_name_or_path or "").is_dir():
+            raise ValueError(
+                f"include_backbone=False: the backbone is the local folder {self.model.config.backbone_name_or_path}, "
+                "which nobody else could fetch"
+            )
+        repo_id = create_repository(repo_id, private, token)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, include_backbone=include_backbone)
             return publish_folder(folder, repo_id, commit_message, token, revision, create_pr)

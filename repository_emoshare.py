@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +30,10 @@ ENTRY_MODULES = (
     "feature_extraction_emoshare.py",
     "pipeline_emoshare.py",
 )
+# Arguments of `from_pretrained` that say how to reach the Hub.
+ACCESS = ("token", "cache_dir", "local_files_only")
+_access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
+
 CARD_FILES = ("README.md", "shares_devel.png")  # the model card, and the figure in it
 # The files of a model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
 PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
@@ -64,8 +69,13 @@ def copy_modules(folder, name_or_path):
             present.add(name)
             waiting += [f"{module}.py" for module in get_relative_imports(target)]
         else:
-            logger.warning(f"{folder} is saved without {name}, which {name_or_path!r} no longer has")
+            logger.warning(f"{folder} is saved without {name}, which could not be fetched from {name_or_path!r}")
     return present
+
+
+def remember_access(name_or_path, arguments):
+    """Keeps how a repository is reached, so that saving a model from it can fetch its other files in the same way."""
+    _access[str(name_or_path)] = {name: arguments[name] for name in ACCESS if name in arguments}
 
 
 def copy_card(folder, name_or_path):
@@ -91,10 +101,41 @@ def fetch_file(name, name_or_path):
     # Transformers keeps a Hub repository's modules in a folder named after their commit.
     commit = Path(__file__).parent.name if is_remote_code() else None
     try:
-        return cached_file(name_or_path, name, revision=commit)
-    except OSError as error:
-        logger.info(f"{name} was not found in {name_or_path!r}: {error}")
+        return hf_hub_download(name_or_path, name, revision=commit, **_access.get(str(name_or_path), {}))
+    except (OSError, HFValidationError) as error:
+        is_missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if not is_missing:
+            logger.warning(f"{name} could not be fetched from {name_or_path!r}: {error}")
         return None
+
+
+def create_repository(repo_id, private=None, token=None, repo_type="model"):
+    """
+    Makes a repository on the Hub, if there is none. Called before any work is done, so that a missing token or a wrong
+    name costs no time; `huggingface_hub` says what is wrong.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        private: whether it is to be private; `None` if that does not matter, and then a new one is what the
+            organisation's settings say.
+        token, repo_type: as in `huggingface_hub`.
+
+    Returns:
+        Its full name.
+
+    Raises:
+        ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    is_private = api.repo_info(repo_id, repo_type=repo_type).private if private is not None else None
+    if is_private != private:
+        found, expected = ("private" if value else "public" for value in (is_private, private))
+        raise ValueError(
+            f"{repo_id}: the repository exists and is {found}; expected a {expected} one. Its settings on the Hub can "
+            "change that"
+        )
+    return repo_id
 
 
 def publish_folder(folder, repo_id, commit_message, token=None, revision=None, create_pr=False):
@@ -115,6 +156,20 @@ def publish_folder(folder, repo_id, commit_message, token=None, revision=None, c
     return HfApi(token=token).create_commit(
         repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
     )
+
+
+class PushToHub:
+    """For classes that Transformers can push: where `private` is given, an existing repository must be what it says."""
+
+    def push_to_hub(self, repo_id, private=None, token=None, **kwargs):
+        """
+        As in Transformers.
+
+        Raises:
+            ValueError: if the repository exists and is public where it should be private, or the reverse.
+        """
+        create_repository(repo_id, private, token)
+        return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
 
 def module_file(class_reference):

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .frames_emoshare import length_mask
+from .offload_emoshare import weights_in_place
 
 logger = logging.get_logger(__name__)
 
@@ -105,10 +106,6 @@ class Wav2Vec2Family:
             if isinstance(module, nn.Conv1d):
                 module.register_forward_pre_hook(_ZeroPadding(self, backbone.config))
         if fast:
-            for module in list(backbone.encoder.layers.modules()):
-                for name, child in module.named_children():
-                    if type(child) is nn.Linear:
-                        setattr(module, name, PackedLinear(child))
             backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
 
     def hidden_states(self, backbone, input_values, lengths, layers):
@@ -124,6 +121,8 @@ class Wav2Vec2Family:
         Returns:
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
+        if isinstance(backbone.encoder.layers, EncoderLayers):
+            backbone.encoder.layers.pack_linears(backbone.dtype, input_values.device)
         is_padded = bool((lengths != input_values.shape[1]).any())
         clip_samples = _clip_samples.set(lengths if is_padded else None)
         # One layer at least: Transformers records hidden_states[0] as the first layer's input.
@@ -147,8 +146,22 @@ class EncoderLayers(nn.ModuleList):
     their layers, and have no argument for how many.
     """
 
+    has_packed_linears = False
+
     def __iter__(self):
         return islice(super().__iter__(), _num_layers.get())
+
+    def pack_linears(self, dtype, device):
+        """
+        Makes the linear layers `PackedLinear`s, in place, once they run in a dtype and on a device where that helps.
+        Until then, tools which look for `nn.Linear` itself find them, as dynamic quantisation does.
+        """
+        is_useful = dtype == torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_useful and _has_packed_linear() and not self.has_packed_linears:
+            for module in self.modules():
+                if type(module) is nn.Linear:
+                    module.__class__ = PackedLinear
+            self.has_packed_linears = True
 
 
 class PackedLinear(nn.Linear):
@@ -157,24 +170,24 @@ class PackedLinear(nn.Linear):
     at every call; this one does it once, as long as the weights are frozen and unchanged, with the operators that
     `torch.compile` uses for it. It keeps a second copy of them in memory.
 
-    Args:
-        linear: the layer, whose parameters this one takes over.
+    PyTorch counts the changes of a tensor, but not those through `weight.data`. These are found by comparing weights of
+    every row and column; one that changes a single weight can remain unseen, so write in `torch.no_grad()` instead.
     """
 
-    def __init__(self, linear):
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self._packed = None
-        # The weights that were packed, and their version. Holding them keeps other weights from taking their address.
-        self._packed_from, self._packed_version = None, None
+    _packed = None
+    # The weights that were packed, their version, and some of their values. Holding the weights keeps others from
+    # taking their address.
+    _packed_from, _packed_version, _packed_sample = None, None, None
 
     def forward(self, rows):
         """(..., width in) -> (..., width out)"""
         if not self._runs_packed(rows):
             return super().forward(rows)
-        if self._packed is None or self._has_new_weight():
+        sample = self._sample()
+        if self._packed is None or self._has_new_weight(sample):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
             self._packed_from, self._packed_version = self.weight.detach(), self.weight._version
+            self._packed_sample = sample
         return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "none")
 
     def _runs_packed(self, rows):
@@ -188,12 +201,27 @@ class PackedLinear(nn.Linear):
             and _has_packed_linear()
         )
 
-    def _has_new_weight(self):
-        return self._packed_from.data_ptr() != self.weight.data_ptr() or self._packed_version != self.weight._version
+    def _has_new_weight(self, sample):
+        return (
+            self._packed_from.data_ptr() != self.weight.data_ptr()
+            or self._packed_version != self.weight._version
+            or not torch.equal(self._packed_sample, sample)
+        )
+
+    def _sample(self):
+        """The weights on the diagonals, which cross every row and column."""
+        return self.weight.detach().take(_diagonals(*self.weight.shape))
 
     def __getstate__(self):
         """Copies do not share the packed weights; they pack their own."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
+        return {**self.__dict__, "_packed": None, "_packed_from": None, "_packed_sample": None}
+
+
+@cache
+def _diagonals(rows, columns):
+    """Positions in a flattened (rows, columns) matrix, int64."""
+    index = torch.arange(max(rows, columns))
+    return index % rows * columns + index % columns
 
 
 @cache
@@ -224,7 +252,10 @@ class FrontEnd(nn.Module):
 
     def forward(self, input_values):
         """(batch, samples) -> (batch, channels, frames)"""
-        lengths = _clip_samples.get()
+        with weights_in_place(self):
+            return self._frames(input_values, _clip_samples.get())
+
+    def _frames(self, input_values, lengths):
         if self._runs_as_modules(input_values):
             return self._modules_forward(input_values, lengths)
         if lengths is None:

@@ -12,9 +12,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from ..repository_emoshare import create_repository
 from .corpora import CORPORA
 from .emotion_share import EmotionShare
-from .publishing import create_repository, push_dataset, write_dataset
+from .publishing import push_dataset, write_dataset
 
 
 def main(argv):
@@ -26,7 +27,9 @@ def main(argv):
             "publish",
             stacklevel=2,
         )
-    name = create_repository(arguments.push_to_hub, arguments.public) if arguments.push_to_hub else None
+    name = None
+    if arguments.push_to_hub:
+        name = create_repository(arguments.push_to_hub, private=not arguments.public, repo_type="dataset")
     builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
     if name is not None:
         print(f"Published: {push_dataset(builder, name)}")

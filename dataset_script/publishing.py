@@ -16,33 +16,6 @@ TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
-def create_repository(name, public):
-    """
-    Makes the dataset's repository on the Hub, if there is none. Called before any work is done, so that a missing token
-    or a wrong name costs no time; `huggingface_hub` says what is wrong.
-
-    Args:
-        name: `ORG/NAME`.
-        public: whether it is to be public; it is private otherwise.
-
-    Returns:
-        Its full name.
-
-    Raises:
-        ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
-    """
-    api = HfApi()
-    name = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True).repo_id
-    is_private = api.dataset_info(name).private
-    if is_private == public:
-        raise ValueError(
-            f"{name}: the repository is {'private' if is_private else 'public'}; expected a "
-            f"{'public' if public else 'private'} one, as {'' if public else 'no '}--public was given. "
-            "The repository's settings on the Hub can change that"
-        )
-    return name
-
-
 def push_dataset(builder, name):
     """
     Uploads a corpus in one commit, all or nothing, in place of what the repository's `data` held before.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-# What torch, which does not raise OSError, calls itself when it cannot write.
-TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")
+# What is in the RuntimeError of torch when it cannot write.
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class NotWrittenError(OSError):

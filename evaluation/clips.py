@@ -4,16 +4,19 @@ import os
 
 import soundfile
 
-# What libsndfile decodes, under its own names and further ones of the same formats; raw samples have no header.
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
-AUDIO_SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".sph", ".snd"}
+from ..other_formats_emoshare import OTHER_SUFFIXES
+
+# What libsndfile decodes, under its own names and further ones of the same formats.
+AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - OTHER_SUFFIXES
+AUDIO_SUFFIXES |= {".aif", ".aifc", ".bwf", ".mp1", ".mp2", ".oga", ".opus", ".sph", ".snd", ".wave"}
 
 
 def find_clips(inputs):
     """
     Args:
-        inputs: paths of audio files, and of folders to search, with all folders in them, for files with a suffix that
-            libsndfile decodes. The search skips hidden files and folders, and links to folders.
+        inputs: paths of audio files, and of folders to search, with all folders in them, for files with a suffix of
+            audio or video, whether they can be decoded or not. The search skips hidden files and folders, and links to
+            folders.
 
     Returns:
         `list[str]`: the clips in the order of the inputs, those of a folder sorted; each once, under the first path
@@ -48,7 +51,7 @@ def _search(folder):
         found += [
             os.path.join(parent, name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES | OTHER_SUFFIXES
         ]
     return sorted(found)
 

@@ -20,6 +20,8 @@ from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline
 from emoshare.cli import main
+from emoshare.dataset_script.emotion_share import EmotionShare
+from emoshare.dataset_script.publishing import write_dataset
 from emoshare.evaluation.clips import find_clips, predict_each
 
 COMMAND = [sys.executable, "-m", "emoshare.cli"]
@@ -213,13 +215,15 @@ def test_a_killed_run_keeps_its_rows(model_folder, tmp_path, monkeypatch):
 
 
 def test_folders_are_searched_for_audio_files(tmp_path):
-    names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "notes.txt", "raw.raw", ".hidden.wav"]
+    """Those that cannot be decoded are found, too: nothing that sounds is left out without a word."""
+    names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "f.m4a", "g.MP4", "raw.raw"]
+    names += ["notes.txt", "picture.jpg", ".hidden.wav"]
     for name in [*names, ".cache/f.wav"]:
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     folder = str(tmp_path / "folder")
-    found = ["a.FLAC", "b.wav", "deep/d.mp3", "deep/er/c.ogg", "e.opus"]
+    found = ["a.FLAC", "b.wav", "deep/d.mp3", "deep/er/c.ogg", "e.opus", "f.m4a", "g.MP4", "raw.raw"]
     assert find_clips([folder]) == [os.path.join(folder, name) for name in found]
 
 
@@ -378,6 +382,52 @@ def test_evaluate_says_what_is_wrong(arguments, message, trained, corpus, capsys
 def test_labels_of_another_corpus_are_named(model_folder, corpus, capsys):
     assert main(["evaluate", "--model", str(model_folder), "--dataset", "csv", "--data_dir", str(corpus)]) == 2
     assert f"has the labels {list(EMOTIONS)}; the corpus has ['joy', 'awe']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus", {"train": 1, "devel": 7})
+    command = ["evaluate", "--model", str(model_folder), "--bootstrap", "0", "--output_dir", str(tmp_path / "scores")]
+    from_folder = ["--dataset", "csv", "--data_dir", str(corpus)]
+    assert main([*command, *from_folder]) == 0
+    expected = read_csv(tmp_path / "scores" / "predictions_devel.csv")
+    (corpus / "wav" / "devel_001.wav").write_text("not audio")
+    soundfile.write(corpus / "wav" / "devel_004.wav", speech(0.5)[:500], 16000)
+    if is_published:
+        builder = EmotionShare("csv", data_dir=corpus, cache_dir=tmp_path / "cache")
+        write_dataset(builder, tmp_path / "published", "name")
+    capsys.readouterr()
+    dataset = ["--dataset", str(tmp_path / "published")] if is_published else from_folder
+    assert main([*command, *dataset, "--batch_size", "2"]) == 1
+    output, errors = capsys.readouterr()
+    summary, *lines = errors[errors.index("2 of 7") :].splitlines()
+    assert summary == "2 of 7 clips could not be predicted, and are not in the scores:"
+    places = ["devel, row 1", "devel, row 4"] if is_published else ["lab/devel.csv, row 3", "lab/devel.csv, row 6"]
+    assert lines[0].startswith(f"  {places[0]}: devel_001.wav: not an audio file")
+    assert lines[1].startswith(f"  {places[1]}: devel_004.wav: ")
+    assert "500 samples" in lines[1]
+    assert "on devel, 5 clips" in output
+    rows = read_csv(tmp_path / "scores" / "predictions_devel.csv")[1:]
+    assert [row[0] for row in rows] == [f"devel_00{number}.wav" for number in (0, 2, 3, 5, 6)]
+    whole = {row[0]: row[1:] for row in expected[1:]}
+    for name, *shares in rows:
+        assert [float(share) for share in shares] == pytest.approx([float(share) for share in whole[name]], abs=1e-5)
+    true = {row[0]: float(row[1]) for row in read_csv(corpus / "lab" / "devel.csv")[1:]}
+    rho = spearmanr([float(row[1]) for row in rows], [true[row[0]] for row in rows]).statistic
+    results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
+    assert results[f"eval_spearman_{EMOTIONS[0]}"] == pytest.approx(rho)
+
+
+def test_evaluate_of_broken_clips_alone_is_an_error(model_folder, tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus", {"train": 1, "devel": 2})
+    for path in (corpus / "wav").glob("devel*"):
+        path.write_text("not audio")
+    command = ["evaluate", "--model", str(model_folder), "--dataset", "csv", "--data_dir", str(corpus)]
+    assert main([*command, "--output_dir", str(tmp_path / "scores")]) == 2
+    errors = capsys.readouterr().err
+    assert "none of the 2 clips of devel could be predicted" in errors
+    assert "2 of 2 clips could not be predicted" in errors
+    assert not list((tmp_path / "scores").iterdir())
 
 
 # ensemble

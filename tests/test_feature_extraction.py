@@ -1,16 +1,18 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 import torchaudio
-from conftest import backbone_config, speech
+from conftest import backbone_config, small_model, speech
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
 
 from emoshare import EmoShareFeatureExtractor
 from emoshare.backbone_emoshare import family_of
+from emoshare.feature_extraction_emoshare import LOG_FLOORS
 
 HUBERT = AutoConfig.for_model("hubert")
 
@@ -18,7 +20,8 @@ HUBERT = AutoConfig.for_model("hubert")
 @pytest.mark.parametrize("do_normalize", [True, False])
 def test_waveforms_are_prepared_as_transformers_does(do_normalize):
     clips = [speech(1.0), speech(0.6, seed=1)]
-    ours = EmoShareFeatureExtractor(do_normalize=do_normalize)(clips, sampling_rate=16000, return_tensors="pt")
+    extractor = EmoShareFeatureExtractor(do_normalize=do_normalize, floor="absolute")
+    ours = extractor(clips, sampling_rate=16000, return_tensors="pt")
     theirs = Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True)(
         clips, sampling_rate=16000, padding=True, return_tensors="pt"
     )
@@ -59,13 +62,96 @@ def test_mel_bands_lie_where_they_should(band):
     assert EmoShareFeatureExtractor("mel")(tone, sampling_rate=16000)["input_features"][0].mean(axis=0).argmax() == band
 
 
-def test_normalised_log_mels_do_not_depend_on_the_recording_level():
-    extractor = EmoShareFeatureExtractor("mel")
-    waveform = speech(1.0)
-    loud = extractor(waveform, sampling_rate=16000)["input_features"][0]
-    quiet = extractor(waveform * 0.5, sampling_rate=16000)["input_features"][0]
-    assert np.abs(loud - quiet).mean() < 0.02  # the logarithm's floor is felt in the quietest bands alone
-    assert loud.mean() == pytest.approx(0, abs=1e-5)
+LEVELS_DB = (-60, -40, -20, -6, 20)
+
+
+def at_level(waveform, decibels):
+    return (waveform * 10 ** (decibels / 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("feature_type", ["waveform", "mel", "mfcc"])
+def test_shares_do_not_depend_on_the_recording_level(feature_type):
+    """Of whole windows, as a model hears them: normalised waveforms through a backbone, log-mels and MFCC."""
+    fields = {"backbone_config": backbone_config()} if feature_type == "waveform" else {}
+    model = small_model(**fields)
+    for head in model.heads:
+        head.output.weight.data *= 20  # untrained heads hardly tell clips apart
+    extractor = EmoShareFeatureExtractor(feature_type)
+    clips = [speech(1.0), speech(0.7, seed=1) + 0.1, np.concatenate([np.zeros(4000, np.float32), speech(0.5, seed=2)])]
+    clips[2][100] = 0.9  # a click
+
+    def shares(clip):
+        with torch.no_grad():
+            return model(**extractor(clip, sampling_rate=16000, return_tensors="pt")).logits[0]
+
+    of_clips = [shares(clip) for clip in clips]
+    assert max((of_clips[0] - other).abs().max() for other in of_clips[1:]) > 5e-3
+    for clip, expected in zip(clips, of_clips, strict=True):
+        for decibels in LEVELS_DB:
+            torch.testing.assert_close(shares(at_level(clip, decibels)), expected, atol=1e-4, rtol=0)
+
+
+def test_waveforms_at_any_level_are_prepared_as_transformers_does_loud_ones():
+    """Transformers adds 1e-7 to the variance, which vanishes next to the variance of a clip that is loud enough."""
+    clip = speech(1.0)
+    theirs = Wav2Vec2FeatureExtractor()(at_level(clip, 40), sampling_rate=16000)["input_values"][0]
+    for decibels in LEVELS_DB:
+        ours = EmoShareFeatureExtractor()(at_level(clip, decibels), sampling_rate=16000)["input_values"][0]
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_log_mels_at_an_ordinary_level_are_those_of_the_absolute_floor():
+    clip = speech(1.0, seed=3)
+    clip = ((clip - clip.mean()) * 10 ** (-30 / 20) / clip.std()).astype(np.float32)
+    by_floor = [EmoShareFeatureExtractor("mel", floor=floor)(clip, sampling_rate=16000) for floor in LOG_FLOORS]
+    relative, absolute = (features["input_features"][0] for features in by_floor)
+    np.testing.assert_allclose(relative, absolute, atol=1e-4)
+
+
+@pytest.mark.parametrize("feature_type", ["waveform", "mel", "mfcc"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1.0, 1e-30])
+def test_equal_samples_are_silence_at_any_value(feature_type, value):
+    clip = np.full(16000, value, np.float32)
+    extractor = EmoShareFeatureExtractor(feature_type)
+    features = extractor(clip, sampling_rate=16000)[extractor.model_input_names[0]][0]
+    assert np.abs(features).max() < 0.01
+
+
+@pytest.mark.parametrize("feature_type", ["waveform", "mel"])
+@pytest.mark.parametrize("decibels", [-300, 300])
+def test_no_level_is_too_low_or_too_high_for_float32(feature_type, decibels):
+    extractor, clip = EmoShareFeatureExtractor(feature_type), speech(0.5)
+    name = extractor.model_input_names[0]
+    expected = extractor(clip, sampling_rate=16000)[name][0]
+    np.testing.assert_allclose(extractor(at_level(clip, decibels), sampling_rate=16000)[name][0], expected, atol=2e-3)
+
+
+def test_a_preprocessor_config_of_an_earlier_version_keeps_its_features(tmp_path):
+    """It has no field `floor`: a constant is added to the mel energies then."""
+    EmoShareFeatureExtractor("mel", floor="absolute").save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("floor") == "absolute"
+    path.write_text(json.dumps(fields))
+    clip = at_level(speech(0.5), -40)
+    transform = torchaudio.transforms.MelSpectrogram(
+        16000, n_fft=400, hop_length=160, f_min=0, f_max=8000, n_mels=40, center=False
+    )
+    expected = (transform(torch.from_numpy(clip)) + 1e-6).log().T.numpy()
+    expected = (expected - expected.mean()) / expected.std()
+    for loaded in (
+        AutoFeatureExtractor.from_pretrained(tmp_path),
+        EmoShareFeatureExtractor.from_pretrained(tmp_path),
+        EmoShareFeatureExtractor.from_json_file(path),
+    ):
+        assert loaded.floor == "absolute"
+        features = loaded(clip, sampling_rate=16000)["input_features"][0]
+        np.testing.assert_allclose(features, expected, atol=1e-4)
+        assert loaded.to_dict()["floor"] == "absolute"  # saved again, it stays so
+    assert EmoShareFeatureExtractor.from_pretrained(tmp_path, floor="relative").floor == "relative"
+    EmoShareFeatureExtractor("mel").save_pretrained(tmp_path)
+    assert json.loads(path.read_text())["floor"] == "relative"
+    assert AutoFeatureExtractor.from_pretrained(tmp_path).floor == "relative"
 
 
 def test_mfcc_are_the_cosine_transform_of_the_log_mels():
@@ -103,6 +189,20 @@ def test_padding_is_zero_and_masked(feature_type):
 def test_wrong_waveforms_are_refused(waveform, sampling_rate, message):
     with pytest.raises(ValueError, match=message):
         EmoShareFeatureExtractor()(waveform, sampling_rate=sampling_rate)
+
+
+def test_what_float32_cannot_hold_is_refused():
+    waveform = speech(0.3).astype(np.float64)
+    waveform[5] = 1e39
+    with pytest.raises(ValueError, match="1 of 4800 samples are not finite"):
+        EmoShareFeatureExtractor()(waveform, sampling_rate=16000)
+
+
+def test_bfloat16_is_a_floating_point_type():
+    waveform = torch.from_numpy(speech(0.3)).bfloat16()
+    (features,) = EmoShareFeatureExtractor()(waveform, sampling_rate=16000)["input_values"]
+    (expected,) = EmoShareFeatureExtractor()(waveform.float(), sampling_rate=16000)["input_values"]
+    np.testing.assert_array_equal(features, expected)
 
 
 @pytest.mark.parametrize("form", [list, tuple, torch.from_numpy, lambda waveform: waveform.astype(np.float64)])
@@ -210,10 +310,40 @@ def test_min_frames_is_the_shortest_clip(tmp_path):
         extractor(waveform[:879], sampling_rate=16000)
 
 
-def test_unknown_feature_type_and_too_short_a_chunk_are_refused():
-    with pytest.raises(ValueError, match="feature_type"):
-        EmoShareFeatureExtractor("spectrogram")
-    with pytest.raises(ValueError, match="chunk_length_s"):
-        EmoShareFeatureExtractor(chunk_length_s=0.08)
-    with pytest.raises(ValueError, match="chunk_length_s"):
-        EmoShareFeatureExtractor(chunk_length_s=float("nan"))
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("feature_type", "spectrogram", "feature_type: got 'spectrogram'; expected one of waveform, mel, mfcc"),
+        ("feature_type", ["mel"], r"feature_type: got \['mel'\]"),
+        ("floor", "none", "floor: got 'none'; expected one of relative, absolute"),
+        ("floor", None, "floor: got None"),
+        ("chunk_length_s", 0.08, "chunk_length_s: got 0.08 s; expected at least 0.090 s"),
+        ("chunk_length_s", float("nan"), "chunk_length_s: got nan s"),
+        ("chunk_length_s", "8", "chunk_length_s: got '8'; expected a number"),
+        ("sampling_rate", "16000", "sampling_rate: got '16000'; expected a whole number, 1 or more"),
+        ("sampling_rate", 0, "sampling_rate: got 0"),
+        ("sampling_rate", 16000.0, "sampling_rate: got 16000.0"),
+        ("do_normalize", "no", "do_normalize: got 'no'; expected True or False"),
+        ("do_normalize", None, "do_normalize: got None"),
+        ("frame_length", 0, "frame_length: got 0; expected a whole number, 1 or more"),
+        ("hop_length", -320, "hop_length: got -320"),
+        ("hop_length", True, "hop_length: got True"),
+        ("min_frames", 0, "min_frames: got 0"),
+        ("padding_value", "0", "padding_value: got '0'; expected a number"),
+        ("chunk_length", 8.0, "chunk_length: EmoShareFeatureExtractor has no such field"),
+        ("token", "hf_secret", "token: EmoShareFeatureExtractor has no such field"),
+    ],
+)
+def test_unknown_fields_and_illegal_values_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        EmoShareFeatureExtractor(**{field: value})
+
+
+def test_access_to_the_hub_is_not_saved(backbone_folder, tmp_path):
+    extractor = EmoShareFeatureExtractor.for_backbone(
+        backbone_folder, backbone_config(), token="hf_secret", cache_dir=tmp_path / "cache", local_files_only=True
+    )
+    extractor.save_pretrained(tmp_path)
+    saved = (tmp_path / "preprocessor_config.json").read_text()
+    assert "hf_secret" not in saved
+    assert str(tmp_path) not in saved

@@ -159,7 +159,7 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_by_pytorch_for_any_part(monke
     model = small_model(architecture="cnn_gru")
     lacking = {name: weight for name, weight in model.state_dict().items() if ".gru." not in name}
     model.save_pretrained(tmp_path, state_dict=lacking)
-    loaded, info = EmoShareModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = EmoShareModel.from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
     assert len(info["missing_keys"]) == 9 * 4
     bound = 10**-0.5
     for head in loaded.heads:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_HEAD_FLAGS, run_python, write_corpus
 from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub, Repository
+from loopback_hub import TOKEN, LoopbackHub, Repository
 from safetensors.torch import load
 from test_remote_code import WITHOUT_THE_PACKAGE
 from transformers import pipeline
@@ -141,6 +141,116 @@ print(json.dumps(loaded(sys.argv[1])))
     shares = json.loads(result.stdout.splitlines()[-1])
     expected = pipeline("emotion-share", model=str(model_folder))(str(wav))
     assert shares == [{**share, "score": pytest.approx(share["score"], abs=1e-6)} for share in expected]
+
+
+# Access
+
+
+PRIVATELY = """
+import os, sys
+from pathlib import Path
+sys.modules["emoshare"] = None
+from transformers import AutoConfig, AutoModel, pipeline
+token, wav = sys.argv[1:]
+model = AutoModel.from_pretrained("org/private", trust_remote_code=True, token=token)
+model.save_pretrained("parts")
+AutoConfig.from_pretrained("org/private", trust_remote_code=True, token=token).save_pretrained("config")
+own = pipeline("emotion-share", model="org/private", trust_remote_code=True, token=token)
+own.save_pretrained("pipeline")
+own.push_to_hub("org/again", private=True, token=token)
+"""
+
+
+def everything_in(folder):
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_private_model_that_was_loaded_with_a_token_is_saved_whole_and_without_the_token(model_folder, wav, tmp_path):
+    with LoopbackHub() as hub:
+        private = hub.repositories["org/private"] = Repository(private=True)
+        private.commit({path.name: (path.read_bytes(), False) for path in model_folder.iterdir()})
+        environment = hub.environment(tmp_path / "home", token=None)
+        run_python("-c", PRIVATELY, TOKEN, wav, cwd=tmp_path, **environment)
+        expected = {path.name for path in model_folder.iterdir()}
+        for name in ("parts", "pipeline"):
+            assert {path.name for path in (tmp_path / name).iterdir()} >= expected - {"preprocessor_config.json"}
+            assert TOKEN.encode() not in everything_in(tmp_path / name)
+            assert str(tmp_path).encode() not in everything_in(tmp_path / name)
+        assert {path.name for path in (tmp_path / "config").iterdir()} >= {"config.json", "pipeline_emoshare.py"}
+        assert set(hub.repositories["org/again"].commits[-1][1]) == expected
+
+
+FROM_A_PRIVATE_BACKBONE = """
+import sys
+import torch
+from emoshare import EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
+access = {"token": sys.argv[1], "cache_dir": "cache"}
+model = EmoShareModel.from_backbone_pretrained(
+    "org/hubert", lstm_hidden_size=4, conv_channels=(4,), ffn_sizes=(4,), dtype=torch.bfloat16, **access
+)
+assert model.backbone.dtype == torch.bfloat16 and model.heads[0].dtype == torch.float32
+extractor = EmoShareFeatureExtractor.for_backbone("org/hubert", model.config.backbone_config, **access)
+EmotionSharePipeline(model, extractor).save_pretrained("whole")
+"""
+
+
+def test_arguments_of_the_hub_are_used_for_every_load_and_never_saved(backbone_folder, tmp_path):
+    with LoopbackHub() as hub:
+        private = hub.repositories["org/hubert"] = Repository(private=True)
+        private.commit({path.name: (path.read_bytes(), False) for path in backbone_folder.iterdir()})
+        environment = hub.environment(tmp_path / "home", token=None)
+        run_python("-c", FROM_A_PRIVATE_BACKBONE, TOKEN, cwd=tmp_path, **environment)
+    assert list((tmp_path / "cache").glob("models--org--hubert"))
+    assert not list((tmp_path / "home").rglob("models--org--hubert"))
+    assert TOKEN.encode() not in everything_in(tmp_path / "whole")
+    assert b"cache_dir" not in (tmp_path / "whole" / "config.json").read_bytes()
+
+
+def test_nothing_meant_to_be_private_goes_into_a_repository_that_is_public(model_folder, tmp_path):
+    script = """
+import sys
+from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from transformers import pipeline
+own = pipeline("emotion-share", model=sys.argv[1])
+for what in (own, own.model, own.model.config, own.feature_extractor):
+    try:
+        what.push_to_hub("org/public", private=True)
+    except ValueError as error:
+        assert "org/public: the repository exists and is public; expected a private one" in str(error), error
+    else:
+        raise AssertionError(type(what))
+own.model.push_to_hub("org/public")
+"""
+    with LoopbackHub() as hub:
+        public = hub.repositories["org/public"] = Repository(private=False)
+        commits = len(public.commits)
+        run_python("-c", script, model_folder, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+        assert len(public.commits) == commits + 1
+
+
+@pytest.fixture
+def public_hub():
+    with LoopbackHub() as hub:
+        hub.repositories[MODEL_ID] = Repository(private=False)
+        yield hub
+
+
+def test_a_run_that_should_be_private_is_not_trained_for_a_public_repository(public_hub, train_and_push):
+    output_dir, result = train_and_push(public_hub, "public", check=False)
+    assert result.returncode != 0
+    assert f"{MODEL_ID}: the repository exists and is public; expected a private one" in result.stderr
+    assert "epoch 1" not in result.stdout
+    assert len(public_hub.repositories[MODEL_ID].commits) == 1
+
+
+def test_no_file_of_a_run_names_a_folder_of_this_machine_or_the_token(pushed, backbone_folder):
+    output_dir, _ = pushed
+    published = [path for path in output_dir.iterdir() if path.is_file()]
+    assert len(published) > 10
+    for path in published:
+        content = path.read_bytes()
+        for private in (TOKEN, output_dir.parent, backbone_folder):
+            assert str(private).encode() not in content, path
 
 
 # Heads alone

@@ -97,31 +97,91 @@ def test_a_backbone_that_has_moved_is_named_and_can_be_given(heads_alone, backbo
     assert_same_model(EmoShareModel.from_pretrained(folder, backbone_name_or_path=str(moved)), model)
 
 
-def test_missing_keys_are_told_of_the_heads_and_not_of_the_backbone(heads_alone):
+def test_heads_alone_load_without_a_word_about_the_backbone(heads_alone):
     _, folder = heads_alone
-    log = logging.get_logger("transformers.modeling_utils")
-    with CaptureLogger(log) as captured:
+    with CaptureLogger(logging.get_logger("transformers.modeling_utils")) as captured:
         EmoShareModel.from_pretrained(folder)
     assert captured.out == ""
+
+
+def change_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
-    del weights["heads.3.output.bias"]
+    change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with CaptureLogger(log) as captured:
-        _, loading = EmoShareModel.from_pretrained(folder, output_loading_info=True)
-    assert loading["missing_keys"] == {"heads.3.output.bias"}
-    assert "heads.3.output.bias" in captured.out
-    assert "backbone" not in captured.out
 
 
-def test_a_whole_checkpoint_that_lacks_backbone_weights_says_so(heads_alone, tmp_path):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda weights: weights.pop("heads.3.output.bias"), r"heads: .*lacks 1 weight\(s\): heads.3.output.bias"),
+        (
+            lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("heads.8.")],
+            r"lacks 22 weight\(s\): heads.8",
+        ),
+        (
+            lambda weights: weights.update({"heads.9.output.bias": torch.zeros(1)}),
+            r"holds, besides those of this model, 1 weight\(s\): heads.9.output.bias",
+        ),
+    ],
+)
+def test_head_weights_that_are_missing_or_left_over_are_an_error(change, message, heads_alone):
+    """Transformers would initialise the missing ones at random: shares that change from run to run."""
+    _, folder = heads_alone
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=message):
+        EmoShareModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=message):
+        EmoShareModel.from_pretrained(folder, output_loading_info=True)
+
+
+def test_a_whole_checkpoint_that_lacks_backbone_weights_is_an_error(heads_alone, tmp_path):
     model, _ = heads_alone
     model.save_pretrained(tmp_path / "whole")
-    weights = load_file(tmp_path / "whole" / "model.safetensors")
-    del weights["backbone.feature_projection.projection.bias"]
-    save_file(weights, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
-    with CaptureLogger(logging.get_logger("transformers.modeling_utils")) as captured:
+    change_weights(tmp_path / "whole", lambda weights: weights.pop("backbone.feature_projection.projection.bias"))
+    with pytest.raises(ValueError, match=r"lacks 1 weight.*backbone.feature_projection.projection.bias"):
         EmoShareModel.from_pretrained(tmp_path / "whole")
-    assert "backbone.feature_projection.projection.bias" in captured.out
+
+
+def test_other_labels_can_be_asked_for_as_in_transformers(tmp_path):
+    """The heads of a shared trunk have other shapes then, and are initialised anew because the caller says so."""
+    small_model(separate_heads=False).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        EmoShareModel.from_pretrained(tmp_path, id2label={0: "a", 1: "b"})
+    model = EmoShareModel.from_pretrained(tmp_path, id2label={0: "a", 1: "b"}, ignore_mismatched_sizes=True)
+    assert model.heads[0].output.out_features == 2
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2\n"
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda content: POINTER, "model.safetensors: holds a Git LFS pointer"),
+        (lambda content: content[:-100], "the weights cannot be read.*incomplete metadata"),
+        (lambda content: b"", "the weights cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_weights_is_a_short_error(damage, message, heads_alone, backbone):
+    _, folder = heads_alone
+    for damaged, load in [
+        (folder, lambda: EmoShareModel.from_pretrained(folder)),
+        (backbone, lambda: EmoShareModel.from_backbone_pretrained(backbone, **SMALL_HEAD)),
+    ]:
+        weights = damaged / "model.safetensors"
+        weights.write_bytes(damage(weights.read_bytes()))
+        with pytest.raises(ValueError, match=f"{damaged.name}.*{message}") as raised:
+            load()
+        assert len(str(raised.value)) < 300
+
+
+def test_a_damaged_pickle_is_a_short_error(backbone):
+    (backbone / "model.safetensors").unlink()
+    for content in (b"", POINTER, b"PK\x03\x04 truncated"):
+        (backbone / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=r"backbone.*(the weights cannot be read|Git LFS pointer)") as raised:
+            EmoShareModel.from_backbone_pretrained(backbone, **SMALL_HEAD)
+        assert len(str(raised.value)) < 400
 
 
 def test_load_save_load_keeps_everything_with_and_without_the_backbone(heads_alone, backbone, tmp_path):

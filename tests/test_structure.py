@@ -25,7 +25,7 @@ FAMILY_MODULES = sorted({type(family).__module__.rpartition(".")[2] for family i
 MODEL_MODULES = ["modeling_emoshare", "head_emoshare", "losses_emoshare", "frames_emoshare", *FAMILY_MODULES]
 MODEL_PACKAGES = {"torch", "transformers"}
 # Where files are fetched or published.
-COMES_WITH_TRANSFORMERS = {"huggingface_hub"}
+COMES_WITH_TRANSFORMERS = {"huggingface_hub", "safetensors"}
 
 
 def test_modules_are_found():

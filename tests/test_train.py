@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import ROOT, SMALL_HEAD_FLAGS, needs_bfloat16, read_csv, run_command, write_corpus, write_csv
 from safetensors.torch import load_file
 from transformers import pipeline
@@ -243,7 +244,21 @@ def test_a_bad_corpus_ends_the_run_before_anything_is_written(own_corpus, tmp_pa
         missing.write_bytes(content)
     assert result.returncode != 0
     assert "lab/train.csv, row 6: wav/train_004.wav: no such file" in result.stderr
+    assert result.stderr.count("train.py: error: ") == 1
+    assert "training/run.py" not in result.stderr  # no traceback but the launcher's own
     assert not (tmp_path / "output").exists()
+
+
+def test_two_processes_say_what_is_wrong_once(own_corpus, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
+    corpus = shutil.copytree(own_corpus, tmp_path / "corpus")
+    shutil.copy(tmp_path / "short.wav", corpus / "wav" / "train_004.wav")
+    arguments = [*ACOUSTIC, "--data_dir", corpus, "--output_dir", tmp_path / "output"]
+    result = run_command(*TORCHRUN, *arguments, cwd=tmp_path, check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("train.py: error: ") == 1
+    assert "lab/train.csv, row 6: train_004.wav: is too short" in result.stderr
+    assert "training/run.py" not in result.stderr  # no traceback but the launcher's own
 
 
 def test_resuming_without_a_checkpoint_is_an_error(own_corpus, tmp_path):

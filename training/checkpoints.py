@@ -87,10 +87,10 @@ def resume(run, accelerator, progress, settings):
         folder = Path(run.resume_from_checkpoint)
         if not folder.is_dir():
             raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
-        check_settings(folder, settings)
         damage = damage_of(folder)
         if damage:
             raise ValueError(f"--resume_from_checkpoint: {folder} is damaged: {damage}")
+        check_settings(folder, settings)
     accelerator.load_state(str(folder))
     accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
 

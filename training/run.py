@@ -5,7 +5,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from transformers.utils import CONFIG_NAME
 
 from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, writing
@@ -14,7 +14,7 @@ from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
 from ..evaluation.predictions import predict, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, write_history, write_scores
-from ..repository_emoshare import publish_folder
+from ..repository_emoshare import create_repository, publish_folder
 from .arguments import parse_arguments
 from .batches import FeatureLoader
 from .corpus import load_run_corpus
@@ -52,7 +52,8 @@ def train(arguments, accelerator):
     run = arguments.run
     if run.push_to_hub:
         # Before anything is trained, so that a missing token or a wrong name costs no time.
-        together(partial(_create_repository, run) if accelerator.is_main_process else lambda: None)
+        create = partial(create_repository, run.hub_model_id, private=run.hub_private or None)
+        together(create if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
@@ -90,10 +91,6 @@ def train(arguments, accelerator):
         print(f"Published: {commit.commit_url}")
 
 
-def _create_repository(run):
-    HfApi().create_repo(run.hub_model_id, private=run.hub_private, exist_ok=True)
-
-
 def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
@@ -116,10 +113,10 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
         model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
         write_scores(folder / RESULTS, scores, corpus.fingerprints())
         sync_all(folder)
-    _replace_run(folder, output_dir)
+    _replace_run(folder, output_dir, model.config)
 
 
-def _replace_run(new, output_dir):
+def _replace_run(new, output_dir, config):
     """Moves the files of a run to where another may have left its own."""
     for path in [output_dir / RESULTS, *output_dir.glob("model*.safetensors*")]:  # weights may be in other files now
         path.unlink(missing_ok=True)
@@ -127,6 +124,9 @@ def _replace_run(new, output_dir):
     for path in new.iterdir():
         if path.name != RESULTS:
             os.replace(path, output_dir / path.name)
+    if not config.include_backbone:
+        config.save_pretrained(output_dir)  # the path of a local backbone is another one from here
+        sync(output_dir / CONFIG_NAME)
     sync(output_dir)
     os.replace(new / RESULTS, output_dir / RESULTS)
     new.rmdir()

@@ -260,8 +260,8 @@ def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, 
     assert repository.commits[-1][1]["README.md"] == files["README.md"]
     assert len(repository.commits) == number_of_commits + 1
 
-    assert f"{NAME}: the repository is private; expected a public one" in errors["public now"]
-    assert "org/public: the repository is public; expected a private one" in errors["private now"]
+    assert f"{NAME}: the repository exists and is private; expected a public one" in errors["public now"]
+    assert "org/public: the repository exists and is public; expected a private one" in errors["private now"]
     assert "a/b/c" in errors["wrong name"]
     assert "401" in errors["no token"]
     assert "17 problem(s)" in errors["broken"]

@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from accelerate import Accelerator
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import Corpus, load_emotion_share
 from emoshare.dataset_script.synthetic import SyntheticCorpus
-from emoshare.evaluation.controls import report_controls
+from emoshare.evaluation.controls import report_controls, ridge_predictions
 from emoshare.evaluation.predictions import predict
 from emoshare.evaluation.scores import Scorer
 from emoshare.training.arguments import arguments_of
@@ -66,3 +67,9 @@ def test_length_and_loudness_alone_tell_little(report):
 
 def test_shuffled_labels_tell_nothing(report):
     assert abs(rho_of(report, "shuffled labels")) < 0.12
+
+
+def test_a_clip_that_was_cut_is_named(wav):
+    cut = {"audio": {"bytes": wav.read_bytes()[:8000], "path": "cut.wav"}}
+    with pytest.raises(ValueError, match=r"cut\.wav: its header promises"):
+        ridge_predictions(SimpleNamespace(splits={"train": [cut], "devel": []}))

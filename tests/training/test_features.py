@@ -2,19 +2,24 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
-from emoshare.dataset_script import load_corpus
+from emoshare.audio_emoshare import audio_info
+from emoshare.dataset_script import audio, load_corpus
 from emoshare.training import features
+from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
 from emoshare.training.store import FrameFeatureStore
+from emoshare.training.user_errors import UserError
 
 LABELS = ["joy", "awe"]
 
@@ -101,6 +106,7 @@ def test_a_store_is_reused_until_its_inputs_change(corpus, clips, tmp_path, acce
     seen = len(first)
     for change in (
         lambda: extract(model, EmoShareFeatureExtractor(do_normalize=False)),
+        lambda: extract(model, EmoShareFeatureExtractor(floor="absolute")),
         lambda: extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator, "float32"),
         lambda: (
             model.backbone.encoder.layers[1].feed_forward.output_dense.bias.data.add_(0.1),
@@ -205,6 +211,54 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
             assert (store / shard.name).stat().st_mtime_ns == written
     assert files["whole"] == files["parts"]
     assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
+
+
+def test_a_store_with_a_damaged_shard_is_mended(corpus, tmp_path, accelerator, monkeypatch, capsys):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    model, extractor = model_with(), EmoShareFeatureExtractor("mel")
+
+    def extract():
+        extract_frame_features(corpus, "train", model, extractor, tmp_path / "store", accelerator)
+        return files(tmp_path / "store")
+
+    whole = extract()
+    shards = sorted((tmp_path / "store").glob("*/shard-*"))
+    written = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    capsys.readouterr()
+    assert extract() == whole
+    output = capsys.readouterr()
+    assert "is damaged: what cannot be read of it is extracted again" in output.err
+    assert "continuing after 3 of 5" in output.out
+    assert [shard.stat().st_mtime_ns == time for shard, time in zip(shards, written, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_audio_is_checked_where_its_features_are_not_there_yet(corpus, clips, tmp_path, accelerator, monkeypatch):
+    model, extractor, read = model_with(), EmoShareFeatureExtractor("mel"), []
+    data = DataArguments(dataset="csv", data_dir=str(tmp_path / "corpus"))
+
+    def check(**fields):
+        arguments = (model, extractor, replace(data, **fields), tmp_path / "store", accelerator, [-1])
+        features.check_new_audio(corpus, *arguments)
+
+    check()
+    extract_frame_features(corpus, "devel", model, extractor, tmp_path / "store", accelerator)
+    monkeypatch.setattr(audio, "audio_info", lambda clip: read.append(clip["path"]) or audio_info(clip))
+    check()
+    assert read == [clip["path"] for clip in clips["audio"]]  # those of devel need no check
+    for split in ("train", "devel"):
+        soundfile.write(tmp_path / "corpus" / "wav" / f"{split}_001.wav", speech(0.3)[:300], 16000)
+    with pytest.raises(
+        UserError, match=r"corpus: 2 problem\(s\)\n  lab/train\.csv, row 3: .*\n  lab/devel\.csv, row 3"
+    ):
+        check()
+    soundfile.write(clips[2]["audio"]["path"], np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"3 problem\(s\)(?s:.*)train_002\.wav: 16000 of 16000 samples are not finite"):
+        check(decode_audio=True)
 
 
 @pytest.mark.slow
@@ -518,9 +572,15 @@ def test_an_unreadable_clip_is_named_and_leaves_no_store(corpus, clips, tmp_path
     assert not list((tmp_path / "store").glob("*/state.json"))
 
 
-def test_too_short_a_clip_is_named(corpus, clips, tmp_path, accelerator):
-    import soundfile
+def test_a_clip_that_was_cut_is_named(corpus, clips, tmp_path, accelerator):
+    path = Path(clips[3]["audio"]["path"])
+    path.write_bytes(path.read_bytes()[:8000])
+    arguments = (corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
+    with pytest.raises(ValueError, match=r"clip train_003\.wav: .*promises .* bytes of samples, and 7,956 are there"):
+        extract_frame_features(*arguments)
 
+
+def test_too_short_a_clip_is_named(corpus, clips, tmp_path, accelerator):
     soundfile.write(clips[1]["audio"]["path"], speech(0.3)[:300], 16000)
     with pytest.raises(ValueError, match=r"clip train_001\.wav: .*300 samples"):
         extract_frame_features(

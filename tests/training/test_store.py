@@ -11,7 +11,7 @@ from datasets import DatasetDict, load_from_disk
 from emoshare import EmoShareFeatureExtractor
 from emoshare.dataset_script import load_corpus
 from emoshare.training.features import extract_frame_features
-from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, write_shard, written_clips
+from emoshare.training.store import FrameFeatureStore, begin, finish, is_whole, shard_path, write_shard, written_clips
 
 LABELS = ["joy", "awe"]
 
@@ -93,6 +93,38 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(pa.ArrowInvalid):
         write_shard(tmp_path / "shard.arrow", broken, "float16")
     assert not list(tmp_path.iterdir())
+
+
+def damage(shard, how):
+    content = shard.read_bytes()
+    if how == "gone":
+        shard.unlink()
+        return
+    with pa.OSFile(str(shard)) as file:
+        pa.ipc.open_stream(file).read_next_batch()
+        end_of_first = file.tell()
+    kept = {"empty": 0, "in the middle": len(content) // 2, "after a window": end_of_first, "at the end": -1}[how]
+    shard.write_bytes(content[:kept])
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "in the middle", "after a window", "at the end"])
+def test_a_damaged_shard_is_found(how, corpus, tmp_path):
+    write_store(tmp_path, [[[window(clip, 0, 30) for clip in (0, 1, 2)], [window(3, 0, 5), window(4, 0, 5)]]], corpus)
+    store = tmp_path / "store"
+    assert is_whole(store)
+    first, _ = sorted(store.glob("shard-*"))
+    damage(first, how)
+    assert not is_whole(store)
+    store.rename(tmp_path / "store.unfinished")
+    begin(tmp_path / "store.unfinished", 1)
+    assert written_clips(tmp_path / "store.unfinished", 0, 1) == {3, 4}
+
+
+def test_a_store_without_its_list_of_shards_is_none(corpus, tmp_path):
+    write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], corpus)
+    (tmp_path / "store" / "state.json").write_text("{")
+    assert not is_whole(tmp_path / "store")
+    assert not is_whole(tmp_path / "nothing")
 
 
 def test_a_process_knows_the_clips_of_its_whole_shards(tmp_path):

@@ -1,3 +1,5 @@
+import resource
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +227,76 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
     assert state.heads[0].best.restarts >= 1
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def damage(checkpoint, how):
+    state = checkpoint / "custom_checkpoint_0.pkl"
+    if how == "truncated":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif how == "one bit":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    else:
+        (checkpoint / "run.json").write_text("")
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit", "settings"])
+def test_a_damaged_checkpoint_is_left_out(how, stores, tmp_path, capsys):
+    """The run resumes from the one before it, or begins again, and ends as if nothing had happened."""
+    torch.manual_seed(5)
+    start = small_model(id2label=LABELS).state_dict()
+
+    def run(folder, **fields):
+        model = small_model(id2label=LABELS)
+        model.load_state_dict(start)
+        train(model, stores, spread, tmp_path / folder, **fields)
+        return model.state_dict()
+
+    whole = run("whole", num_train_epochs=3)
+    run("parts", num_train_epochs=1)
+    first, second = (tmp_path / "parts" / f"checkpoint-epoch-{epoch}" for epoch in (1, 2))
+    shutil.copytree(first, tmp_path / "first")
+    run("parts", num_train_epochs=2, resume_from_checkpoint="last")
+    shutil.copytree(tmp_path / "first", first)
+    damage(second, how)
+    with pytest.raises(ValueError, match="checkpoint-epoch-2 is damaged: "):
+        run("parts", num_train_epochs=3, resume_from_checkpoint=str(second))
+    capsys.readouterr()
+    shutil.copytree(tmp_path / "parts", tmp_path / "both")
+    damage(tmp_path / "both" / first.name, how)
+    for folder, damaged, message in [("parts", 1, "Resuming after epoch 1, from"), ("both", 2, "the run begins again")]:
+        found = run(folder, num_train_epochs=3, resume_from_checkpoint="last")
+        printed = capsys.readouterr().out
+        assert printed.count("is damaged (") == damaged
+        assert message in printed
+        assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(stores, tmp_path, monkeypatch):
+    train(small_model(id2label=LABELS), stores, spread, tmp_path, num_train_epochs=1)
+    (checkpoint,) = tmp_path.glob("checkpoint-epoch-*")
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    sizes = [0, 100, max(map(len, before.values())) - 1]
+    save, fields = trainer.save_checkpoint, {"num_train_epochs": 2, "resume_from_checkpoint": "last"}
+
+    def save_on_a_full_disk(*arguments):
+        """No file gets larger than this many bytes."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes.pop(), limits[1]))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save_on_a_full_disk)
+    message = r"checkpoint-epoch-2 cannot be written: .*\. The last checkpoint is kept"
+    while sizes:
+        with pytest.raises(OSError, match=message):
+            train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields)
+        assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    monkeypatch.undo()
+    assert train(small_model(id2label=LABELS), stores, spread, tmp_path, **fields).epochs_done == 2
 
 
 @needs_bfloat16

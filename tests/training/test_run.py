@@ -1,0 +1,102 @@
+"""What a run leaves: whole, or as it was before."""
+
+import os
+import resource
+
+import pytest
+import soundfile
+from conftest import SMALL_HEAD_FLAGS, speech, torch_threads, write_corpus
+
+from emoshare import EmoShareModel
+from emoshare.training import run
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    with torch_threads(1):  # a run sets its own number
+        yield
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """A run of a second; without `--output_dir`."""
+    write_corpus(tmp_path / "corpus", {"train": 6, "devel": 4}, labels=["joy", "awe"])
+    flags = ["--dataset", "csv", "--data_dir", tmp_path / "corpus", *SMALL_HEAD_FLAGS, "--num_train_epochs", 1]
+    return [str(flag) for flag in [*flags, "--bootstrap", 0, "--feature_cache_dir", tmp_path / "features"]]
+
+
+def contents(folder):
+    """Of the files that a run writes at its end."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_full_disk_leaves_what_an_earlier_run_left(flags, tmp_path, monkeypatch, capsys):
+    output_dir, arguments = tmp_path / "output", []
+    save = run.save
+    monkeypatch.setattr(run, "save", lambda *given: arguments.append(given) or save(*given))
+    for seed in ("1", "2"):
+        assert run.main([*flags, "--output_dir", str(tmp_path / f"of seed {seed}"), "--seed", seed]) == 0
+    first, second = arguments
+    second[0].run.output_dir = first[0].run.output_dir = str(output_dir)
+    save(*first)
+    before = contents(output_dir)
+    (output_dir / "unfinished-model").mkdir()  # of a run that was killed here
+    (output_dir / "unfinished-model" / "left.txt").touch()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 100, 3000, len(before["model.safetensors"]) - 1):  # no file gets larger
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"cannot be written: .*\. What was there before is left as it was"):
+                save(*second)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert contents(output_dir) == before
+    (output_dir / "model-00001-of-00002.safetensors").touch()  # as if weights had been in several files
+    save(*second)
+    after = contents(output_dir)
+    assert after.keys() == before.keys()
+    for name in ("model.safetensors", "predictions_devel.csv", "eval_results.json"):
+        assert after[name] != before[name]
+    assert not (output_dir / "unfinished-model").exists()
+    EmoShareModel.from_pretrained(output_dir)
+
+
+def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path, monkeypatch):
+    output_dir = tmp_path / "output"
+    assert run.main([*flags, "--output_dir", str(output_dir)]) == 0
+    places, replace = [], os.replace
+
+    def note(source, target):
+        if str(target).startswith(str(output_dir)) and "unfinished-model" in str(source):
+            places.append((os.path.basename(target), (output_dir / "eval_results.json").exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", note)
+    assert run.main([*flags, "--output_dir", str(output_dir), "--seed", "1"]) == 0
+    in_place = [(name, was_there) for name, was_there in places if not name.startswith("unfinished")]
+    moved = in_place[-len(contents(output_dir)) :]
+    assert {name for name, _ in moved} == set(contents(output_dir))
+    assert moved[-1][0] == "eval_results.json"
+    assert not any(was_there for _, was_there in moved)
+
+
+@pytest.mark.parametrize("command", ["train.py"])
+def test_broken_clips_end_a_run_before_anything_is_trained(command, flags, tmp_path, capsys):
+    for name in ("train_002", "devel_003"):
+        soundfile.write(tmp_path / "corpus" / "wav" / f"{name}.wav", speech(0.3)[:300], 16000)
+    assert run.main([*flags, "--output_dir", str(tmp_path / "output")]) == 2
+    errors = capsys.readouterr().err
+    assert f"{command}: error: {tmp_path / 'corpus'}: 2 problem(s)" in errors
+    assert "\n  lab/train.csv, row 4: train_002.wav: is too short, " in errors
+    assert "\n  lab/devel.csv, row 5: devel_003.wav: is too short, " in errors
+    assert not (tmp_path / "output").exists()
+    assert not list((tmp_path).glob("features/*"))
+
+
+def test_a_value_error_in_training_is_a_bug_and_keeps_its_traceback(flags, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(run.HeadTrainer, "train_epoch", fail)
+    with pytest.raises(ValueError, match="broadcast"):
+        run.main([*flags, "--output_dir", str(tmp_path / "output")])
