@@ -79,7 +79,7 @@ def targets(place):
         ),
         Target("weights", 0.03, [_bytes(model / "model.safetensors")], damaged_bytes, reader.weights),
         *(
-            Target(f"feature store, {kind}", 0.01, [_bytes(store / name)], damage, reader.store(name))
+            Target(f"feature store, {kind}", 0.01, [_bytes(store / name)], damage, reader.store(name, kind == "shard"))
             for kind, name, damage in [
                 ("state.json", "state.json", damaged_json),
                 ("dataset_info.json", "dataset_info.json", damaged_json),
