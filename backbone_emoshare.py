@@ -104,6 +104,24 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     return extract_commit_hash(config_file, None) or revision
 
 
+def build_backbone(backbone_config):
+    """
+    A backbone with random weights, prepared.
+
+    Raises:
+        ValueError: if its config has values that no backbone can be built of.
+    """
+    family = family_of(backbone_config)
+    try:
+        backbone = family.build(backbone_config)
+        family.prepare(backbone)
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"backbone_config: no backbone can be built of it ({error})") from error
+    return backbone
+
+
 def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
     """
     A pretrained backbone in float32, which holds every stored dtype without loss. It is not prepared yet.
@@ -140,6 +158,8 @@ def clear_errors_of_weights(name_or_path):
     try:
         yield
     except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(f"{name_or_path}: the weights have other shapes than config.json says") from error
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
         pointers = [path for path in Path(name_or_path).glob("*") if _is_lfs_pointer(path)]

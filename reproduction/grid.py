@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, set_seed
 
 from ..backbone_emoshare import family_of
@@ -222,8 +223,9 @@ class _Reader:
     def random_backbone_config(self, row):
         try:
             return AutoConfig.for_model(**self.entries["features"][row][RANDOM_BACKBONE])
-        except (TypeError, ValueError) as error:
-            raise self.error(("features", row, RANDOM_BACKBONE), f"{RANDOM_BACKBONE}: {error}") from error
+        except (AttributeError, StrictDataclassError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise self.error(("features", row, RANDOM_BACKBONE), f"{RANDOM_BACKBONE}: {reason}") from error
 
     def arguments(self, row, name, flags, backbone_config):
         """

@@ -118,12 +118,12 @@ def test_fuzzing_finds_what_must_not_happen(tmp_path, monkeypatch):
         elif kind == 7:
             os._exit(7)
 
-    target = Target("fake", 1.0, [bytes([kind]) for kind in range(8)], lambda data, *_: data, read, names="file")
+    target = Target("fake", 1.0, [bytes([kind]) for kind in range(8)], lambda data, *_: data, read, names=("file",))
     row = fuzz.fuzz(target, 40, 0, tmp_path / "log")
     assert row.trials == 40
     found = {int(path.read_bytes()[0]): path for path in tmp_path.glob("fake-*")}
     assert set(found) == {2, 3, 4, 5, 6, 7}
-    for kind, text in [(2, "does not name"), (3, "KeyError"), (4, "AssertionError"), (5, "MiB"), (6, "no answer")]:
+    for kind, text in [(2, "does not say where"), (3, "KeyError"), (4, "AssertionError"), (5, "MiB"), (6, "no answer")]:
         assert any(str(found[kind]) in failure and text in failure for failure in row.failures)
     assert any("ended with 7" in failure for failure in row.failures)
     answers, errors = row.note.split()[0], row.note.split()[2]

@@ -94,8 +94,8 @@ def _read(target, data):
         target.read(data)
         outcome = "answer"
     except target.errors as error:
-        is_clear = str(error).strip() and target.names in str(error)
-        outcome = type(error).__name__ if is_clear else f"failed: the message does not name the file: {error!r}"
+        is_clear = str(error).strip() and any(name in str(error) for name in target.names)
+        outcome = type(error).__name__ if is_clear else f"failed: the message does not say where: {error!r}"
     except BaseException as error:  # noqa: BLE001  (whatever it is, it is the finding)
         lines = "".join(traceback.format_exception(error)).strip().splitlines()
         outcome = "failed: " + "\n".join(lines[-1:] + lines[-SHOWN_LINES:-1])[:1500]

@@ -23,7 +23,7 @@ class Target:
         damage: `damage(data, rng, seeds)` returns a damaged file.
         read: reads a file as the product does; a method of `Reader`.
         suffix: of files that are kept.
-        names: what the message of an error must hold: the file.
+        names: the message of an error must hold one of these: the file, or the flag.
         errors: the documented errors.
     """
 
@@ -33,7 +33,7 @@ class Target:
     damage: Callable
     read: Callable
     suffix: str = ""
-    names: str = ""
+    names: tuple = ("",)
     errors: tuple = DOCUMENTED
 
     def damaged(self, rng):
@@ -46,14 +46,16 @@ def targets(place):
     audio = {path.name: path.read_bytes() for path in sorted((place / "audio").iterdir())}
     with_length = [content for name, content in audio.items() if name.split("-")[0] in SHOW_LENGTH]
     configs = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    grids = [content for content in configs if b"random_backbone:" in content]
+    runs = [content for content in configs if b"\nfeatures:" not in content]
     lab, model = place / "corpus" / "lab", place / "model"
     (store,) = (path for path in (place / "stores").iterdir() if path.is_dir())
     shard = min(store.glob("*.arrow"))
     return [
-        Target("audio", 0.45, list(audio.values()), damaged_bytes, reader.audio, names="audio bytes"),
-        Target("audio, cut short", 0.1, with_length, _cut, reader.cut_audio, names="audio bytes"),
-        Target("label CSV", 0.08, [_bytes(lab / "train.csv")], damaged_text, reader.labels, ".csv", "lab/"),
-        Target("lab/clips.csv", 0.06, [_bytes(lab / "clips.csv")], damaged_text, reader.facts, ".csv", "lab/"),
+        Target("audio", 0.45, list(audio.values()), damaged_bytes, reader.audio, names=("audio bytes",)),
+        Target("audio, cut short", 0.1, with_length, _cut, reader.cut_audio, names=("audio bytes",)),
+        Target("label CSV", 0.08, [_bytes(lab / "train.csv")], damaged_text, reader.labels, ".csv", ("lab/",)),
+        Target("lab/clips.csv", 0.06, [_bytes(lab / "clips.csv")], damaged_text, reader.facts, ".csv", ("lab/",)),
         Target(
             "predictions CSV",
             0.06,
@@ -63,11 +65,9 @@ def targets(place):
             ".csv",
             "predictions.csv",
         ),
-        Target("results", 0.02, [results_json()], damaged_json, reader.results, ".json", "eval_results.json"),
-        Target("YAML of a run", 0.05, _of(configs, grids=False), damaged_text, reader.run_config, ".yaml", "run.yaml"),
-        Target(
-            "YAML of a grid", 0.02, _of(configs, grids=True), damaged_text, reader.grid_config, ".yaml", "grid.yaml"
-        ),
+        Target("results", 0.02, [results_json()], damaged_json, reader.results, ".json", ("eval_results.json",)),
+        Target("YAML of a run", 0.05, runs, damaged_text, reader.run_config, ".yaml", ("run.yaml", "--")),
+        Target("YAML of a grid", 0.02, grids, damaged_text, reader.grid_config, ".yaml", ("grid.yaml",)),
         Target("config.json", 0.06, [_bytes(model / "config.json")], damaged_json, reader.config, ".json"),
         Target(
             "preprocessor_config.json",
@@ -91,10 +91,6 @@ def targets(place):
 
 def _bytes(path):
     return path.read_bytes()
-
-
-def _of(configs, grids):
-    return [content for content in configs if (b"\nfeatures:" in content) == grids]
 
 
 def _cut(data, rng, seeds):
