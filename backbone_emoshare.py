@@ -158,8 +158,6 @@ def clear_errors_of_weights(name_or_path):
     try:
         yield
     except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        if "ignore_mismatched_sizes" in str(error):
-            raise ValueError(f"{name_or_path}: the weights have other shapes than config.json says") from error
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
         pointers = [path for path in Path(name_or_path).glob("*") if _is_lfs_pointer(path)]

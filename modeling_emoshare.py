@@ -165,6 +165,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
                 Transformers, weights that are missing or of another shape are initialised anew, with a warning.
+            RuntimeError: as in Transformers, if weights have another shape than the config says.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
         wants_loading_info = kwargs.pop("output_loading_info", False)
