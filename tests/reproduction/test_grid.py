@@ -99,8 +99,8 @@ def test_errors_in_a_grid_name_the_line(old, new, line, message, tmp_path, monke
         ("  transformer:", "  5:", "architectures has the name 5; expected text, in quotes"),
         (
             "model_type: hubert",
-            "model_type: hubert\n      hidden_size: wide",
-            "line 13: random_backbone: .*num_attention_heads",
+            "model_type: hubert\n      apply_spec_augment: often",
+            "line 13: random_backbone: .*apply_spec_augment",
         ),
         ("title: A grid", "title: \udcff", "not valid YAML"),
     ],
