@@ -104,6 +104,24 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     return extract_commit_hash(config_file, None) or revision
 
 
+def build_backbone(backbone_config):
+    """
+    A backbone with random weights, prepared.
+
+    Raises:
+        ValueError: if its config has values that no backbone can be built of.
+    """
+    family = family_of(backbone_config)
+    try:
+        backbone = family.build(backbone_config)
+        family.prepare(backbone)
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"backbone_config: no backbone can be built of it ({error})") from error
+    return backbone
+
+
 def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
     """
     A pretrained backbone in float32, which holds every stored dtype without loss. It is not prepared yet.

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
@@ -114,6 +116,8 @@ CHOICES = {
     "output_activation": OUTPUT_ACTIVATIONS,
     "loss": LOSSES,
 }
+LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 1000  # a damaged config may ask for any number, and to build them would take forever
 DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
 # Fields that any Transformers config may have; those that begin with an underscore are its own affair.
 COMMON_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {
@@ -229,6 +233,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         _check_known(kwargs)
         if isinstance(backbone_config, dict):
             backbone_config = _backbone_config_from_dict(backbone_config)
+        elif not isinstance(backbone_config, PreTrainedConfig | None):
+            raise ValueError(f"backbone_config: got {backbone_config!r}; expected a config, a dict or None")
         if feature_size is None:
             feature_size = _feature_size(backbone_config)
         self.backbone_config = backbone_config
@@ -301,6 +307,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
                 "leave it out to follow the backbone"
             )
         layer, num_layers = self.backbone_layer, family.num_layers(backbone)
+        _check_layers("backbone_config", num_layers)
         is_layer_index = isinstance(layer, int) and not isinstance(layer, bool)
         if layer != "weighted" and not (is_layer_index and -1 <= layer <= num_layers):
             raise ValueError(
@@ -318,6 +325,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         for field in sizes:
             if not _is_positive_int(getattr(self, field)):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected a positive integer")
+        _check_layers("lstm_num_layers", self.lstm_num_layers)
         for field in ("conv_channels", "ffn_sizes"):
             if not all(_is_positive_int(size) for size in getattr(self, field)):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected positive integers")
@@ -397,10 +405,23 @@ def _check_known(given):
             similar = difflib.get_close_matches(name, _own_fields(), n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             raise ValueError(f"{name}: EmoShareConfig has no such field{hint}")
+    if given.get("model_type", EmoShareConfig.model_type) != EmoShareConfig.model_type:
+        raise ValueError(f"model_type: got {given['model_type']!r}; expected {EmoShareConfig.model_type!r}")
+    for name in ("dtype", "torch_dtype"):
+        dtype = given.get(name)
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+        if not isinstance(dtype, torch.dtype | None):
+            raise ValueError(f"{name}: got {given[name]!r}; expected a dtype of torch, such as 'float32'")
+
+
+def _check_layers(field, num_layers):
+    if num_layers > MOST_LAYERS:
+        raise ValueError(f"{field}: got {num_layers} layers; expected at most {MOST_LAYERS}")
 
 
 def _is_positive_int(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
 
 
 def _check_choice(field, value, allowed):
@@ -410,12 +431,16 @@ def _check_choice(field, value, allowed):
 
 def _backbone_config_from_dict(fields):
     model_type = fields.get("model_type")
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise ValueError(f"backbone_config: got no model_type in {fields}")
+    for name, value in fields.items():
+        for size in value if isinstance(value, list) else [value]:
+            if isinstance(size, int) and abs(size) > LARGEST_SIZE:
+                raise ValueError(f"backbone_config: {name} is {value!r}; expected numbers up to {LARGEST_SIZE}")
     try:
         return AutoConfig.for_model(**fields)
-    except ValueError as error:
-        raise ValueError(f"backbone_config: {error}") from error
+    except (AttributeError, StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"backbone_config: {' '.join(str(error).split())}") from error
 
 
 def _feature_size(backbone_config):

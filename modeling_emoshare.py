@@ -12,7 +12,14 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from .backbone_emoshare import clear_errors_of_weights, commit_of, family_of, load_backbone, weights_hash
+from .backbone_emoshare import (
+    build_backbone,
+    clear_errors_of_weights,
+    commit_of,
+    family_of,
+    load_backbone,
+    weights_hash,
+)
 from .configuration_emoshare import EmoShareConfig
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
@@ -84,13 +91,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         config.check()
-        self.backbone = None
-        if config.backbone_config is None:
-            self.main_input_name = "input_features"
-        else:
-            self.main_input_name = self.family.input_name
-            self.backbone = self.family.build(config.backbone_config)
-            self.family.prepare(self.backbone)
+        has_backbone = config.backbone_config is not None
+        self.main_input_name = self.family.input_name if has_backbone else "input_features"
+        self.backbone = build_backbone(config.backbone_config) if has_backbone else None
         if not config.include_backbone:
             self._keys_to_ignore_on_load_missing = {r"^backbone\."}  # `from_pretrained` fetches it
         if config.separate_heads:
@@ -162,6 +165,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
                 Transformers, weights that are missing or of another shape are initialised anew, with a warning.
+            RuntimeError: as in Transformers, if weights have another shape than the config says.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
         wants_loading_info = kwargs.pop("output_loading_info", False)

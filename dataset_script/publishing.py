@@ -2,16 +2,16 @@
 
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 
 import datasets
 from datasets.info import DatasetInfosDict
+from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
 from .corpora import CORPORA
 from .emotion_share import prepare
 from .published import CARD, CARD_KEY
-from .whole_files import put_in_place
+from .whole_files import put_in_place, work_folder
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -32,8 +32,9 @@ def push_dataset(builder, name):
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     # The shards are as large as the corpus: the cache has the room, where the system's temporary folder may not.
-    with TemporaryDirectory(dir=cache, prefix="publishing-") as temporary:
-        folder = Path(temporary) / "dataset"
+    place = cache / f"publishing-{name.replace('/', '--')}"
+    with FileLock(f"{place}.lock"), work_folder(place):
+        folder = place / "dataset"
         write_dataset(builder, folder, name)
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         there = api.list_repo_files(name, repo_type="dataset")
@@ -60,8 +61,8 @@ def write_dataset(builder, folder, name):
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: is not empty; expected a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.unfinished-") as unfinished:
-        parquet, dataset = Path(unfinished) / "parquet", Path(unfinished) / "dataset"
+    with work_folder(folder.with_name(f"{folder.name}.unfinished")) as unfinished:
+        parquet, dataset = unfinished / "parquet", unfinished / "dataset"
         prepare(builder, parquet, file_format="parquet")
         (dataset / "data").mkdir(parents=True)
         for shard in parquet.glob("*.parquet"):

@@ -9,23 +9,22 @@ in the paper's Figure 2.
 """
 
 import csv
-import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import soundfile
 from datasets.fingerprint import Hasher
 from datasets.utils import tqdm
+from filelock import FileLock
 from scipy.signal import istft, stft
 from scipy.stats import spearmanr
 
 from ..configuration_emoshare import EMOTIONS
 from .labels import read_folder
 from .tables import FILENAME, SPLITS
-from .whole_files import put_in_place, writing
+from .whole_files import put_in_place, work_folder, writing
 
 SAMPLING_RATE = 16000
 MIN_SECONDS, MAX_SECONDS = 1.0, 8.0
@@ -118,21 +117,17 @@ class SyntheticCorpus:
         """Writes the corpus under `cache_dir`, in the ComParE 2023 layout, unless it is there; returns its folder."""
         source = Path(__file__).read_bytes()
         folder = Path(cache_dir).expanduser() / "emoshare_synthetic" / Hasher.hash((self, source))
-        if folder.is_dir():
-            return folder
-        unfinished = folder.with_name(f"unfinished-{uuid4().hex}")
-        try:
-            (unfinished / "wav").mkdir(parents=True)
-            (unfinished / "lab").mkdir()
-            with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another process that makes it is waited for
+            if folder.is_dir():
+                return folder
+            with work_folder(folder.with_name(f"unfinished-{folder.name}")) as place, writing(folder):
+                unfinished = place / "corpus"
+                (unfinished / "wav").mkdir(parents=True)
+                (unfinished / "lab").mkdir()
                 for split in SPLITS:
                     self._write_split(unfinished, split)
-            put_in_place(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+                put_in_place(unfinished, folder)
         return folder
 
     def _write_split(self, folder, split):

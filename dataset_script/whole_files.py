@@ -2,7 +2,8 @@
 Files and folders that appear whole or not at all, whenever the process is killed, the power fails or the disk is full.
 
 They are written next to their place, and get their name when every byte of them is on the disk: a file system may put a
-new name there before the content that it stands for.
+new name there before the content that it stands for. What is unfinished has a name that follows from the final one, so
+that what a killed process has left is overwritten by the next one, and does not stay for ever.
 """
 
 import errno
@@ -10,7 +11,6 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -38,7 +38,7 @@ def whole_file(path, mode="w", **options):
         NotWrittenError: if it cannot be written. What was there before is left as it was.
     """
     path = Path(path)
-    unfinished = path.with_name(f"unfinished-{uuid4().hex}")
+    unfinished = path.with_name(f"unfinished-{path.name}")
     try:
         with writing(path):
             with unfinished.open(mode, **options) as file:
@@ -49,6 +49,20 @@ def whole_file(path, mode="w", **options):
             sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(folder):
+    """
+    A new, empty folder (`Path`), which is removed in the end. What a killed process has left in it is removed before,
+    so two processes must not use the same one at once.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_in_place(unfinished, folder):

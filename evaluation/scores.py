@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import evaluate
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
+from ..metrics.emotion_share_spearman.emotion_share_spearman import EmotionShareSpearman
 
-METRIC = Path(__file__).resolve().parent.parent / "metrics" / "emotion_share_spearman"
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
 
@@ -49,7 +48,8 @@ class Scorer:
     def __init__(self, references, labels):
         self.references = references
         self.labels = labels
-        self.metric = evaluate.load(str(METRIC), keep_in_memory=True)
+        # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
+        self.metric = EmotionShareSpearman(keep_in_memory=True)
 
     def scores(self, predictions, bootstrap=0, seed=0):
         """
@@ -127,7 +127,21 @@ def read_scores(path, labels):
     for label in (MEAN, *labels):
         if PREFIX + _name(label) not in values:
             raise ValueError(f"{path}: has no {PREFIX + _name(label)!r}; expected the scores of {', '.join(labels)}")
+        _check_numbers(path, values, PREFIX + _name(label))
     return {label: _score(values, PREFIX + _name(label)) for label in (MEAN, *labels)}
+
+
+def _check_numbers(path, values, name):
+    """Raises ValueError if a score or its interval in a JSON file is not what `write_scores` writes."""
+    rho, interval = values[name], values.get(name + INTERVAL, [None, None])
+    if not _is_number_or_null(rho):
+        raise ValueError(f"{path}: {name} is {rho!r}; expected a number or null")
+    if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval))):
+        raise ValueError(f"{path}: {name + INTERVAL} is {interval!r}; expected two numbers, or two times null")
+
+
+def _is_number_or_null(value):
+    return value is None or type(value) in (int, float)
 
 
 def read_made_from(path):

@@ -4,14 +4,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, set_seed
 
 from ..backbone_emoshare import family_of
 from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
-from ..dataset_script.whole_files import put_in_place, whole_file, writing
+from ..dataset_script.whole_files import put_in_place, whole_file, work_folder, writing
 from ..evaluation.scores import RESULTS, read_made_from
 from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
@@ -168,7 +168,8 @@ class _Reader:
                 self._find_lines(value, (*keys, key.value))
 
     def error(self, keys, message):
-        return ValueError(f"{self.path}, line {self.lines[keys]}: {message}")
+        line = self.lines.get(keys)  # a key such as null or 5 is another one in the text
+        return ValueError(f"{self.path}{f', line {line}' if line else ''}: {message}")
 
     def _check_shape(self):
         for key in self.entries:
@@ -180,7 +181,12 @@ class _Reader:
         for key in ("train", "features", "architectures"):
             if not isinstance(self.entries[key], dict):
                 raise self.error((key,), f"{key} is {self.entries[key]!r}; expected lines of the form 'name: ...'")
+        for key in ("title", "output_dir"):
+            if not isinstance(self.entries[key], str):
+                raise self.error((key,), f"{key} is {self.entries[key]!r}; expected text")
         for keys, flags in self._flags():
+            if not isinstance(keys[-1], str):
+                raise ValueError(f"{self.path}: {keys[0]} has the name {keys[-1]!r}; expected text, in quotes")
             if not isinstance(flags, dict | None):
                 raise self.error(keys, f"{keys[-1]} is {flags!r}; expected flags of train.py and their values")
             for name in flags or {}:
@@ -217,8 +223,9 @@ class _Reader:
     def random_backbone_config(self, row):
         try:
             return AutoConfig.for_model(**self.entries["features"][row][RANDOM_BACKBONE])
-        except (TypeError, ValueError) as error:
-            raise self.error(("features", row, RANDOM_BACKBONE), f"{RANDOM_BACKBONE}: {error}") from error
+        except (AttributeError, StrictDataclassError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise self.error(("features", row, RANDOM_BACKBONE), f"{RANDOM_BACKBONE}: {reason}") from error
 
     def arguments(self, row, name, flags, backbone_config):
         """
@@ -249,10 +256,9 @@ def make_random_backbones(grid):
         if not (folder / "config.json").is_file():
             set_seed(0)
             model = AutoModel.from_config(AutoConfig.for_model(**fields))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as temporary, writing(folder):
-                model.save_pretrained(Path(temporary) / "backbone")
-                put_in_place(Path(temporary) / "backbone", folder)
+            with work_folder(folder.with_name(f"unfinished-{folder.name}")) as unfinished, writing(folder):
+                model.save_pretrained(unfinished / "backbone")
+                put_in_place(unfinished / "backbone", folder)
 
 
 def claim_folder(cell):

@@ -43,14 +43,19 @@ class LoopbackHub:
         repositories: {"ORG/NAME": Repository}; datasets as "datasets/ORG/NAME", Spaces as "spaces/ORG/NAME".
         requests: (method, path) of all requests so far.
         cut_uploads: how many of the next LFS uploads are cut off in the middle.
+        handler: class that answers requests.
     """
+
+    @property
+    def handler(self):
+        return Handler
 
     def __enter__(self):
         self.repositories, self.blobs, self.requests = {}, {}, []
         self.cut_uploads = 0
         hub = self
 
-        class BoundHandler(Handler):
+        class BoundHandler(self.handler):
             pass
 
         BoundHandler.hub = hub

@@ -57,6 +57,16 @@ def test_feature_size_follows_the_backbone():
         ({"id2label": {0: "a", 1: "a"}}, "id2label"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id"),
         ({"backbone_config": {"model_type": "whisper"}}, "backbone_config"),
+        ({"backbone_config": {"model_type": ["hubert"]}}, "backbone_config"),
+        ({"backbone_config": {"model_type": "hubert", "hidden_size": "wide"}}, "backbone_config"),
+        ({"backbone_config": {"model_type": "hubert", "conv_dim": [8, 1e300]}}, "backbone_config"),
+        ({"backbone_config": {"model_type": "hubert", "num_hidden_layers": 10**9}}, "backbone_config"),
+        ({"backbone_config": {"model_type": "hubert", "conv_stride": [10**30] * 7}}, "backbone_config"),
+        ({"backbone_config": []}, "backbone_config"),
+        ({"lstm_num_layers": 10**9}, "lstm_num_layers"),
+        ({"pool_size": 10**30}, "pool_size"),
+        ({"dtype": "float33"}, "dtype"),
+        ({"model_type": ["emoshare"]}, "model_type"),
     ],
 )
 def test_illegal_fields_are_named(fields, named):

@@ -324,7 +324,7 @@ def read_yaml(path):
     with path.open(encoding="utf-8") as file:
         try:
             entries = yaml.load(file, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected lines of the form 'key: value'")

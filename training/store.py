@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import DatasetInfo, Features, load_from_disk
+from datasets import DatasetInfo, Features
 from datasets.fingerprint import Hasher
 
 from ..dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, writing
@@ -49,7 +49,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.shares = corpus.shares(split).astype(np.float32)
         self.metadata = corpus.metadata[split]
         self.fingerprint = f"{folder.name}-{Hasher.hash((self.labels, self.shares))}"
-        table = load_from_disk(str(folder)).data
+        table = _mapped(folder)
         clip, start = (table.column(name).to_numpy() for name in ("clip", "start"))
         if set(clip) != set(range(len(self.clips))):
             raise ValueError(
@@ -137,10 +137,20 @@ def _clips_of(shard):
 def is_whole(store):
     """Whether a store (`Path`) is there with all of its shards, as far as that shows without reading the features."""
     try:
-        files = json.loads((store / STATE).read_text(encoding="utf-8"))["_data_files"]
-    except (OSError, ValueError, KeyError):
+        names = [file["filename"] for file in json.loads((store / STATE).read_text(encoding="utf-8"))["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return all(_is_shard_whole(store / file["filename"]) for file in files)
+    shards = _shards(store)
+    return names == [shard.name for shard in shards] and all(map(_is_shard_whole, shards))
+
+
+def _shards(folder):
+    return sorted(folder.glob("shard-*.arrow"))
+
+
+def _mapped(store):
+    """The table of a store, from its shards alone: what `load_from_disk` needs besides them is not looked at."""
+    return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(shard))).read_all() for shard in _shards(store))
 
 
 def _is_shard_whole(path):
@@ -200,9 +210,8 @@ def stored_bytes(windows, values, dtype):
 
 def finish(folder, store, dtype):
     """Turns a folder of shards into a dataset that `load_from_disk` reads, and gives it its final name."""
-    shards = sorted(path.name for path in folder.glob("shard-*.arrow"))
     state = {
-        "_data_files": [{"filename": name} for name in shards],
+        "_data_files": [{"filename": shard.name} for shard in _shards(folder)],
         "_fingerprint": store.name,
         "_format_columns": None,
         "_format_kwargs": {},

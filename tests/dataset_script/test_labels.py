@@ -92,6 +92,12 @@ def test_a_filename_outside_of_the_folder_wav(corpus, filename):
         read_folder(corpus)
 
 
+def test_a_filename_that_is_too_long_for_a_file(corpus):
+    spoil(corpus, "devel", lambda rows: rows[1].__setitem__(0, "a" * 5000))
+    with pytest.raises(ValueError, match=r"devel\.csv, row 2: wav/a{5000}: no such file"):
+        read_folder(corpus)
+
+
 def test_another_spelling_of_a_clip_is_the_same_clip(corpus):
     spoil(corpus, "devel", lambda rows: rows[1].__setitem__(0, "./train_000.wav"))
     with pytest.raises(ValueError, match=r"devel\.csv, row 2: \./train_000\.wav is listed again"):

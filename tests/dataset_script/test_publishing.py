@@ -117,6 +117,8 @@ def repository(hub, corpus, tmp_path_factory):
     hub.cut_uploads = 0
     result = run_python(*command, cwd=folder, **environment)
     assert f"/commit/{repository.commits[-1][0]}" in result.stdout
+    # The shards, as large as the corpus, do not stay in the cache.
+    assert not [path for path in (folder / "home").rglob("publishing-*") if path.is_dir()]
     return repository
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import full_disk
 from safetensors.torch import save_file
 
-from emoshare.dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, writing
+from emoshare.dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, work_folder, writing
 
 
 @pytest.fixture
@@ -57,6 +57,21 @@ def test_what_fails_leaves_what_was_there_and_nothing_else(tmp_path):
         file.write("half")
         raise ZeroDivisionError
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_what_a_killed_process_left_does_not_stay(tmp_path):
+    (tmp_path / "unfinished-a.txt").write_text("half a fi")
+    with whole_file(tmp_path / "a.txt") as file:
+        file.write("whole")
+    with work_folder(tmp_path / "work") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    (tmp_path / "work" / "deep" / "a").touch()
+    with pytest.raises(ZeroDivisionError), work_folder(tmp_path / "work") as folder:
+        assert not list(folder.iterdir())
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):

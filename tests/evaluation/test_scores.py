@@ -32,6 +32,32 @@ def test_the_scorer_gives_one_rho_per_label():
     assert math.isnan(scorer.scores(references)["joy"].low)
 
 
+def test_the_metric_is_not_a_copy_in_a_cache():
+    """A copy that a kill cuts off would stay there for ever."""
+    metric = Scorer(np.zeros((4, 2)), LABELS).metric
+    assert type(metric).__module__ == "emoshare.metrics.emotion_share_spearman.emotion_share_spearman"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"eval_spearman": "0.5"},
+        {"eval_spearman_joy": [0.5]},
+        {"eval_spearman_awe": True},
+        {"eval_spearman_ci95": 0.5},
+        {"eval_spearman_joy_ci95": [0.5]},
+        {"eval_spearman_joy_ci95": [0.5, "0.6"]},
+    ],
+)
+def test_damaged_results_are_named(damage, tmp_path):
+    references = np.random.default_rng(0).random((20, 2))
+    write_scores(tmp_path / "results.json", Scorer(references, LABELS).scores(references, bootstrap=10))
+    values = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**values, **damage}))
+    with pytest.raises(ValueError, match=rf"results\.json: {next(iter(damage))} is "):
+        read_scores(tmp_path / "results.json", LABELS)
+
+
 def test_written_scores_are_json_under_the_metrics_names(tmp_path):
     references = np.random.default_rng(0).random((20, 2))
     scorer = Scorer(references, LABELS)

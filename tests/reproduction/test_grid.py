@@ -91,6 +91,40 @@ def test_errors_in_a_grid_name_the_line(old, new, line, message, tmp_path, monke
         read_grid(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: A grid", "title: [A grid]", "line 1: title is .'A grid'.; expected text"),
+        ("title: A grid", "null: A grid", "unknown key None"),
+        ("  transformer:", "  5:", "architectures has the name 5; expected text, in quotes"),
+        (
+            "model_type: hubert",
+            "model_type: hubert\n      apply_spec_augment: often",
+            "line 13: random_backbone: .*apply_spec_augment",
+        ),
+        ("title: A grid", "title: \udcff", "not valid YAML"),
+    ],
+)
+def test_what_is_no_text_or_number_is_named(old, new, message, tmp_path):
+    path = write_grid(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1), errors="surrogateescape")
+    with pytest.raises(ValueError, match=rf"grid\.yaml(?s:.*){message}"):
+        read_grid(path)
+
+
+def test_a_killed_process_leaves_nothing_of_a_random_backbone_for_ever(tmp_path):
+    grid = read_grid(write_grid(tmp_path), output_dir=tmp_path / "out")
+    (folder,) = grid.random_backbones
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    (unfinished / "backbone").mkdir(parents=True)
+    (unfinished / "backbone" / "config.json").write_text("{")
+    make_random_backbones(grid)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert (folder / "model.safetensors").is_file()
+
+
 def test_a_part_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="seeds missing or empty"):
         read_grid(write_grid(tmp_path, seeds=[]))

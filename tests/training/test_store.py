@@ -125,9 +125,18 @@ def test_a_damaged_shard_is_found(how, corpus, tmp_path):
 
 def test_a_store_without_its_list_of_shards_is_none(corpus, tmp_path):
     write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], corpus)
-    (tmp_path / "store" / "state.json").write_text("{")
-    assert not is_whole(tmp_path / "store")
+    state = tmp_path / "store" / "state.json"
+    for content in ("{", "[]", '{"_data_files": 5}', '{"_data_files": [{"filename": ["a"]}]}', '{"_data_files": []}'):
+        state.write_text(content)
+        assert not is_whole(tmp_path / "store")
     assert not is_whole(tmp_path / "nothing")
+
+
+def test_of_a_store_the_shards_alone_are_read(corpus, tmp_path):
+    write_store(tmp_path, [[[window(clip, 0, 3) for clip in range(5)]]], corpus)
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / "store" / name).write_text('{"features": 5}')
+    assert len(FrameFeatureStore(tmp_path / "store", corpus, "train")) == 5
 
 
 def test_a_process_knows_the_clips_of_its_whole_shards(tmp_path):

@@ -1,0 +1,40 @@
+"""The campaign's table."""
+
+from dataclasses import dataclass, field
+
+HEADER = "| fault | trials | failures | what came of it |\n|---|---|---|---|"
+SHOWN = 10
+
+
+@dataclass
+class Row:
+    """
+    A row of the table.
+
+    Attributes:
+        name: what was done.
+        trials: how often.
+        failures: what went wrong, in words, one for each failure.
+        note: what came of it.
+    """
+
+    name: str
+    trials: int = 0
+    failures: list[str] = field(default_factory=list)
+    note: str = ""
+
+    def fail(self, text):
+        self.failures.append(text)
+
+    def __str__(self):
+        return f"| {self.name} | {self.trials:,} | {len(self.failures)} | {self.note} |"
+
+
+def failures_of(rows):
+    """The failures of all rows as text; of each row the first ones."""
+    lines = []
+    for row in rows:
+        lines += [f"{row.name}: {failure}" for failure in row.failures[:SHOWN]]
+        if len(row.failures) > SHOWN:
+            lines.append(f"{row.name}: ... and {len(row.failures) - SHOWN} more")
+    return "\n\n".join(lines)
