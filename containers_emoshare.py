@@ -218,6 +218,12 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _ogg(file, size):
+    fault, begins = _ogg_streams(file, size)
+    return Contents(fault, following=tuple(begins[1:]))
+
+
+def _ogg_streams(file, size):
+    """What is missing, if anything, and where streams begin that lie one after the other."""
     position, unfinished, begins = 0, set(), []
     while position < size:
         file.seek(position)
@@ -227,9 +233,9 @@ def _ogg(file, size):
         lengths = file.read(header[26]) if len(header) == 27 else b""
         page_bytes = 27 + len(lengths) + sum(lengths)
         if len(header) < 27 or len(lengths) < header[26] or position + page_bytes > size:
-            return Contents(f"it ends within a page, at byte {size:,}", following=tuple(begins[1:]))
+            return f"it ends within a page, at byte {size:,}", begins
         if _ogg_checksum(header[:22] + bytes(4) + header[26:] + lengths + file.read(sum(lengths))) != header[22:26]:
-            return Contents(f"the page at byte {position:,} is damaged", following=tuple(begins[1:]))
+            return f"the page at byte {position:,} is damaged", begins
         flags, serial = header[5], header[14:18]
         if flags & 2:  # a stream begins
             if not unfinished:  # streams may also lie side by side, as those of a video do
@@ -239,9 +245,8 @@ def _ogg(file, size):
             unfinished.discard(serial)
         position += page_bytes
     if unfinished:
-        fault = f"the page at byte {position:,} is damaged" if position < size else "its last page is missing"
-        return Contents(fault, following=tuple(begins[1:]))
-    return Contents(following=tuple(begins[1:]))
+        return f"the page at byte {position:,} is damaged" if position < size else "its last page is missing", begins
+    return None, begins
 
 
 def _ogg_checksum(page):
