@@ -111,4 +111,4 @@ def dataset_card(info, name, labels, facts):
 
 
 def _in_code(columns):
-    return ", ".join(f"`{column}`" for column in columns)
+    return ", ".join(f"`{column}`" for column in columns).replace("|", r"\|")  # of a table
