@@ -10,16 +10,17 @@ A model repository contains its own code, so this file needs gradio, altair and 
 this project. Clips in a folder `examples` next to it are offered as examples.
 """
 
-import math
 import os
+import re
 import sys
+import warnings
 from html import escape
 from pathlib import Path
 
 import altair
 import gradio
 import numpy as np
-import soundfile
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import pipeline
@@ -27,6 +28,9 @@ from transformers import pipeline
 HERE = Path(__file__).resolve().parent
 TRAINED_HERE = HERE / "outputs" / "demo"
 CLEANING_SECONDS = 1800  # clips older than this are deleted, at intervals of this length
+# The longest and largest clip that is heard. A small file may be hours of silence, so both are limited.
+MAX_MINUTES = 10
+MAX_MEGABYTES = 100
 TIME_STEPS = 250  # the most that are drawn, however long the clip
 MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
 
@@ -75,21 +79,38 @@ def main(arguments):
         )
     try:
         emotion_share = pipeline("emotion-share", model=name, trust_remote_code=True)
-    except OSError as error:
-        sys.exit(f"no model {name}: {error}")
+        card = load_card(name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        is_folder = Path(name).is_dir()
+        sys.exit(f"no model {name}: {'' if is_folder else 'no such folder here, and from the Hub: '}{reason(error)}")
     theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=["monospace"])
-    page(emotion_share, load_card(name)).launch(share=False, run_history=False, footer_links=[], theme=theme, css=CSS)
+    page(emotion_share, card).launch(
+        share=False,
+        run_history=False,
+        footer_links=[],
+        theme=theme,
+        css=CSS,
+        max_file_size=f"{MAX_MEGABYTES}mb",
+    )
+
+
+def reason(error):
+    """One line. Transformers' loaders put whole tracebacks into a message, the last of which ends with the reason."""
+    raised = re.findall(r"^\w+Error: (.+)", str(error), re.MULTILINE)
+    return raised[-1] if raised else str(error).partition("\n")[0]
 
 
 def load_card(name):
-    """The card of a model folder or repository; None if it has none."""
-    if Path(name).is_dir():
-        path = Path(name) / "README.md"
-        return ModelCard.load(path) if path.is_file() else None
+    """The card of a model folder or repository; None if it has none. One that cannot be read is a ValueError."""
+    path = Path(name) / "README.md"
     try:
+        if Path(name).is_dir():
+            return ModelCard.load(path) if path.is_file() else None
         return ModelCard.load(name)
     except EntryNotFoundError:
         return None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"its card (README.md) cannot be read: {reason(error)}") from error
 
 
 def page(emotion_share, card):
@@ -108,7 +129,9 @@ def page(emotion_share, card):
         with gradio.Row(elem_id="parts"):
             with gradio.Column(elem_id="clip"):
                 clip = gradio.Audio(type="filepath", label="A clip of speech", buttons=[])
-                gradio.Markdown("Clips are deleted within an hour.")
+                gradio.Markdown(
+                    f"A clip may have up to {MAX_MINUTES} minutes and {MAX_MEGABYTES} MB. It is deleted within an hour."
+                )
                 if examples:
                     labels = [example.stem for example in examples]
                     gradio.Examples([[str(example)] for example in examples], clip, example_labels=labels)
@@ -145,25 +168,59 @@ def show_results(emotion_share, path):
     config = emotion_share.model.config
     # Models of earlier versions have a configuration without this property.
     has_attention = getattr(config, "has_attention", config.architecture == "cnn_lstm_attention")
+    sampling_rate = emotion_share.feature_extractor.sampling_rate
     try:
-        result = emotion_share(path, return_timeline=True, return_attention=has_attention)
-    except ValueError as error:
-        reason = str(error).replace(path, Path(path).name)  # without the server's folders
-        gradio.HTML(f'<p role="alert"><strong>This clip cannot be used.</strong> {escape(reason)}</p>')
+        with warnings.catch_warnings(record=True) as problems:
+            warnings.simplefilter("always", UserWarning)
+            waveform = hear(emotion_share, path)
+            clip = {"array": waveform, "sampling_rate": sampling_rate, "path": path}
+            result = emotion_share(clip, return_timeline=True, return_attention=has_attention)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        alert("This clip cannot be used.", str(error) or type(error).__name__, path)
         return
 
-    seconds = result["timeline"][-1]["end"]
+    for problem in dict.fromkeys(str(problem.message) for problem in problems):
+        alert("Something may be wrong with this clip.", problem, path)
+    seconds = len(waveform) / sampling_rate
     ranking = [share["label"] for share in result["shares"]]
     gradio.Markdown("## Share of listeners who would perceive it")
     show(shares_chart(result["shares"]), "shares")
     if has_attention:
         gradio.Markdown(ATTENTION)
-    show(waveform_chart(path, seconds), "waveform")
+    show(waveform_chart(waveform, seconds), "waveform")
     if has_attention:
         show(attention_chart(result["attention"], ranking, seconds), "attention")
     if len(result["timeline"]) > 1:
         gradio.Markdown(TIMELINE)
         show(timeline_chart(result["timeline"], ranking), "timeline")
+
+
+def alert(headline, text, path):
+    text = text.replace(path, Path(path).name)  # without the server's folders
+    gradio.HTML(f'<p role="alert"><strong>{headline}</strong> {escape(text)}</p>')
+
+
+def hear(emotion_share, path):
+    """
+    Decodes a clip as the pipeline does, whose module knows how, and no further than the page allows.
+
+    Returns:
+        `np.ndarray`: (samples,) float32, at the sampling rate of the pipeline's feature extractor.
+
+    Raises:
+        ValueError: if the clip is too large or too long, and as the pipeline does.
+    """
+    if os.path.getsize(path) > MAX_MEGABYTES * 2**20:
+        raise ValueError(f"{path}: is larger than {MAX_MEGABYTES} MB")
+    sampling_rate = emotion_share.feature_extractor.sampling_rate
+    audio_blocks = sys.modules[type(emotion_share).__module__].audio_blocks
+    blocks, num_samples = [], 0
+    for block in audio_blocks(path, sampling_rate):
+        blocks.append(block)
+        num_samples += len(block)
+        if num_samples > MAX_MINUTES * 60 * sampling_rate:
+            raise ValueError(f"{path}: lasts more than {MAX_MINUTES} minutes")
+    return np.concatenate(blocks)
 
 
 def show(chart, name):
@@ -191,10 +248,9 @@ def shares_chart(shares):
     return (base.mark_bar(color=BLUE) + values).properties(padding=room)
 
 
-def waveform_chart(path, seconds):
-    with soundfile.SoundFile(path) as file:
-        blocks = file.blocks(math.ceil(file.frames / TIME_STEPS), dtype="float32", always_2d=True)
-        ranges = [(float(block.min()), float(block.max())) for block in (block.mean(axis=1) for block in blocks)]
+def waveform_chart(waveform, seconds):
+    blocks = np.array_split(waveform, TIME_STEPS)
+    ranges = [(float(block.min()), float(block.max())) for block in blocks]
     times = np.linspace(0, seconds, len(ranges)).tolist()
     values = [
         {"time": time, "lowest": lowest, "highest": highest}

@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import chain
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import urlopen
 
@@ -89,9 +90,10 @@ def audio_blocks(audio, sampling_rate=SAMPLING_RATE, strict=True):
     sampling_rate = checked_rate(sampling_rate, "sampling_rate")
     source = _source(audio)
     if source.is_file:
-        with _decoder(source) as (sound, fault):
-            blocks = _mono(_sound_blocks(sound, source.name, fault, strict), source.name)
-            yield from resampled(blocks, sound.samplerate, sampling_rate)
+        with _decoders(source) as (sounds, fault):
+            first = next(sounds)
+            blocks = _mono(_sound_blocks(chain([first], sounds), source.name, fault, strict), source.name)
+            yield from resampled(blocks, first.samplerate, sampling_rate)
     else:
         samples, from_rate = _samples(source, sampling_rate)
         yield from resampled(_mono(iter([samples]), source.name), from_rate, sampling_rate)
@@ -137,17 +139,21 @@ def audio_info(audio):
     source = _source(audio)
     if not source.is_file:
         raise TypeError(f"got audio as {type(source.audio).__name__}; expected a path, bytes or a file object")
-    with _decoder(source) as (sound, fault):
+    with _decoders(source) as (sounds, fault):
         if fault is not None:
             raise ValueError(f"{source.name}: {fault}")
-        num_samples = sound.frames
-        if num_samples >= UNKNOWN_FRAMES:
-            num_samples = sum(len(block) for block in _sound_blocks(sound, source.name, None, True))
-        elif num_samples == 0:
-            raise ValueError(f"{source.name}: holds no samples")
-        elif sound.format == "FLAC":
-            _decode_last_sample(sound, source.name)
-        return AudioInfo(num_samples, sound.samplerate)
+        num_samples = 0
+        for sound in sounds:
+            sampling_rate = sound.samplerate
+            if sound.frames >= UNKNOWN_FRAMES:
+                num_samples += sum(len(block) for block in _sound_blocks([sound], source.name, None, True))
+            else:
+                num_samples += sound.frames
+                if sound.format == "FLAC" and sound.frames > 0:
+                    _decode_last_sample(sound, source.name)
+    if num_samples == 0:
+        raise ValueError(f"{source.name}: holds no samples")
+    return AudioInfo(num_samples, sampling_rate)
 
 
 def _decode_last_sample(sound, name):
@@ -216,26 +222,35 @@ def _source(audio):
 
 
 @contextmanager
-def _decoder(source):
+def _decoders(source):
     """
-    libsndfile's decoder of a file, and what is missing from that, if anything. Of a file that it cannot decode:
-    `OtherSound`.
+    Decoders of a file, one after the other, and what is missing from the file, if anything. There is one, and in Ogg
+    one for each stream. They are libsndfile's; `OtherSound` of a file that it cannot decode.
     """
     with _opened(source) as (file, path):
         found = contents(file)
-        fault = found.fault
         if path is not None and not found.head:
-            opened = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+            first = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
         else:
-            opened = Patched(file, found)
+            first = Patched(file, found.head, found.skipped)
+        files = chain([first], (Patched(file, skipped=begin) for begin in found.following))
+        with closing(_sounds(files, file, source.name, found.fault)) as sounds:
+            first = next(sounds)
+            yield chain([first], sounds), getattr(first, "fault", found.fault)
+
+
+def _sounds(files, whole_file, name, fault):
+    sampling_rate = None
+    for file in files:
         try:
-            sound = soundfile.SoundFile(opened)
+            sound = soundfile.SoundFile(file)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-            sound = OtherSound(file, source.name, fault or getattr(error, "error_string", error))
-            fault = sound.fault
+            sound = OtherSound(whole_file, name, fault or getattr(error, "error_string", error))
         with sound:
-            checked_rate(sound.samplerate, source.name)
-            yield sound, fault
+            if sound.samplerate != (sampling_rate or sound.samplerate):
+                raise ValueError(f"{name}: holds streams at {sampling_rate:,} and {sound.samplerate:,} Hz")
+            sampling_rate = checked_rate(sound.samplerate, name)
+            yield sound
 
 
 @contextmanager
@@ -291,10 +306,25 @@ def _quoted(url):
 # From there to samples
 
 
-def _sound_blocks(sound, name, fault, strict):
+def _sound_blocks(sounds, name, fault, strict):
     """Blocks of a file, (samples, channels) float32."""
     if fault is not None:
         _report(fault, name, strict)
+    is_empty = True
+    for sound in sounds:
+        num_read = 0
+        for samples in _read(sound, name):
+            num_read += len(samples)
+            yield samples
+        is_empty = is_empty and num_read == 0
+        # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
+        if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
+            _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
+    if is_empty:
+        raise ValueError(f"{name}: holds no samples")
+
+
+def _read(sound, name):
     # soundfile looks up the position after each read, if it can, which fails in FLAC whose header says no length.
     sound.seekable = lambda: False
     block = max(min(BLOCK_S * sound.samplerate, MAX_BLOCK // sound.channels), 1)
@@ -306,14 +336,9 @@ def _sound_blocks(sound, name, fault, strict):
             reason = error.error_string or f"after {num_read:,} samples"
             raise ValueError(f"{name}: cannot be decoded to its end ({reason})") from error
         if len(samples) == 0:
-            break
+            return
         num_read += len(samples)
         yield samples
-    if num_read == 0:
-        raise ValueError(f"{name}: holds no samples")
-    # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
-    if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
-        _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
 
 
 def _report(fault, name, strict):

@@ -9,11 +9,21 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
 """
 
 import argparse
+import json
+import os
+import re
 import sys
+import warnings
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
+from .feature_extraction_emoshare import EmoShareFeatureExtractor
+
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
+HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 
 BROKEN_CLIPS, FAILED, INTERRUPTED = 1, 2, 130  # exit codes; argparse uses 2 for wrong arguments too
 
@@ -37,34 +47,65 @@ def main(argv=None):
 
 
 def _run(arguments):
+    from .evaluation.clips import printable
+
     try:
-        return arguments.run(arguments)
-    except BrokenPipeError:  # whoever reads the rows wants no more of them
-        return FAILED
-    except (OSError, ValueError) as error:
-        print(f"emoshare {arguments.command}: error: {error}", file=sys.stderr)
-        return FAILED
+        code = arguments.run(arguments)
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads the output wants no more of it
+        _forget_output()
+    except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        lines = [printable(line) for line in _reason(error).splitlines()]  # a corpus has a line for each problem
+        print(
+            f"emoshare {arguments.command}: error:", *lines[:1], *(f"\n{line}" for line in lines[1:]), file=sys.stderr
+        )
+        _forget_output()
+    return FAILED
+
+
+def _forget_output():
+    """What standard output did not take cannot be written when Python ends, either: it would complain once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reason(error):
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def predict(arguments):
-    """`emoshare predict`: a row per clip, written as soon as it is predicted. Broken files are listed at the end."""
+    """
+    `emoshare predict`: a row per clip, written as soon as it is predicted. Files that were broken or gave a warning are
+    listed at the end.
+    """
     from transformers.utils.logging import tqdm
 
-    from .evaluation.clips import find_clips, predict_each, shares_of
+    from .evaluation.clips import find_clips, predict_each, printable, shares_of
     from .evaluation.predictions import PredictionsCsv, PredictionsJsonLines
 
     clips = find_clips(arguments.inputs)
     emotion_share = _load_pipeline(arguments)
     labels = emotion_share.model.config.labels
     is_json = arguments.output is not None and arguments.output.endswith(".jsonl")
-    no_bar = arguments.output is None and sys.stdout.isatty()  # rows on the terminal show the progress themselves
+    no_bar = arguments.output is None and os.isatty(1)  # rows on the terminal show the progress themselves
     broken = []
     try:
-        with _open(arguments.output) as file, tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress:
+        with (
+            _warnings_at_the_end(),
+            _open(arguments.output) as file,
+            tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress,
+        ):
             predictions = (PredictionsJsonLines if is_json else PredictionsCsv)(file, labels)
             for clip, result in predict_each(emotion_share, clips):
                 if isinstance(result, Exception):
-                    broken.append(f"{clip}: {str(result).removeprefix(f'{clip}: ')}")
+                    broken.append(printable(f"{clip}: {_reason(result).removeprefix(f'{clip}: ')}"))
                 else:
                     predictions.write(clip, shares_of(result, labels))
                 progress.update()
@@ -73,6 +114,20 @@ def predict(arguments):
             summary = f"\n{len(broken)} of {len(clips)} files could not be predicted:"
             print(summary, *broken, sep="\n  ", file=sys.stderr)
     return BROKEN_CLIPS if broken else 0
+
+
+@contextmanager
+def _warnings_at_the_end():
+    """Warnings, of audio that is cut off, silent or clipped above all, one line each: not amid rows and progress."""
+    from .evaluation.clips import printable
+
+    with warnings.catch_warnings(record=True) as noted:
+        try:
+            yield
+        finally:
+            if noted:
+                messages = [printable(str(warning.message)) for warning in noted]
+                print("\nWarnings:", *messages, sep="\n  ", file=sys.stderr)
 
 
 def evaluate(arguments):
@@ -105,12 +160,14 @@ def evaluate(arguments):
 
     clips = corpus.audio(split)
     shares, broken = {}, {}
-    for clip, result in tqdm(predict_each(emotion_share, clips), total=len(clips), unit=" clips"):
-        if isinstance(result, Exception):
-            table, row = corpus.place(split, clip.index)
-            broken[clip.index] = f"{table}, row {row}: {clip.filename}: {message_of(result, clip)}"
-        else:
-            shares[clip.index] = shares_of(result, corpus.labels)
+    with _warnings_at_the_end():
+        results = predict_each(emotion_share, clips, strict=True)
+        for clip, result in tqdm(results, total=len(clips), unit=" clips"):
+            if isinstance(result, Exception):
+                table, row = corpus.place(split, clip.index)
+                broken[clip.index] = f"{table}, row {row}: {clip.filename}: {message_of(result, clip)}"
+            else:
+                shares[clip.index] = shares_of(result, corpus.labels)
     try:
         if not shares:
             raise ValueError(f"none of the {len(clips)} clips of {split} could be predicted")
@@ -175,31 +232,72 @@ def _load_corpus(arguments):
 
 def _load_pipeline(arguments):
     """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
-    from transformers import pipeline
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
+    _check_model_folder(arguments)
+    source = {"revision": arguments.revision, "trust_remote_code": False}
     try:
+        model_type = AutoConfig.from_pretrained(arguments.model, **source).model_type
+        if model_type != "emoshare":
+            raise ValueError(f"its model_type is {model_type!r}; expected 'emoshare'")
+        feature_extractor = AutoFeatureExtractor.from_pretrained(arguments.model, **source)
+        if not isinstance(feature_extractor, EmoShareFeatureExtractor):
+            raise ValueError(f"its feature extractor is {type(feature_extractor).__name__}, and not EmoShare's")
         return pipeline(
             "emotion-share",
-            model=arguments.model,
-            revision=arguments.revision,
+            model=AutoModel.from_pretrained(arguments.model, dtype="auto", **source),
+            feature_extractor=feature_extractor,
             device=arguments.device,
             batch_size=arguments.batch_size,
         )
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no room there
-        raise ValueError(f"cannot load {arguments.model}: {error}") from error
+        if os.path.isdir(arguments.model):
+            raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
+        first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
+        raise ValueError(
+            f"cannot load {arguments.model}: there is no such folder here, and from the Hub: {first}"
+        ) from error
 
 
+def _check_model_folder(arguments):
+    """Says of a folder what is missing, and of a mistyped one that it does not exist, before the Hub is asked."""
+    folder = Path(arguments.model)
+    if arguments.model and folder.is_dir():
+        if arguments.revision is not None:
+            raise ValueError(f"--revision: is for repositories on the Hub; {folder} is a folder")
+        for name in ("config.json", "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise ValueError(f"cannot load {folder}: it has no {name}, so it is no complete model")
+            try:
+                fields = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"cannot load {folder}: {name} is no JSON ({error})") from error
+            if not isinstance(fields, dict):
+                raise ValueError(f"cannot load {folder}: {name} holds no JSON object")
+    elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
+        raise ValueError(f"--model: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
+
+
+@contextmanager
 def _open(path):
     """The output file, or standard output: written line by line, so that an interrupted run leaves all rows so far."""
-    return open(
-        sys.stdout.fileno() if path is None else path,
-        "w",
-        buffering=1,
-        newline="",
-        encoding="utf-8",
-        errors="surrogateescape",  # names of files need not be UTF-8
-        closefd=path is not None,
-    )
+    if path is None and sys.stdout is None:
+        raise ValueError("standard output is closed; expected --output FILE")
+    try:
+        with open(
+            sys.stdout.fileno() if path is None else path,
+            "w",
+            buffering=1,
+            newline="",
+            encoding="utf-8",
+            errors="surrogateescape",  # names of files need not be UTF-8
+            closefd=path is not None,
+        ) as file:
+            yield file
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, "standard output" if path is None else path) from error
 
 
 def _parser():

@@ -19,11 +19,13 @@ class Contents:
         fault (`str`, *optional*): what is missing from the file; `None` if nothing is, as far as headers show.
         head (`bytes`), skipped (`int`): the file is to be decoded as if its first `skipped` bytes were `head`, which
             says what the file really holds.
+        following (`tuple[int]`): where further streams begin; each is decoded on its own, and heard behind the first.
     """
 
     fault: str | None = None
     head: bytes = b""
     skipped: int = 0
+    following: tuple = ()
 
 
 def contents(file):
@@ -65,12 +67,12 @@ def contents(file):
 
 class Patched(io.RawIOBase):
     """
-    A file with another head, as `Contents` describes it, if with any; to read only. Its positions are never negative:
+    A file whose first `skipped` bytes are replaced by `head`; to read only. Its positions are never negative:
     libsndfile tries some in files that are damaged, and what a file object raises then would be printed.
     """
 
-    def __init__(self, file, found):
-        self.file, self.head, self.skipped = file, found.head, found.skipped
+    def __init__(self, file, head=b"", skipped=0):
+        self.file, self.head, self.skipped = file, head, skipped
         self.position = 0
 
     def readable(self):
@@ -216,7 +218,13 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _ogg(file, size):
-    position, unfinished, num_streams = 0, set(), 0
+    fault, begins = _ogg_streams(file, size)
+    return Contents(fault, following=tuple(begins[1:]))
+
+
+def _ogg_streams(file, size):
+    """What is missing, if anything, and where streams begin that lie one after the other."""
+    position, unfinished, begins = 0, set(), []
     while position < size:
         file.seek(position)
         header = file.read(27)
@@ -225,22 +233,20 @@ def _ogg(file, size):
         lengths = file.read(header[26]) if len(header) == 27 else b""
         page_bytes = 27 + len(lengths) + sum(lengths)
         if len(header) < 27 or len(lengths) < header[26] or position + page_bytes > size:
-            return Contents(f"it ends within a page, at byte {size:,}")
+            return f"it ends within a page, at byte {size:,}", begins
         if _ogg_checksum(header[:22] + bytes(4) + header[26:] + lengths + file.read(sum(lengths))) != header[22:26]:
-            return Contents(f"the page at byte {position:,} is damaged")
+            return f"the page at byte {position:,} is damaged", begins
         flags, serial = header[5], header[14:18]
         if flags & 2:  # a stream begins
-            num_streams += not unfinished
+            if not unfinished:  # streams may also lie side by side, as those of a video do
+                begins.append(position)
             unfinished.add(serial)
         if flags & 4:  # a stream ends
             unfinished.discard(serial)
         position += page_bytes
     if unfinished:
-        damaged = position < size
-        return Contents(f"the page at byte {position:,} is damaged" if damaged else "its last page is missing")
-    if num_streams > 1:
-        return Contents(f"it holds {num_streams} streams one after the other, of which only the first can be read")
-    return Contents()
+        return f"the page at byte {position:,} is damaged" if position < size else "its last page is missing", begins
+    return None, begins
 
 
 def _ogg_checksum(page):
@@ -363,10 +369,13 @@ def _promised_frames(file, first, frame):
     content = file.read(frame.num_bytes)
     xing = content[4 + frame.side_bytes :]
     if xing[:4] in (b"Xing", b"Info") and len(xing) >= 16 and xing[7] & 1:
-        return int.from_bytes(xing[8:12], "big"), int.from_bytes(xing[12:16], "big") if xing[7] & 2 else 0
-    if content[36:40] == b"VBRI" and len(content) >= 54:
-        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
-    return None, 0
+        count, num_bytes = xing[8:12], xing[12:16] if xing[7] & 2 else b""
+    elif content[36:40] == b"VBRI" and len(content) >= 54:
+        count, num_bytes = content[50:54], content[46:50]
+    else:
+        return None, 0
+    # A writer that could not return to its header left 0.
+    return int.from_bytes(count, "big") or None, int.from_bytes(num_bytes, "big")
 
 
 def _xing_frame(file, first, frame, num_frames):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .audio import Clip, clips_fingerprint
 from .corpora import CORPORA, corpus_named, is_published
-from .emotion_share import EmotionShare
+from .emotion_share import EmotionShare, prepare
 from .facts import LISTENERS, is_known
 from .published import load_published
 from .tables import FILENAME
@@ -105,7 +105,7 @@ def load_corpus(dataset, data_dir=None, cache_dir=None):
     """
     if not is_published(dataset):
         builder = EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir)
-        builder.download_and_prepare()
+        prepare(builder)
         tables = builder.tables
         rows = {split: table.rows for split, table in tables.splits.items()}
         return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from datasets.utils.py_utils import classproperty
 
 from .corpora import CORPORA
 from .tables import AUDIO, FILENAME
+from .whole_files import NotWrittenError
 
 ROWS_PER_TABLE = 100  # in Parquet the clips of a row group, which are in memory at once
 
@@ -114,6 +116,28 @@ class EmotionShare(datasets.ArrowBasedBuilder):
             yield (0, start), pa.table(columns, schema=self.info.features.arrow_schema)
 
 
+def prepare(builder, folder=None, **options):
+    """
+    `download_and_prepare` of a builder.
+
+    Args:
+        builder: `datasets.DatasetBuilder`.
+        folder, options: its arguments.
+
+    Raises:
+        OSError: if a file cannot be read or written, where `datasets` says only that something went wrong.
+    """
+    try:
+        builder.download_and_prepare(folder and str(folder), **options)
+    except DatasetGenerationError as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError):  # a clip
+            raise cause from error
+        if isinstance(cause, OSError):
+            raise NotWrittenError(cause.errno, f"{folder or builder.cache_dir} cannot be written: {cause}") from error
+        raise
+
+
 def load_emotion_share(name="synthetic", data_dir=None, cache_dir=None, synthetic=None):
     """
     Loads the clips of an emotion share corpus; see [`EmotionShare`] for the arguments, the columns and the errors, and
@@ -123,5 +147,5 @@ def load_emotion_share(name="synthetic", data_dir=None, cache_dir=None, syntheti
         `datasets.DatasetDict` with the splits `train`, `devel` and, where there is one, `test`.
     """
     builder = EmotionShare(name, data_dir=data_dir, cache_dir=cache_dir, synthetic=synthetic)
-    builder.download_and_prepare()
+    prepare(builder)
     return builder.as_dataset()

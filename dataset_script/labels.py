@@ -91,6 +91,9 @@ def _check_header(path, header, labels, labels_may_be_absent):
             raise ValueError(f"{path}, row 1: got no label columns, only {FILENAME!r}")
         if "" in found or AUDIO in found:
             raise ValueError(f"{path}, row 1: got the columns {found}; a label cannot be called 'audio' or nothing")
+        intervals = [label for label in found if label == "ci95" or label.endswith("_ci95")]
+        if intervals:
+            raise ValueError(f"{path}, row 1: got the labels {intervals}; such names are those of confidence intervals")
         return found
     unknown = [label for label in found if label not in labels]
     missing = [label for label in labels if label not in found]

@@ -8,6 +8,7 @@ from huggingface_hub import _CACHED_NO_EXIST, DatasetCard, hf_hub_download, try_
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .corpora import CORPORA, corpus_named
+from .emotion_share import prepare
 from .facts import LISTENERS, check_listeners
 from .tables import AUDIO, FILENAME, SPLITS, Problems
 
@@ -35,7 +36,7 @@ def load_published(name, cache_dir=None):
         DatasetNotFoundError: if there is no such dataset, or it is private and not ours.
     """
     builder = datasets.load_dataset_builder(name, cache_dir=cache_dir and str(cache_dir))
-    builder.download_and_prepare()
+    prepare(builder)
     published = builder.as_dataset()
     splits = datasets.DatasetDict({split: published[split] for split in SPLITS if split in published})
     if not {"train", "devel"} <= set(splits):

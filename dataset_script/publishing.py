@@ -9,6 +9,7 @@ from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
 from .corpora import CORPORA
+from .emotion_share import prepare
 from .published import CARD, CARD_KEY
 from .whole_files import put_in_place, work_folder
 
@@ -62,7 +63,7 @@ def write_dataset(builder, folder, name):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(folder.with_name(f"{folder.name}.unfinished")) as unfinished:
         parquet, dataset = unfinished / "parquet", unfinished / "dataset"
-        builder.download_and_prepare(str(parquet), file_format="parquet")
+        prepare(builder, parquet, file_format="parquet")
         (dataset / "data").mkdir(parents=True)
         for shard in parquet.glob("*.parquet"):
             shard.rename(dataset / "data" / shard.name.removeprefix(f"{builder.dataset_name}-"))
@@ -112,4 +113,4 @@ def dataset_card(info, name, labels, facts):
 
 
 def _in_code(columns):
-    return ", ".join(f"`{column}`" for column in columns)
+    return ", ".join(f"`{column}`" for column in columns).replace("|", r"\|")  # of a table

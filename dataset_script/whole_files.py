@@ -19,7 +19,10 @@ TORCH_WRITERS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class NotWrittenError(OSError):
-    """Something cannot be written; says what."""
+    """Something cannot be written; says what, and has the number that the system gave, `EIO` if there is none."""
+
+    def __str__(self):
+        return self.strerror
 
 
 @contextmanager
@@ -87,21 +90,24 @@ def sync(path):
 
 
 @contextmanager
-def writing(path, note=""):
+def writing(path, note="", unfinished=None):
     """
     Makes `NotWrittenError` of what libraries raise when they cannot write.
 
     Args:
         path: of the file or folder, for the message, unless it comes from a `writing` inside this one.
         note: what else to say.
+        unfinished: a folder that is removed then, because there is little room.
     """
     try:
         yield
-    except NotWrittenError as error:
-        raise NotWrittenError(error.errno, f"{error.strerror}{note}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, NotWrittenError):
+            raise NotWrittenError(error.errno, f"{error.strerror}{note}") from error
         if isinstance(error, RuntimeError) and not any(writer in str(error) for writer in TORCH_WRITERS):
             raise
         number = getattr(error, "errno", None) or errno.EIO
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or f"the disk may be full ({error})"
         raise NotWrittenError(number, f"{path} cannot be written: {reason}{note}") from error

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..configuration_emoshare import ARCHITECTURES
 from ..dataset_script.corpora import is_published
 from ..feature_extraction_emoshare import FEATURE_TYPES
+from .markdown import markdown_table
 from .paper import rhos_of, row_of
 from .scores import MEAN
 
@@ -132,19 +133,20 @@ def _paper_rhos(arguments, info):
 
 
 def _results_table(scores, paper):
-    lines = ["| | ρ | 95 % interval |" + (" paper |" if paper else ""), "|---|---|---|" + ("---|" if paper else "")]
+    rows = []
     for label in [*(label for label in scores if label is not MEAN), MEAN]:
         score = scores[label]
         name = "**mean**" if label is MEAN else label
         rho = "none" if math.isnan(score.rho) else f"{score.rho:.3f}"
         interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
-        lines.append(f"| {name} | {rho} | {interval} |" + (f" {paper[label]:.3f} |" if paper else ""))
-    return "\n".join(lines)
+        rows.append([name, rho, interval, *([f"{paper[label]:.3f}"] if paper else [])])
+    return markdown_table(["label", "ρ", "95 % interval", *(["paper"] if paper else [])], rows)
 
 
 def _settings_table(arguments):
-    rows = [f"| {name} | {value} |" for name, value in shown_settings(arguments).items()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
+    return markdown_table(
+        ["setting", "value"], [[name, str(value)] for name, value in shown_settings(arguments).items()]
+    )
 
 
 def _dataset(info, dataset_id):

@@ -29,11 +29,11 @@ def find_clips(inputs):
     clips = {}
     for path in inputs:
         if not os.path.exists(path):
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise FileNotFoundError(f"{printable(path) or repr(path)}: no such file or folder")
         found = _search(path) if os.path.isdir(path) else [path]
         if not found:
             expected = ", ".join(sorted(AUDIO_SUFFIXES))
-            raise FileNotFoundError(f"{path}: no audio files in this folder; expected one of {expected}")
+            raise FileNotFoundError(f"{printable(path)}: no audio files in this folder; expected one of {expected}")
         for clip in found:
             # A link to a clip is a clip of its own: caches link clips of equal content to one file.
             folder, name = os.path.split(clip)
@@ -56,7 +56,12 @@ def _search(folder):
     return sorted(found)
 
 
-def predict_each(emotion_share, clips):
+def printable(text):
+    """Text for the terminal: what is no character there, in names of files above all, is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def predict_each(emotion_share, clips, **options):
     """
     Predicts many files in the pipeline's batches, and continues after those that are broken. An iterator of a pipeline
     ends with the first error: here, a new one then begins after the file that caused it. Files that were read ahead of
@@ -65,6 +70,7 @@ def predict_each(emotion_share, clips):
     Args:
         emotion_share: `EmotionSharePipeline`.
         clips: paths of audio files.
+        options: as in the pipeline's call.
 
     Yields:
         Each clip once, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised. A
@@ -74,7 +80,7 @@ def predict_each(emotion_share, clips):
     while runs:
         run, read, done = runs.pop(), [], 0
         try:
-            for result in emotion_share(_note_what_is_read(run, read)):
+            for result in emotion_share(_note_what_is_read(run, read), **options):
                 yield run[done], result
                 done += 1
         except (ValueError, OSError) as error:

@@ -72,7 +72,10 @@ class PredictionsJsonLines:
     def write(self, filename, shares):
         """Adds a clip's line; `shares` in the order of the labels."""
         row = {FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(row, ensure_ascii=False)
+        if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
+            line = json.dumps(row)  # what is not UTF-8 in a name, Python holds as lone surrogates: JSON can escape them
+        self.file.write(line + "\n")
 
 
 def write_predictions(path, filenames, shares, labels):

@@ -10,6 +10,7 @@ from ..dataset_script.corpora import CORPORA, is_published
 from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
+from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.predictions import read_predictions, read_submission
 from ..evaluation.scores import HISTORY, MEAN, read_history
@@ -23,7 +24,7 @@ from .figures import (
 )
 from .results import cell_name, read_run, row_name, systems_of, write_results
 from .significance import paired_difference
-from .tables import NONE, claims_table, markdown_table, mean, number, table_1, table_2
+from .tables import NONE, claims_table, mean, number, table_1, table_2
 
 RESAMPLES = 1000
 PAPERS_CORPUS = next(info for info in CORPORA.values() if info.is_papers)

@@ -13,7 +13,7 @@ from ..training.checkpoints import checkpoints
 from ..training.corpus import load_run_corpus
 from ..training.launch import start
 from ..training.run import train
-from ..training.user_errors import UserError, run_entry_point, together
+from ..training.user_errors import UserError, checking, run_entry_point, together
 from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, read_grid
 from .plan import describe, prepare_features
@@ -56,7 +56,8 @@ def _run(parsed):
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _report(grid, corpus)
+        with checking():
+            _report(grid, corpus)
     accelerator.end_training()
     return int(not all(cell.is_done for cell in grid.cells))
 

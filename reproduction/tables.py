@@ -6,16 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.scores import MEAN
 
 NONE = "–"
-
-
-def markdown_table(header, rows):
-    """The header and rows of cells, all text, as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def number(value, sign=""):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,17 @@ def torch_threads(number):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def full_disk(size):
+    """Ends each write in the middle, as a full disk does: no file gets larger than this many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True)

@@ -249,6 +249,14 @@ def test_a_folder_without_a_card_is_said_to_be_unknown(tmp_path):
     assert app.load_card(str(tmp_path)).data.tags == ["speech"]
 
 
+@pytest.mark.parametrize("metadata", ["tags: [a", "- a list"])
+def test_a_card_that_cannot_be_read_is_one_line(metadata, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n## Limits\nMany.\n")
+    with pytest.raises(ValueError, match=r"its card \(README.md\) cannot be read: .+") as raised:
+        app.load_card(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_model_without_a_card_is_said_to_be_unknown():
     assert "has no card" in app.warning(None)
     assert app.limits(None) == ""
@@ -262,11 +270,75 @@ def test_a_model_without_attention_shows_none(tmp_path, wav):
     assert [block.elem_id for block in blocks.blocks.values() if block.elem_id] == ["shares", "waveform"]
 
 
-def test_pictures_of_a_long_clip_keep_what_is_short_in_it_where_it_was(tmp_path):
+def shown_for(emotion_share, path):
+    """What the page shows for a clip: names of its charts, and its alerts."""
+    with gradio.Blocks() as blocks:
+        app.show_results(emotion_share, str(path))
+    alerts = [block.value for block in blocks.blocks.values() if isinstance(block, gradio.HTML)]
+    return [block.elem_id for block in blocks.blocks.values() if block.elem_id], alerts
+
+
+def test_hours_of_silence_are_refused_before_they_are_heard(emotion_share, tmp_path, monkeypatch):
+    """40 minutes are a FLAC of 120 kB."""
+    path = tmp_path / "hours.flac"
+    with soundfile.SoundFile(path, "w", 16000, 1) as file:
+        for _ in range(40):
+            file.write(np.zeros(60 * 16000, np.int16))
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(type(emotion_share), "forward", None)
+    start = time.monotonic()
+    charts, (alert,) = shown_for(emotion_share, path)
+    assert time.monotonic() - start < 10
+    assert charts == []
+    assert "hours.flac: lasts more than 10 minutes" in alert
+
+
+def test_a_large_file_is_refused_before_it_is_read(emotion_share, tmp_path):
+    path = tmp_path / "large.wav"
+    with path.open("wb") as file:
+        file.truncate(101 * 2**20)
+    charts, (alert,) = shown_for(emotion_share, path)
+    assert charts == []
+    assert alert.endswith("large.wav: is larger than 100 MB</p>")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("of {}"), OSError(5, "cannot read {}"), RuntimeError("libsndfile: {}"), soundfile.LibsndfileError(1)],
+)
+def test_whatever_a_clip_raises_is_shown_on_the_page(error, emotion_share, wav, monkeypatch):
+    error.args = tuple(str(part).format(wav) for part in error.args)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(app, "hear", fail)
+    charts, (alert,) = shown_for(emotion_share, wav)
+    assert charts == []
+    assert "This clip cannot be used." in alert
+    assert str(wav.parent) not in alert
+
+
+@pytest.mark.parametrize(("name", "rate", "subtype"), [("a.wav", 8000, "GSM610"), ("a.mp3", 16000, None)])
+def test_gsm_and_mp3_are_drawn_without_noise(name, rate, subtype, emotion_share, tmp_path, capfd):
+    soundfile.write(tmp_path / name, speech(3.0, sampling_rate=rate), rate, subtype=subtype)
+    charts, alerts = shown_for(emotion_share, tmp_path / name)
+    assert charts == ["shares", "waveform", "attention"]
+    assert alerts == []
+    assert capfd.readouterr().err == ""
+
+
+def test_digital_silence_is_said_next_to_its_shares(emotion_share, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
+    charts, (alert,) = shown_for(emotion_share, tmp_path / "silence.wav")
+    assert charts == ["shares", "waveform", "attention"]
+    assert "silence.wav: is digital silence" in alert
+
+
+def test_pictures_of_a_long_clip_keep_what_is_short_in_it_where_it_was():
     waveform = np.zeros(100 * 16000, dtype=np.float32)
     waveform[50 * 16000] = 0.5
-    soundfile.write(tmp_path / "click.wav", waveform, 16000)
-    drawn = app.waveform_chart(tmp_path / "click.wav", 100.0).to_dict()["data"]["values"]
+    drawn = app.waveform_chart(waveform, 100.0).to_dict()["data"]["values"]
     assert len(drawn) == app.TIME_STEPS
     assert [moment["time"] for moment in drawn if moment["highest"] > 0.4] == [pytest.approx(50.0, abs=0.5)]
 
@@ -281,13 +353,27 @@ def test_pictures_of_a_long_clip_keep_what_is_short_in_it_where_it_was(tmp_path)
     assert np.mean([cell["value"] for cell in cells]) == pytest.approx(1.0)
 
 
-def test_a_missing_model_is_one_clear_message(tmp_path, monkeypatch):
+def test_a_missing_model_is_one_clear_message(tmp_path, model_folder, monkeypatch):
     monkeypatch.delenv("EMOSHARE_MODEL", raising=False)
     monkeypatch.setattr(app, "TRAINED_HERE", tmp_path / "none")
     with pytest.raises(SystemExit, match="none: run `make train` first"):
         app.main([])
-    with pytest.raises(SystemExit, match=r"no model .+/missing: "):
-        app.main([str(tmp_path / "missing")])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hubert").mkdir()
+    (tmp_path / "hubert" / "config.json").write_text('{"model_type": "hubert"}')
+    (tmp_path / "no_weights").mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(model_folder / name, tmp_path / "no_weights")
+    for name, message in (
+        (str(tmp_path / "missing"), r"/missing: no such folder here, and from the Hub: "),
+        ("outputs/mising", "outputs/mising: no such folder here, and from the Hub: "),
+        (str(tmp_path / "empty"), "/empty: "),
+        (str(tmp_path / "hubert"), "/hubert: "),
+        (str(tmp_path / "no_weights"), "/no_weights: .*model.safetensors"),
+    ):
+        with pytest.raises(SystemExit, match=f"no model .*{message}") as exit:
+            app.main([name])
+        assert "\n" not in str(exit.value)
 
 
 @pytest.mark.skipif("EMOSHARE_SCREENSHOT" not in os.environ, reason="made on request: make screenshot")

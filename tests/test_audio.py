@@ -217,7 +217,7 @@ def test_a_header_says_length_and_rate_without_decoding(tmp_path, monkeypatch):
     soundfile.write(path, speech(1.0, sampling_rate=22050), 22050)
     content = path.read_bytes()
     expected = AudioInfo(22050, 22050)
-    monkeypatch.setattr(audio_emoshare, "_sound_blocks", None)
+    monkeypatch.setattr(audio_emoshare, "_read", None)
     for audio in (path, str(path), content, {"bytes": content, "path": "x"}, {"audio": {"bytes": None, "path": path}}):
         assert audio_info(audio) == expected
     assert expected.seconds == 1.0
@@ -257,6 +257,14 @@ def test_strange_levels_are_reported_once(waveform, message, tmp_path, monkeypat
     assert len(warned) == 1
 
 
+@pytest.mark.parametrize("encoding", ["PCM_U8", "PCM_16", "PCM_24", "ULAW", "ALAW", "FLOAT"])
+def test_clipping_is_reported_in_every_encoding(encoding):
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(speech(0.5) * 50, -1, 1), 16000, encoding, format="WAV")
+    with pytest.warns(UserWarning, match="is clipped"):
+        load_audio(file)
+
+
 @pytest.mark.parametrize(
     ("waveform", "encoding"),
     [
@@ -264,10 +272,11 @@ def test_strange_levels_are_reported_once(waveform, message, tmp_path, monkeypat
         (speech(0.5) / np.abs(speech(0.5)).max() * 1.5, "FLOAT"),  # which has room above full scale
         (speech(0.5) * 1e-3, "PCM_16"),
         (np.sin(2 * np.pi * 220 * np.arange(8000) / 16000), "PCM_16"),
+        (np.sign(np.sin(2 * np.pi * 220 * np.arange(8000) / 16000)) / 2, "PCM_16"),
         (np.stack([speech(0.5), np.zeros(8000)], axis=1), "PCM_16"),
         (np.stack([speech(0.5), -0.9 * speech(0.5)], axis=1), "PCM_16"),
     ],
-    ids=["at full scale", "above full scale", "quiet", "sine", "one channel", "nearly antiphase"],
+    ids=["at full scale", "above full scale", "quiet", "sine", "square", "one channel", "nearly antiphase"],
 )
 def test_levels_that_happen_are_not_reported(waveform, encoding):
     file = io.BytesIO()

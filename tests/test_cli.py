@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import pipeline
 
-from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline
+from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline, cli, other_formats_emoshare
 from emoshare.cli import main
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
@@ -98,6 +99,61 @@ def test_json_lines(emotion_share, model_folder, tmp_path):
     assert row["filename"] == clip
     assert list(row["shares"]) == list(EMOTIONS)
     assert list(row["shares"].values()) == pytest.approx(expected_row(emotion_share, clip), abs=1e-6)
+
+
+def test_names_need_not_be_utf_8_nor_fit_on_a_line(emotion_share, model_folder, tmp_path, capfd):
+    folder = tmp_path / "clips"
+    clips = [
+        os.path.join(os.fsencode(folder), name) for name in (b"M\xfcller.wav", b"two\nlines.wav", b"broken\xff\n.wav")
+    ]
+    source = write_clip(tmp_path / "clip.wav", 0.4)
+    folder.mkdir()
+    for clip in clips[:2]:
+        shutil.copy(source, clip)
+    with open(clips[2], "wb") as file:
+        file.write(b"no audio")
+    expected = expected_row(emotion_share, source)
+    for suffix in ("csv", "jsonl"):
+        output = tmp_path / f"shares.{suffix}"
+        assert main(["predict", str(folder), "--model", str(model_folder), "--output", str(output)]) == 1
+        if suffix == "csv":  # with the bytes of the name, as the shell has them
+            with output.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows = {row[0]: [float(share) for share in row[1:]] for row in list(csv.reader(file))[1:]}
+        else:  # in UTF-8, which JSON must be
+            rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+            rows = {row["filename"]: list(row["shares"].values()) for row in rows}
+        assert sorted(map(os.fsencode, rows)) == sorted(clips[:2])
+        for shares in rows.values():
+            assert shares == pytest.approx(expected, abs=1e-6)
+        lines = capfd.readouterr().err.splitlines()
+        assert lines[-1].startswith(rf"  {folder}/broken\udcff\n.wav: not an audio file")
+
+
+def test_a_file_that_cannot_be_decoded_is_listed_whatever_its_format(model_folder, wav, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(other_formats_emoshare, "_decoder_class", lambda: None)
+    shutil.copy(wav, tmp_path / "a.wav")
+    for name in ("b.m4a", "c.webm"):
+        (tmp_path / name).write_bytes(b"something else")
+    assert main(["predict", str(tmp_path), "--model", str(model_folder)]) == 1
+    output, errors = capfd.readouterr()
+    assert [row[0] for row in csv.reader(io.StringIO(output))] == ["filename", str(tmp_path / "a.wav")]
+    assert "2 of 3 files could not be predicted:" in errors
+    assert f"ffmpeg -i {tmp_path}/b.m4a {tmp_path}/b.wav" in errors
+    assert f"ffmpeg -i {tmp_path}/c.webm {tmp_path}/c.wav" in errors
+
+
+def test_warnings_of_files_are_listed_at_the_end_each_once(model_folder, wav, tmp_path, capfd):
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(8000), 16000)
+    (tmp_path / "text.wav").write_text("no audio")  # what was read ahead of it is read again
+    inputs = [str(silence), str(tmp_path / "text.wav"), str(wav)]
+    assert main(["predict", *inputs, "--model", str(model_folder), "--batch_size", "4"]) == 1
+    output, errors = capfd.readouterr()
+    assert [row[0] for row in csv.reader(io.StringIO(output))] == ["filename", str(silence), str(wav)]
+    lines = errors[errors.index("Warnings:") :].splitlines()
+    assert lines[:2] == ["Warnings:", f"  {silence}: is digital silence"]
+    assert lines[-2] == "1 of 3 files could not be predicted:"
+    assert errors.count("digital silence") == 1
 
 
 def test_no_code_of_the_models_folder_is_run(model_folder, wav, tmp_path, capfd):
@@ -249,21 +305,58 @@ def test_a_file_is_found_once_under_the_name_that_was_given_first(tmp_path, monk
     [
         (["missing.wav"], "missing.wav: no such file or folder"),
         (["empty"], "empty: no audio files in this folder"),
-        (["clip.wav", "--model", "missing"], "cannot load missing: "),
-        (["clip.wav", "--model", "empty"], "cannot load empty: "),
+        ([""], "'': no such file or folder"),
+        (["no\nclip.wav"], r"no\nclip.wav: no such file or folder"),
+        (["clip.wav", "--model", "missing"], "cannot load missing: there is no such folder here, and from the Hub: "),
+        (["clip.wav", "--model", "outputs/mising"], "cannot load outputs/mising: there is no such folder here, and fr"),
+        (["clip.wav", "--model", "./missing"], "--model: got './missing'; expected a folder, or a Hub id ORG/NAME"),
+        (["clip.wav", "--model", "clip.wav"], "--model: got 'clip.wav'; expected a folder"),
+        (["clip.wav", "--model", ""], "--model: got ''; expected a folder"),
+        (["clip.wav", "--model", "empty"], "cannot load empty: it has no config.json"),
+        (["clip.wav", "--model", "null"], "cannot load null: config.json holds no JSON object"),
+        (["clip.wav", "--model", "broken"], "cannot load broken: config.json is no JSON ("),
+        (["clip.wav", "--model", "encoder"], "cannot load encoder: its model_type is 'hubert'; expected 'emoshare'"),
+        (
+            ["clip.wav", "--model", "its_extractor"],
+            "its feature extractor is Wav2Vec2FeatureExtractor, and not EmoShare",
+        ),
+        (["clip.wav", "--model", "rate"], "cannot load rate: sampling_rate: got '16000'; expected a whole number"),
+        (["clip.wav", "--revision", "main"], "--revision: is for repositories on the Hub; "),
         (["clip.wav", "--device", "abacus"], "device string: abacus"),
-        (["clip.wav", "--output", "missing/shares.csv"], "missing/shares.csv"),
+        (["clip.wav", "--output", "missing/shares.csv"], "error: missing/shares.csv: No such file or directory"),
+        (["clip.wav", "--output", "full.csv"], "error: full.csv: No space left on device"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments, message, model_folder, wav, tmp_path, monkeypatch, capfd):
     (tmp_path / "empty").mkdir()
     shutil.copy(wav, tmp_path / "clip.wav")
+    os.symlink("/dev/full", tmp_path / "full.csv")
+    write_faulty_models(tmp_path, model_folder)
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "--model", str(model_folder), *arguments]) == 2
     output, errors = capfd.readouterr()
     assert output == ""
-    assert "emoshare predict: error: " in errors
-    assert message in errors
+    (error,) = (line for line in errors.splitlines() if "error" in line)
+    assert error.startswith("emoshare predict: error: ")
+    assert message in error
+    assert errors.endswith(f"{error}\n")  # with no line after it
+
+
+def write_faulty_models(folder, model_folder):
+    """Model folders without weights, each with another fault in the files that are read before those."""
+
+    def write(name, config, preprocessor):
+        (folder / name).mkdir()
+        for path, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+            (folder / name / path).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    names = ("config.json", "preprocessor_config.json")
+    config, preprocessor = (json.loads((model_folder / name).read_text()) for name in names)
+    write("null", "null", preprocessor)
+    write("broken", '{"model_type": "emoshare",', preprocessor)
+    write("encoder", {"model_type": "hubert"}, preprocessor)
+    write("its_extractor", config, {**preprocessor, "feature_extractor_type": "Wav2Vec2FeatureExtractor"})
+    write("rate", config, {**preprocessor, "sampling_rate": "16000"})
 
 
 @pytest.mark.parametrize(
@@ -279,6 +372,42 @@ def test_wrong_arguments_end_the_command_before_anything_is_read(arguments, mess
         main(["predict", "missing.wav", "--model", "missing", *arguments])
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def closed_pipe():
+    """As `| head -n 1` leaves standard output."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("open_stdout", "message"),
+    [(closed_pipe, None), (full_disk, "No space left on device")],
+)
+def test_output_that_nobody_takes_is_one_line_at_most(open_stdout, message, model_folder, wav, monkeypatch, capfd):
+    """Rows are written as they come, and what `evaluate` prints is in Python's buffer until the end."""
+    for run in (
+        lambda: main(["predict", str(wav), "--model", str(model_folder)]),
+        lambda: cli._run(Namespace(command="evaluate", run=lambda arguments: print("a table"))),
+    ):
+        with os.fdopen(open_stdout(), "w") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            assert run() == 2
+            # Closing it, as Python does when it ends, must not complain once more.
+        errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+        assert len(errors) == (message is not None)
+        assert all(message in error for error in errors)
+
+
+def test_closed_standard_output_is_said(model_folder, wav, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", None)  # as `>&-` leaves it
+    assert main(["predict", str(wav), "--model", str(model_folder)]) == 2
+    assert "error: standard output is closed; expected --output FILE" in capfd.readouterr().err
 
 
 # train and evaluate
@@ -393,6 +522,7 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     expected = read_csv(tmp_path / "scores" / "predictions_devel.csv")
     (corpus / "wav" / "devel_001.wav").write_text("not audio")
     soundfile.write(corpus / "wav" / "devel_004.wav", speech(0.5)[:500], 16000)
+    os.truncate(corpus / "wav" / "devel_005.wav", 8000)
     if is_published:
         builder = EmotionShare("csv", data_dir=corpus, cache_dir=tmp_path / "cache")
         write_dataset(builder, tmp_path / "published", "name")
@@ -400,15 +530,16 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     dataset = ["--dataset", str(tmp_path / "published")] if is_published else from_folder
     assert main([*command, *dataset, "--batch_size", "2"]) == 1
     output, errors = capsys.readouterr()
-    summary, *lines = errors[errors.index("2 of 7") :].splitlines()
-    assert summary == "2 of 7 clips could not be predicted, and are not in the scores:"
-    places = ["devel, row 1", "devel, row 4"] if is_published else ["lab/devel.csv, row 3", "lab/devel.csv, row 6"]
+    summary, *lines = errors[errors.index("3 of 7") :].splitlines()
+    assert summary == "3 of 7 clips could not be predicted, and are not in the scores:"
+    places = [f"devel, row {row}" if is_published else f"lab/devel.csv, row {row + 2}" for row in (1, 4, 5)]
     assert lines[0].startswith(f"  {places[0]}: devel_001.wav: not an audio file")
     assert lines[1].startswith(f"  {places[1]}: devel_004.wav: ")
     assert "500 samples" in lines[1]
-    assert "on devel, 5 clips" in output
+    assert lines[2].startswith(f"  {places[2]}: devel_005.wav: its header promises")
+    assert "on devel, 4 clips" in output
     rows = read_csv(tmp_path / "scores" / "predictions_devel.csv")[1:]
-    assert [row[0] for row in rows] == [f"devel_00{number}.wav" for number in (0, 2, 3, 5, 6)]
+    assert [row[0] for row in rows] == [f"devel_00{number}.wav" for number in (0, 2, 3, 6)]
     whole = {row[0]: row[1:] for row in expected[1:]}
     for name, *shares in rows:
         assert [float(share) for share in shares] == pytest.approx([float(share) for share in whole[name]], abs=1e-5)

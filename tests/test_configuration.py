@@ -1,8 +1,13 @@
 import json
+import re
+import shutil
 
 import pytest
-from conftest import backbone_config
+import torch
+from conftest import SMALL_HEAD, backbone_config
 from transformers import AutoConfig
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareModel
 
@@ -127,3 +132,76 @@ def test_saving_into_the_folder_of_the_modules_is_possible(tmp_path):
     before = (tmp_path / "modeling_emoshare.py").read_bytes()
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
     assert (tmp_path / "modeling_emoshare.py").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("architecure", "; did you mean 'architecture'"), ("token", ""), ("dtpe", ""), ("max_length", ""), ("conv", "")],
+)
+def test_unknown_fields_are_refused_by_name(name, hint, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{name}: EmoShareConfig has no such field{re.escape(hint)}"):
+        EmoShareConfig(**{name: 1})
+    if name == "token":
+        return  # which from_backbone_pretrained takes for itself
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        EmoShareModel.from_backbone_pretrained(saved_backbone(tmp_path), **{name: 1})
+
+
+def saved_backbone(folder):
+    backbone_config().save_pretrained(folder)  # without weights: the field must be checked before they are read
+    return folder
+
+
+def test_common_fields_of_transformers_are_known(tmp_path):
+    fields = {"dtype": "bfloat16", "output_attentions": False, "attn_implementation": "eager", "num_labels": 9}
+    config = EmoShareConfig(**fields)
+    config.use_cache = False  # as Transformers' Trainer does
+    config.save_pretrained(tmp_path)
+    assert EmoShareConfig.from_pretrained(tmp_path).num_labels == 9
+
+
+def test_an_attribute_that_is_no_field_is_not_saved_and_that_is_said(tmp_path):
+    config = EmoShareConfig()
+    config.hf_token = "hf_secret"
+    with CaptureLogger(logging.get_logger("emoshare.configuration_emoshare")) as captured:
+        config.save_pretrained(tmp_path)
+    assert "config.hf_token is not saved: EmoShareConfig has no such field" in captured.out
+    assert "hf_secret" not in (tmp_path / "config.json").read_text()
+    assert config.hf_token == "hf_secret"
+    EmoShareConfig.from_pretrained(tmp_path)
+
+
+def test_labels_are_in_the_order_of_their_indices(tmp_path):
+    config = EmoShareConfig(id2label={"1": "b", "0": "a", 2: "c"})
+    assert config.labels == ["a", "b", "c"]
+    assert list(config.id2label.values()) == ["a", "b", "c"]
+    config.save_pretrained(tmp_path)
+    assert EmoShareConfig.from_pretrained(tmp_path).labels == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("include_backbone", [True, False])
+def test_a_saved_config_names_no_folder_of_this_machine(include_backbone, tmp_path, backbone_folder):
+    backbone = shutil.copytree(backbone_folder, tmp_path / "here" / "backbone")
+    model = EmoShareModel.from_backbone_pretrained(backbone, **SMALL_HEAD)
+    model.save_pretrained(tmp_path / "here" / "model", include_backbone=include_backbone)
+    for path in (tmp_path / "here" / "model").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+    named = json.loads((tmp_path / "here" / "model" / "config.json").read_text())["backbone_name_or_path"]
+    assert named == ("backbone" if include_backbone else "../backbone")
+    assert model.config.backbone_name_or_path == str(backbone)
+
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    loaded = EmoShareModel.from_pretrained(moved / "model")
+    assert torch.equal(loaded.heads[0].output.weight, model.heads[0].output.weight)
+    if include_backbone:
+        with pytest.raises(ValueError, match="came from a folder 'backbone', which is not known any more"):
+            loaded.save_pretrained(tmp_path / "heads", include_backbone=False)
+        loaded.config.backbone_name_or_path = str(moved / "backbone")
+    loaded.save_pretrained(tmp_path / "heads", include_backbone=False)
+    assert EmoShareModel.from_pretrained(tmp_path / "heads").config.backbone_name_or_path == str(moved / "backbone")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./hubret", "~/models/hubert/base", "models"])
+def test_a_mistyped_folder_of_a_backbone_is_said(name):
+    with pytest.raises(FileNotFoundError, match=f"backbone: {name} is no folder, and no Hub id"):
+        EmoShareModel.from_backbone_pretrained(name)

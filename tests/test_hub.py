@@ -236,7 +236,7 @@ def public_hub():
 
 
 def test_a_run_that_should_be_private_is_not_trained_for_a_public_repository(public_hub, train_and_push):
-    output_dir, result = train_and_push(public_hub, "public", check=False)
+    _, result = train_and_push(public_hub, "public", check=False)
     assert result.returncode != 0
     assert f"{MODEL_ID}: the repository exists and is public; expected a private one" in result.stderr
     assert "epoch 1" not in result.stdout

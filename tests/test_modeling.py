@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 import torch
@@ -367,6 +368,115 @@ def test_a_frozen_backbone_stays_frozen(tmp_path):
     assert loaded.heads.training
     assert all(parameter.requires_grad for parameter in loaded.heads.parameters())
     assert is_frozen(AutoModel.from_pretrained(tmp_path))
+
+
+class LowRank(nn.Module):
+    """A linear layer with a trainable addition of rank 2, as LoRA has it."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+        self.down, self.up = (nn.Parameter(torch.randn(shape)) for shape in [(2, 32), (32, 2)])
+
+    def forward(self, rows):
+        return self.linear(rows) + rows @ self.down.T @ self.up.T
+
+
+def with_low_rank(model):
+    for layer in model.backbone.encoder.layers:
+        layer.attention.q_proj = LowRank(layer.attention.q_proj)
+
+
+TRAINABLE = {
+    "low rank": (with_low_rank, r"\.(down|up)$"),
+    "last layer": (lambda model: model.backbone.encoder.layers[-1].requires_grad_(True), r"encoder\.layers\.1\."),
+    "projection": (lambda model: model.backbone.feature_projection.requires_grad_(True), r"feature_projection\."),
+    "front end": (lambda model: model.backbone.feature_extractor.requires_grad_(True), r"feature_extractor\."),
+    "everything": (lambda model: model.backbone.requires_grad_(True), "^(?!masked_spec_embed)"),
+}
+
+
+@pytest.mark.parametrize("layer", [-1, "weighted"])
+@pytest.mark.parametrize("fields", [{}, {"feat_extract_norm": "layer"}])
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_what_is_made_trainable_in_a_frozen_backbone_trains_and_is_exact_in_a_batch(name, fields, layer):
+    make_trainable, expected = TRAINABLE[name]
+    config = backbone_config("wav2vec2" if fields else "hubert", **fields)
+    model = small_model(backbone_config=config, backbone_layer=layer).train()
+    make_trainable(model)
+    assert not model.backbone.training
+    clips, labels = [torch.randn(length) for length in (4000, 6400, 9000)], torch.rand(3, 9)
+
+    def gradients(*rows):
+        waveforms, mask = padded([clips[row] for row in rows], value=7.0)
+        model.zero_grad()
+        model(waveforms, attention_mask=mask, labels=labels[list(rows)]).loss.backward()
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in model.backbone.named_parameters()
+            if parameter.grad is not None
+        }
+
+    together = gradients(0, 1, 2)
+    trainable = {name for name, _ in model.backbone.named_parameters() if re.search(expected, name)}
+    assert set(together) <= trainable
+    # Not every kind of backbone applies its last norm to `hidden_states`, which "weighted" takes.
+    assert trainable - set(together) <= {"encoder.layer_norm.weight", "encoder.layer_norm.bias"}
+    alone = [gradients(row) for row in range(3)]
+    scale = max(gradient.abs().max() for gradient in together.values())
+    assert scale > 0
+    for parameter, gradient in together.items():
+        mean = sum(own[parameter] for own in alone) / 3
+        torch.testing.assert_close(gradient, mean, atol=1e-4 * scale, rtol=0)
+
+
+def test_a_step_of_the_optimizer_changes_what_is_trainable_and_nothing_else():
+    model = small_model(backbone_config=backbone_config()).train()
+    with_low_rank(model)
+    before = {name: weight.clone() for name, weight in model.backbone.state_dict().items()}
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    model(torch.randn(2, 8000), labels=torch.rand(2, 9)).loss.backward()
+    optimizer.step()
+    changed = {name for name, weight in model.backbone.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.endswith((".down", ".up"))}
+    with pytest.raises(ValueError, match="include_backbone=False: "):
+        model.save_pretrained("nowhere", include_backbone=False)
+
+
+def test_gradients_reach_a_waveform_through_a_frozen_backbone():
+    model = small_model(backbone_config=backbone_config())
+    waveform = torch.randn(1, 8000, requires_grad=True)
+    model(waveform).logits[0, 0].backward()
+    assert waveform.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_without_trainable_parameters_nothing_is_kept_for_gradients():
+    model = small_model(backbone_config=backbone_config()).train()
+    assert not model.frame_features(torch.randn(1, 8000)).by_layer[-1].requires_grad
+
+
+@pytest.mark.parametrize("fields", [{}, {"backbone_config": backbone_config()}])
+def test_a_trace_would_be_wrong_for_other_clips_and_is_refused(fields):
+    model = small_model(**fields)
+    inputs = torch.randn(1, 8000) if fields else torch.randn(1, 50, 40)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace: an EmoShare model cannot be traced"):
+        torch.jit.trace(model, example_kwarg_inputs={model.main_input_name: inputs}, strict=False)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("fields", [{}, {"backbone_config": backbone_config()}])
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_dynamic_quantisation_takes_every_linear_layer(architecture, fields):
+    model = small_model(**fields, architecture=architecture, conv_channels=(8, 8))
+    inputs = torch.randn(1, 8000) if fields else torch.randn(1, 50, 40)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    left = {type(module).__name__ for module in quantised.modules() if isinstance(module, nn.Linear)}
+    assert left <= {"NonDynamicallyQuantizableLinear"}  # PyTorch's own, of nn.MultiheadAttention
+    with torch.no_grad():
+        shares, expected = (each(**{model.main_input_name: inputs}).logits for each in (quantised, model))
+    torch.testing.assert_close(shares, expected, atol=2e-2, rtol=0)
+    assert not torch.equal(shares, expected)
 
 
 def test_a_free_backbone_trains(tmp_path):

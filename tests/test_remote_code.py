@@ -121,6 +121,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("losses_emoshare.py", set()),
         ("offload_emoshare.py", set()),
         ("modeling_emoshare.py", {"torch", "transformers"}),
+        ("other_formats_emoshare.py", set()),
         ("pipeline_emoshare.py", {"torch", "transformers", "numpy"}),
         ("repository_emoshare.py", {"transformers", "huggingface_hub"}),
         ("resampling_emoshare.py", {"torch", "numpy", "torchaudio"}),

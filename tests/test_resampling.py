@@ -1,5 +1,6 @@
 """Every rate resamples to what torchaudio makes of it, in little memory."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -22,7 +23,7 @@ def by_torchaudio(waveform, from_rate, to_rate):
     return torchaudio.transforms.Resample(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
 
 
-@pytest.mark.parametrize("rates", [(12345, 16000), (47952, 16000), (16000, 3202), (1003, 1601)])
+@pytest.mark.parametrize("rates", [(12345, 16000), (47952, 16000), (16000, 3205), (1003, 1601)])
 def test_rates_with_a_large_kernel_give_what_torchaudio_gives(rates):
     waveform = np.random.default_rng(0).uniform(-1, 1, rates[0] // 2 + 33).astype(np.float32)
     expected = by_torchaudio(waveform, *rates)
@@ -44,7 +45,7 @@ def test_by_taps_alone_blocks_of_any_length_are_resampled_as_one(rates, lengths)
 
 @pytest.mark.parametrize("rate", [1_001, 15_999, 22_051, 44_101, 767_999])
 def test_no_rate_takes_more_memory_than_its_samples_and_100_mb(rate):
-    """torchaudio's kernel for 44,101 Hz has 7e8 entries, of 8 bytes, several times."""
+    """`tracemalloc` sees what NumPy takes; the next test is about torchaudio."""
     seconds = np.arange(rate) / rate
     waveform = (0.5 * np.sin(2 * np.pi * 220 * seconds)).astype(np.float32)
     resampling_emoshare._taps.cache_clear()
@@ -56,6 +57,22 @@ def test_no_rate_takes_more_memory_than_its_samples_and_100_mb(rate):
     assert len(new) == 16000
     expected = 0.5 * np.sin(2 * np.pi * 220 * np.arange(16000) / 16000)
     np.testing.assert_allclose(new[500:-500], expected[500:-500], atol=5e-3)
+
+
+def test_torchaudio_makes_small_kernels_alone(monkeypatch):
+    """Its kernel for 44,101 Hz has 7e8 entries of 8 bytes, several times."""
+    by_torchaudio = []
+
+    def recorded(from_rate, to_rate):
+        by_torchaudio.append(from_rate)
+        assert from_rate * to_rate / math.gcd(from_rate, to_rate) ** 2 <= 1e6, "would take too much memory"
+        return torchaudio.transforms.Resample(from_rate, to_rate)
+
+    monkeypatch.setattr(resampling_emoshare, "_resampler", recorded)
+    common = [8000, 11025, 12000, 22050, 24000, 32000, 44100, 48000, 96000]
+    for rate in [*common, 1001, 4001, 12345, 16001, 22051, 44101, 767_999]:
+        assert len(in_blocks(np.zeros(rate // 10, np.float32), 1, rate, 16000)) == -(-(rate // 10) * 16000 // rate)
+    assert by_torchaudio == common
 
 
 @pytest.mark.parametrize("rate", ["16000", 0, -16000, None, True, float("nan"), 16000.5, 999, 768_001, [16000]])

@@ -173,7 +173,7 @@ class RunArguments:
     report_to: str = _place("none", "experiment tracker: none, tensorboard, wandb, ... as in accelerate")
     push_to_hub: bool = _place(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
     hub_model_id: str | None = _place(None, "name of its repository there: ORG/NAME")
-    hub_private: bool = _place(False, "whether that repository is private, if it is new")
+    hub_private: bool = _place(False, "publish in a private repository; an existing one must be private")
     push_backbone: bool = _place(
         True, "whether the saved model holds the backbone's weights; if false, loading fetches the backbone"
     )

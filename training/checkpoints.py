@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from ..dataset_script.whole_files import put_in_place, sync_all, writing
 
 CHECKPOINT = "checkpoint-epoch-"
+KEPT = ". The last checkpoint is kept"
 SETTINGS = "run.json"
 FILES = "files.json"  # a hash of each of the others
 
@@ -46,11 +47,11 @@ def save_checkpoint(run, accelerator, progress, settings):
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with writing(folder, ". The last checkpoint is kept"):
+    with writing(folder, KEPT, unfinished):
         accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        with writing(folder, ". The last checkpoint is kept"):
+        with writing(folder, KEPT, unfinished):
             (unfinished / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
             (unfinished / FILES).write_text(json.dumps(_fingerprints(unfinished)), encoding="utf-8")
             sync_all(unfinished)

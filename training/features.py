@@ -59,7 +59,8 @@ def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, a
     layer = model.config.backbone_layer
     clips = corpus.splits[split]
     stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
-    return FrameFeatureStore(stores[layer], corpus, split)
+    with checking(is_of_all=True):
+        return FrameFeatureStore(stores[layer], corpus, split)
 
 
 def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers):

@@ -100,7 +100,7 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
     output_dir.mkdir(parents=True, exist_ok=True)
     folder = output_dir / "unfinished-model"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
-    with writing(output_dir, ". What was there before is left as it was"):
+    with writing(output_dir, ". What was there before is left as it was", folder):
         folder.mkdir()
         model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
         feature_extractor.save_pretrained(folder)

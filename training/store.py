@@ -9,7 +9,7 @@ import torch
 from datasets import DatasetInfo, Features
 from datasets.fingerprint import Hasher
 
-from ..dataset_script.whole_files import put_in_place, whole_file, writing
+from ..dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, writing
 from ..frames_emoshare import length_mask
 
 # How features are stored. Arrow has no bfloat16, so its bits are stored as integers.
@@ -193,7 +193,7 @@ def write_shard(path, windows, dtype):
             for window in windows:
                 writer.write_batch(_record_batch(window, schema))
     except OSError as error:
-        raise OSError(
+        raise NotWrittenError(
             error.errno,
             f"frame features cannot be written to {path.parent}: {error}. Finished shards are kept, and the next "
             "run continues from them",

@@ -83,20 +83,24 @@ def run_entry_point(name, parse, run, argv):
     """
     speaks = os.environ.get("RANK", "0") == "0"  # where launchers put it, before `accelerate` knows
     try:
-        if speaks:
-            arguments = parse(argv)
-        else:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                arguments = parse(argv)
-    except SystemExit as end:  # after --help, everybody may leave at once
-        _let_main_process_speak(speaks or not end.code)
-        raise
-    try:
-        return run(arguments) or 0
+        return run(_parsed(parse, argv, speaks)) or 0
     except (UserError, OSError) as error:
         _let_main_process_speak(speaks or not getattr(error, "is_of_all", False))
         print(f"{name}: error: {error}", file=sys.stderr)
         return EXIT_CODE
+
+
+def _parsed(parse, argv, speaks):
+    try:
+        if speaks:
+            return parse(argv)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            return parse(argv)
+    except OSError as error:
+        raise UserError(str(error), is_of_all=True) from error
+    except SystemExit as end:  # after --help, everybody may leave at once
+        _let_main_process_speak(speaks or not end.code)
+        raise
 
 
 def _let_main_process_speak(speaks):

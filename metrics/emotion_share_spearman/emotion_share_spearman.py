@@ -7,6 +7,8 @@ import evaluate
 import numpy as np
 from scipy.stats import rankdata
 
+INTERVAL = "_ci95"  # ends the name of an interval
+
 _DESCRIPTION = """
 Spearman's rank correlation ρ between predicted and true shares, per label and averaged over labels: the score of the
 ACM Multimedia 2023 Computational Paralinguistics Challenge (ComParE), Emotion Share sub-challenge.
@@ -68,6 +70,10 @@ class EmotionShareSpearman(evaluate.Metric):
             label_names = [str(index) for index in range(predictions.shape[1])]
         if len(set(label_names)) != predictions.shape[1]:
             raise ValueError(f"label_names has {len(set(label_names))} names for {predictions.shape[1]} labels")
+        names = ["spearman", *(f"spearman_{label}" for label in label_names)]
+        clashing = [name for name in names if name.endswith(INTERVAL) and name.removesuffix(INTERVAL) in names]
+        if clashing:
+            raise ValueError(f"label_names: {clashing} would be both a score and the interval of another one")
         if bootstrap < 0:
             raise ValueError(f"bootstrap is {bootstrap}; expected a number of resamples")
 
@@ -82,11 +88,10 @@ class EmotionShareSpearman(evaluate.Metric):
             intervals = [_interval(_mean(resampled)), *(_interval(column) for column in resampled.T)]
 
         scores = {}
-        names = ["spearman", *(f"spearman_{label}" for label in label_names)]
         for index, (name, rho) in enumerate(zip(names, [_mean(rhos), *rhos], strict=True)):
             scores[name] = float(rho)
             if intervals is not None:
-                scores[f"{name}_ci95"] = intervals[index]
+                scores[name + INTERVAL] = intervals[index]
         return scores
 
 

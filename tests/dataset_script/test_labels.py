@@ -137,6 +137,14 @@ def test_a_wrong_header_names_the_columns(corpus, change, message):
         read_folder(corpus, expected_labels=EMOTIONS)
 
 
+@pytest.mark.parametrize("name", ["ci95", "Anger_ci95"])
+def test_a_label_cannot_be_called_as_an_interval_is(corpus, name):
+    """In eval_results.json, it would overwrite an interval."""
+    spoil(corpus, "train", lambda rows: rows[0].__setitem__(1, name))
+    with pytest.raises(ValueError, match=rf"train\.csv, row 1: got the labels \['{name}'\]; such names"):
+        read_folder(corpus)
+
+
 def test_devel_must_have_the_labels_of_train(corpus):
     spoil(corpus, "devel", lambda rows: rows[0].__setitem__(1, "Rage"))
     with pytest.raises(ValueError, match="unknown: \\['Rage'\\]"):

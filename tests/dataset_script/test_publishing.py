@@ -9,7 +9,7 @@ import time
 
 import datasets
 import pytest
-from conftest import SMALL_HEAD_FLAGS, read_csv, run_python, write_corpus, write_csv
+from conftest import SMALL_HEAD_FLAGS, full_disk, read_csv, run_python, write_corpus, write_csv
 from huggingface_hub import DatasetCard
 from loopback_hub import LoopbackHub, Repository
 
@@ -303,6 +303,13 @@ def test_what_breaks_off_leaves_no_folder(corpus, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write(corpus, tmp_path / "out" / "corpus")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_folder(corpus, tmp_path):
+    with pytest.raises(OSError, match=r"parquet cannot be written: .*File too large"), full_disk(10_000):
+        write(corpus, tmp_path / "out" / "corpus")
+    assert not list((tmp_path / "out").iterdir())
+    write(corpus, tmp_path / "out" / "corpus")
 
 
 def test_a_folder_with_something_in_it_is_refused(corpus, tmp_path):

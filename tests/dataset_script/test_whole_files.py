@@ -1,21 +1,12 @@
 import os
-import resource
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import full_disk
 from safetensors.torch import save_file
 
 from emoshare.dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, work_folder, writing
-
-
-@pytest.fixture
-def _full_disk():
-    """No file gets larger than 1,000 bytes: as a full disk, this ends a write in the middle."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -99,7 +90,6 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
 
 
-@pytest.mark.usefixtures("_full_disk")
 @pytest.mark.parametrize(
     "write",
     [
@@ -110,7 +100,8 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
     ids=["Python", "torch", "safetensors"],
 )
 def test_every_library_says_in_the_same_way_that_it_cannot_write(write, tmp_path):
-    with pytest.raises(NotWrittenError, match="the folder cannot be written: "), writing("the folder"):
+    message = "the folder cannot be written: "
+    with pytest.raises(NotWrittenError, match=message), writing("the folder"), full_disk(1000):
         write(tmp_path / "file")
 
 

@@ -43,7 +43,7 @@ def test_the_papers_row_is_given_for_the_same_backbone(architecture, anger, mean
     ("dataset", "backbone"), [("csv", "facebook/hubert-large-ll60k"), ("compare2023", "microsoft/wavlm-large")]
 )
 def test_other_data_and_backbones_have_no_row_of_the_paper(dataset, backbone):
-    assert "| | ρ | 95 % interval |\n" in card_of(dataset, backbone).text
+    assert "| label | ρ | 95 % interval |\n" in card_of(dataset, backbone).text
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_other_data_and_backbones_have_no_row_of_the_paper(dataset, backbone):
     [
         ("compare2023", ["ComParE 2023 challenge", "does not let it be passed on", "0.400 to 0.600 | 0.467 |"]),
         ("synthetic", ["synthetic corpus", "nothing about people"]),
-        ("csv", ["The data: see [org/corpus]", "| | ρ | 95 % interval |\n"]),
-        ("default", ["The data: see [org/corpus]", "| | ρ | 95 % interval |\n"]),
+        ("csv", ["The data: see [org/corpus]", "| label | ρ | 95 % interval |\n"]),
+        ("default", ["The data: see [org/corpus]", "| label | ρ | 95 % interval |\n"]),
     ],
 )
 def test_a_dataset_on_the_hub_is_named_and_is_the_corpus_that_it_says(corpus, texts):

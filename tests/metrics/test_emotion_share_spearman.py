@@ -119,6 +119,8 @@ def test_resamples_with_constant_references_are_said_and_left_out(metric):
         ([[0.1, 0.2], [0.2]], [[0, 1], [1, 0]], {}, r"rows of \[1, 2\] values"),
         ([[0.1], [0.2]], [[0], [1]], {"label_names": ["a", "b"]}, "2 names for 1 labels"),
         ([[0.1, 0], [0.2, 1]], [[0, 1], [1, 0]], {"label_names": ["a", "a"]}, "1 names for 2 labels"),
+        ([[0.1], [0.2]], [[0], [1]], {"label_names": ["ci95"]}, "'spearman_ci95'] would be both"),
+        ([[0.1, 0], [0.2, 1]], [[0, 1], [1, 0]], {"label_names": ["a_ci95", "a"]}, "'spearman_a_ci95'] would be both"),
         ([[0.1], [0.2]], [[0], [1]], {"bootstrap": -1}, "bootstrap is -1"),
     ],
 )

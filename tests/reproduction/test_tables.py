@@ -8,7 +8,6 @@ from emoshare.reproduction.tables import (
     average,
     average_of_better,
     claims_table,
-    markdown_table,
     percentage_change,
     table_1,
     table_2,
@@ -150,7 +149,3 @@ def test_a_percentage_of_nothing_is_none(tmp_path):
     assert row(claims, "Architecture 2 over 1, acoustic features")[3] == "–"
     assert row(claims, "HuBERT Large over the challenge's baseline")[3] == "no baseline"
     assert row(claims, "Architecture 2 over 1, HuBERT Base")[3] == "not run"
-
-
-def test_a_table_of_markdown():
-    assert markdown_table(["a", ""], [["1", "|"]]) == "| a |  |\n| --- | --- |\n| 1 | \\| |"

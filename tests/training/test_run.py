@@ -1,11 +1,10 @@
 """What a run leaves: whole, or as it was before."""
 
 import os
-import resource
 
 import pytest
 import soundfile
-from conftest import SMALL_HEAD_FLAGS, speech, torch_threads, write_corpus
+from conftest import SMALL_HEAD_FLAGS, full_disk, speech, torch_threads, write_corpus
 
 from emoshare import EmoShareModel
 from emoshare.training import run
@@ -42,14 +41,10 @@ def test_a_full_disk_leaves_what_an_earlier_run_left(flags, tmp_path, monkeypatc
     before = contents(output_dir)
     (output_dir / "unfinished-model").mkdir()  # of a run that was killed here
     (output_dir / "unfinished-model" / "left.txt").touch()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for size in (0, 100, 3000, len(before["model.safetensors"]) - 1):  # no file gets larger
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            with pytest.raises(OSError, match=r"cannot be written: .*\. What was there before is left as it was"):
-                save(*second)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for size in (0, 100, 3000, len(before["model.safetensors"]) - 1):
+        message = r"cannot be written: .*\. What was there before is left as it was"
+        with pytest.raises(OSError, match=message), full_disk(size):
+            save(*second)
         assert contents(output_dir) == before
     (output_dir / "model-00001-of-00002.safetensors").touch()  # as if weights had been in several files
     save(*second)

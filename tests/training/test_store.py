@@ -101,15 +101,18 @@ def damage(shard, how):
         shard.unlink()
         return
     with pa.OSFile(str(shard)) as file:
-        pa.ipc.open_stream(file).read_next_batch()
-        end_of_first = file.tell()
-    kept = {"empty": 0, "in the middle": len(content) // 2, "after a window": end_of_first, "at the end": -1}[how]
+        stream = pa.ipc.open_stream(file)
+        for _ in range(2):
+            stream.read_next_batch()
+        end_of_second = file.tell()
+    kept = {"empty": 0, "in the middle": len(content) // 2, "after a window": end_of_second, "at the end": -1}[how]
     shard.write_bytes(content[:kept])
 
 
 @pytest.mark.parametrize("how", ["gone", "empty", "in the middle", "after a window", "at the end"])
 def test_a_damaged_shard_is_found(how, corpus, tmp_path):
-    write_store(tmp_path, [[[window(clip, 0, 30) for clip in (0, 1, 2)], [window(3, 0, 5), window(4, 0, 5)]]], corpus)
+    first = [window(0, 0, 30), window(1, 0, 30), window(1, 130, 30)]  # the clip 1 has two windows
+    write_store(tmp_path, [[first, [window(clip, 0, 5) for clip in (2, 3, 4)]]], corpus)
     store = tmp_path / "store"
     assert is_whole(store)
     first, _ = sorted(store.glob("shard-*"))
@@ -117,7 +120,7 @@ def test_a_damaged_shard_is_found(how, corpus, tmp_path):
     assert not is_whole(store)
     store.rename(tmp_path / "store.unfinished")
     begin(tmp_path / "store.unfinished", 1)
-    assert written_clips(tmp_path / "store.unfinished", 0, 1) == {3, 4}
+    assert written_clips(tmp_path / "store.unfinished", 0, 1) == {2, 3, 4}
 
 
 def test_a_store_without_its_list_of_shards_is_none(corpus, tmp_path):

@@ -1,4 +1,3 @@
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import needs_bfloat16, run_command, small_model, torch_threads, write_corpus
+from conftest import full_disk, needs_bfloat16, run_command, small_model, torch_threads, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -281,13 +280,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(stores, tmp_path, monkeypatch):
     save, fields = trainer.save_checkpoint, {"num_train_epochs": 2, "resume_from_checkpoint": "last"}
 
     def save_on_a_full_disk(*arguments):
-        """No file gets larger than this many bytes."""
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes.pop(), limits[1]))
-        try:
+        with full_disk(sizes.pop()):
             save(*arguments)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(trainer, "save_checkpoint", save_on_a_full_disk)
     message = r"checkpoint-epoch-2 cannot be written: .*\. The last checkpoint is kept"

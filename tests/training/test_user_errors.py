@@ -36,6 +36,11 @@ def test_a_bug_keeps_its_traceback(error):
         run_entry_point("train.py", list, fail_with(error("a bug")), [])
 
 
+def test_a_file_of_flags_that_cannot_be_read_is_an_error_too(capsys):
+    assert run_entry_point("train.py", fail_with(PermissionError("a.yaml: no")), list, []) == 2
+    assert capsys.readouterr().err == "train.py: error: a.yaml: no\n"
+
+
 def test_the_exit_code_is_that_of_the_run():
     assert run_entry_point("train.py", list, lambda _: None, []) == 0
     assert run_entry_point("reproduce.py", list, lambda _: 1, []) == 1
@@ -43,7 +48,8 @@ def test_the_exit_code_is_that_of_the_run():
 
 @pytest.mark.usefixtures("_second_process")
 def test_what_all_processes_find_is_said_by_the_main_one_alone(capsys):
-    for parse, run in [(list, fail_with(UserError("no", is_of_all=True))), (refuse, list)]:
+    error = UserError("no", is_of_all=True)
+    for parse, run in [(list, fail_with(error)), (refuse, list), (fail_with(PermissionError("no")), list)]:
         with pytest.raises(SystemExit) as end:
             run_entry_point("train.py", parse, run, [])
         assert end.value.code == 2
