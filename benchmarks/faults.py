@@ -167,7 +167,7 @@ def _parse():
     )
     parser.add_argument("--kills", type=int, default=50, help="of each kind of run (default: 50)")
     parser.add_argument(
-        "--moments", type=int, default=120, help="between file operations, of each kind, at most (default: 120)"
+        "--moments", type=int, default=80, help="between file operations, of each kind, at most (default: 80)"
     )
     parser.add_argument("--inputs", type=int, default=10_000, help="that are damaged, in all (default: 10,000)")
     parser.add_argument(
