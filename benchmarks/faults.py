@@ -22,6 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 from fault_campaign.report import HEADER, Row, failures_of
 from machine import describe
@@ -40,8 +41,11 @@ def main():
     started = time.time()
     place = Path(tempfile.mkdtemp(prefix="emoshare-faults-"))
     parts = [part for part in PARTS if part in arguments.parts]
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        rows = dict(zip(parts, pool.map(lambda part: _start_part(part, place / part), parts), strict=True))
+    cores = Queue()
+    for core in os.sched_getaffinity(0):
+        cores.put(core)
+    with ThreadPoolExecutor(max_workers=cores.qsize()) as pool:
+        rows = dict(zip(parts, pool.map(lambda part: _start_part(part, place / part, cores), parts), strict=True))
     print(f"{describe()}; {(time.time() - started) / 60:.0f} minutes\n\n{HEADER}")
     in_order = [row for part in ORDER if part in rows for row in rows[part]]
     print(*in_order, sep="\n")
@@ -52,9 +56,10 @@ def main():
     return 1
 
 
-def _start_part(part, place):
-    """Runs a part in a process of its own; returns its `Row`s."""
+def _start_part(part, place, cores):
+    """Runs a part in a process of its own, on one of the cores that are free; returns its `Row`s."""
     place.mkdir()
+    core = cores.get()
     made = place / "made"
     for name in ("home", "tmp"):
         (made / name).mkdir(parents=True)
@@ -68,8 +73,9 @@ def _start_part(part, place):
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     with (place / "log").open("w") as log:
-        command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--place", str(place)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--place", str(place), "--core", str(core)]
         code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    cores.put(core)
     rows = place / "rows.json"
     if code != 0 or not rows.is_file():
         lines = "\n".join((place / "log").read_text(errors="replace").splitlines()[-30:])
@@ -80,6 +86,7 @@ def _start_part(part, place):
 def _run_part(part, arguments):
     """In the process of a part: writes its rows to a file."""
     place = arguments.place
+    os.sched_setaffinity(0, {arguments.core})  # so that parts do not slow down each other's threads
     if part in WITH_HUB:
         from fault_campaign.faulty_hub import HubClient
 
@@ -160,7 +167,7 @@ def _parse():
     )
     parser.add_argument("--kills", type=int, default=50, help="of each kind of run (default: 50)")
     parser.add_argument(
-        "--moments", type=int, default=120, help="between file operations, of each kind, at most (default: 120)"
+        "--moments", type=int, default=80, help="between file operations, of each kind, at most (default: 80)"
     )
     parser.add_argument("--inputs", type=int, default=10_000, help="that are damaged, in all (default: 10,000)")
     parser.add_argument(
@@ -173,6 +180,7 @@ def _parse():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
