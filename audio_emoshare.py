@@ -229,7 +229,7 @@ def _decoders(source):
     """
     with _opened(source) as (file, path):
         found = contents(file)
-        if path is not None and not found.head:
+        if path is not None and not found.head and not _has_resource_fork(path):
             first = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
         else:
             first = Patched(file, found.head, found.skipped)
@@ -237,6 +237,12 @@ def _decoders(source):
         with closing(_sounds(files, file, source.name, found.fault)) as sounds:
             first = next(sounds)
             yield chain([first], sounds), getattr(first, "fault", found.fault)
+
+
+def _has_resource_fork(path):
+    """macOS leaves a file `._clip.mp3` where it has copied `clip.mp3`, and libsndfile then takes that for the MP3."""
+    folder, name = os.path.split(path)
+    return os.path.exists(os.path.join(folder, f"._{name}"))
 
 
 def _sounds(files, whole_file, name, fault):

@@ -35,7 +35,8 @@ def contents(file):
     | Container                  | What is compared                                                                    |
     |----------------------------|-------------------------------------------------------------------------------------|
     | WAV, RF64, W64, AIFF, SVX, | the size of the samples. A placeholder, or 0 with samples behind it (the writer was |
-    | AU, CAF                    | cut off), promises nothing: what is there is taken for all                          |
+    | AU, CAF                    | cut off), promises nothing: what is there is taken for all. So it is where the size |
+    |                            | is that of the whole file, which some writers put there                             |
     | NIST SPHERE                | the number of samples, if they are not compressed                                   |
     | Ogg                        | each page's checksum, and the mark of the last page                                 |
     | MP3                        | the number of frames (Xing, Info and VBRI headers), and the end of the last frame   |
@@ -168,7 +169,8 @@ def _compared(file, size, start, promised, field, size_bytes, counted, form):
     is_unknown = promised + counted >= UNKNOWN_SIZE[size_bytes] or is_unclosed
     if promised <= present and not is_unclosed:
         return Contents()
-    fault = None if is_unknown else _shortage(promised, present, "bytes of samples")
+    is_whole = is_unknown or promised in (size, size - 8)  # some writers put the size of all there
+    fault = None if is_whole else _shortage(promised, present, "bytes of samples")
     file.seek(0)
     head = file.read(start)
     largest = (1 << 8 * size_bytes) - 1

@@ -396,3 +396,12 @@ def test_torchcodecs_decoder_is_read(wav, tmp_path):
     soundfile.write(stereo, np.stack([speech(0.5), speech(0.5, 1)], axis=1), 8000)
     for path in (wav, stereo):
         np.testing.assert_allclose(load_audio(decoders.AudioDecoder(str(path))), load_audio(path), atol=1e-4)
+
+
+@pytest.mark.parametrize("fork", [b"", b"\x00\x05\x16\x07" + bytes(4092)])
+def test_an_mp3_that_macos_has_copied_is_read(fork, tmp_path):
+    soundfile.write(tmp_path / "clip.mp3", 0.5 * speech(1.0), 16000)
+    (tmp_path / "._clip.mp3").write_bytes(fork)
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.info(tmp_path / "clip.mp3")
+    assert audio_info(tmp_path / "clip.mp3").num_samples == len(load_audio(tmp_path / "clip.mp3")) == 16000

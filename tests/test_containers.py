@@ -99,6 +99,13 @@ def test_two_bytes_too_few_show(format, message):
         load_audio(encoded(format)[:-2])
 
 
+@pytest.mark.parametrize("counted", [36, 44])
+def test_a_writer_may_have_counted_the_header(counted):
+    wav = encoded("WAV")
+    size = (len(wav) - 44 + counted).to_bytes(4, "little")
+    assert len(load_audio(wav[:40] + size + wav[44:])) == len(load_audio(wav))
+
+
 def test_a_cut_shows_behind_a_chunk_of_odd_length():
     wav = encoded("WAV")
     with pytest.raises(ValueError, match="promises 40,000 bytes of samples, and 39,998 are there"):
