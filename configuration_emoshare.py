@@ -473,6 +473,8 @@ def _labels_by_index(id2label):
         raise ValueError(f"id2label: got {id2label!r}; expected a dict of index and label") from error
     if sorted(id2label) != list(range(len(id2label))) or not id2label:
         raise ValueError(f"id2label: got indices {sorted(id2label)}; expected 0, 1, 2, ... without gaps")
+    if not all(isinstance(label, str) for label in id2label.values()):
+        raise ValueError(f"id2label: got the labels {list(id2label.values())}; expected text")
     if len(set(id2label.values())) != len(id2label):
         raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
     return dict(sorted(id2label.items()))

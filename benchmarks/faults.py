@@ -25,7 +25,6 @@ from pathlib import Path
 from queue import Queue
 
 from fault_campaign.report import HEADER, Row, failures_of
-from machine import describe
 
 # In the order in which they are started, the longest first.
 PARTS = ("grid", "training", "hub-loading", "fuzz", "hub-publishing", "publishing", "two-processes", "extraction")
@@ -46,7 +45,8 @@ def main():
         cores.put(core)
     with ThreadPoolExecutor(max_workers=cores.qsize()) as pool:
         rows = dict(zip(parts, pool.map(lambda part: _start_part(part, place / part, cores), parts), strict=True))
-    print(f"{describe()}; {(time.time() - started) / 60:.0f} minutes\n\n{HEADER}")
+    machine = next(iter(place.glob("*/machine")), None)
+    print(f"{machine.read_text() if machine else 'unknown'}; {(time.time() - started) / 60:.0f} minutes\n\n{HEADER}")
     in_order = [row for part in ORDER if part in rows for row in rows[part]]
     print(*in_order, sep="\n")
     if not any(row.failures for row in in_order):
@@ -104,6 +104,9 @@ def _run_part(part, arguments):
     finally:
         if hub is not None:
             hub.close()
+    from machine import describe
+
+    (place / "machine").write_text(describe())
     (place / "rows.json").write_text(json.dumps([vars(row) for row in rows]))
 
 

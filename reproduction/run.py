@@ -48,6 +48,10 @@ def _run(parsed):
     together(partial(_claim_folders, grid) if accelerator.is_main_process else lambda: None)
 
     prepare_features(grid, corpus, accelerator)
+    if accelerator.is_main_process:
+        for cell in grid.cells:
+            if cell.is_done:
+                _tidy(cell)  # in case that the run was killed before it could
     # Cells that failed the last time are run after all others.
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
@@ -75,9 +79,7 @@ def run_cell(cell, accelerator):
     try:
         train(arguments, start(arguments))
         if accelerator.is_main_process:
-            (cell.folder / ERROR).unlink(missing_ok=True)
-            for checkpoint in checkpoints(cell.folder):  # gigabytes, and of no further use
-                shutil.rmtree(checkpoint)
+            _tidy(cell)
     except Exception as error:
         is_users = isinstance(error, UserError | OSError)
         _note_error(cell, str(error) if is_users else traceback.format_exc())
@@ -85,6 +87,13 @@ def run_cell(cell, accelerator):
             raise
         if not is_users:  # what the user can mend is in the list of failed cells at the end
             traceback.print_exc()
+
+
+def _tidy(cell):
+    """Removes what a finished cell does not need any more."""
+    (cell.folder / ERROR).unlink(missing_ok=True)
+    for checkpoint in checkpoints(cell.folder):  # gigabytes
+        shutil.rmtree(checkpoint)
 
 
 def _note_error(cell, text):

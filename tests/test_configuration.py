@@ -63,6 +63,7 @@ def test_feature_size_follows_the_backbone():
         ({"backbone_config": {"model_type": "hubert", "num_hidden_layers": 10**9}}, "backbone_config"),
         ({"backbone_config": {"model_type": "hubert", "conv_stride": [10**30] * 7}}, "backbone_config"),
         ({"backbone_config": []}, "backbone_config"),
+        ({"id2label": {0: "a", 1: ["b"]}}, "id2label"),
         ({"lstm_num_layers": 10**9}, "lstm_num_layers"),
         ({"pool_size": 10**30}, "pool_size"),
         ({"dtype": "float33"}, "dtype"),

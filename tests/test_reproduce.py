@@ -75,7 +75,10 @@ def test_a_cell_that_fails_is_listed_and_loses_no_other(grid, tmp_path):
     assert "## Cells that failed" in (tmp_path / "README.md").read_text()
 
     shutil.rmtree(broken / "checkpoint-epoch-1")
+    done = next(tmp_path.glob("cells/*/eval_results.json")).parent
+    (done / "checkpoint-epoch-1").mkdir()  # the run was killed before it could remove it
     result = reproduce(grid, tmp_path)
+    assert not (done / "checkpoint-epoch-1").exists()
     assert f"Cell 1 of 1: {broken.name}" in result.stdout
     assert "Finished: 4 of 4 cells" in (tmp_path / "README.md").read_text()
     assert "failed" not in result.stderr

@@ -57,10 +57,14 @@ def save_checkpoint(run, accelerator, progress, settings):
             sync_all(unfinished)
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
             put_in_place(unfinished, folder)
-        for other in checkpoints(output_dir):
-            if other != folder:
-                shutil.rmtree(other)
+        _keep_only(folder, output_dir)
     accelerator.wait_for_everyone()
+
+
+def _keep_only(folder, output_dir):
+    for other in checkpoints(output_dir):
+        if other != folder:
+            shutil.rmtree(other)
 
 
 def resume(run, accelerator, progress, settings):
@@ -93,6 +97,8 @@ def resume(run, accelerator, progress, settings):
             raise ValueError(f"--resume_from_checkpoint: {folder} is damaged: {damage}")
         check_settings(folder, settings)
     accelerator.load_state(str(folder))
+    if run.resume_from_checkpoint == "last" and accelerator.is_main_process:
+        _keep_only(folder, run.output_dir)  # a run that was killed while it removed an older one has left a part of it
     accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
 
 

@@ -47,5 +47,5 @@ def kill(scenario, kills, seed, log):
             break
         scenario.reset()
     row.trials = done
-    row.note = f"{finished} runs finished, and are equal to an undisturbed one of {seconds:.1f} s"
+    row.note = f"{finished} runs finished between them; an undisturbed one takes {seconds:.1f} s"
     return row

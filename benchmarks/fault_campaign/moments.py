@@ -44,7 +44,7 @@ def interrupt(scenario, most, log):
         elif (result := scenario.result()) != expected:
             row.fail(f"{state.name}: {differences(expected, result)}")
         row.trials = number + 1
-    row.note = f"of {len(states)} different states; each was started again, and ended like the undisturbed run"
+    row.note = f"of {len(states)} different states that a kill can leave"
     return row
 
 

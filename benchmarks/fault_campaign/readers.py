@@ -57,7 +57,7 @@ class Reader:
         assert waveform.ndim == 1 and waveform.dtype == np.float32 and np.isfinite(waveform).all()
         try:
             samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, MemoryError):
+        except (soundfile.LibsndfileError, MemoryError, ValueError):
             return  # the product reads more than libsndfile alone
         if len(samples) == 0 or rate * 16000 / math.gcd(rate, 16000) ** 2 > LARGEST_KERNEL:
             return

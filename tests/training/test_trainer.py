@@ -228,6 +228,15 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_what_is_left_of_an_older_checkpoint_does_not_stay(stores, tmp_path):
+    train(dying_model(), stores, spread, tmp_path, num_train_epochs=2)
+    older = tmp_path / "checkpoint-epoch-1"
+    older.mkdir()
+    (older / "files.json").touch()  # the run was killed while it removed it
+    train(dying_model(), stores, spread, tmp_path, num_train_epochs=2, resume_from_checkpoint="last")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-epoch-2"]
+
+
 def damage(checkpoint, how):
     state = checkpoint / "custom_checkpoint_0.pkl"
     if how == "truncated":
