@@ -1,14 +1,13 @@
 """The story of a training run: from a corpus to a complete model repository, its scores and its card."""
 
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
 from ..dataset_script.tables import FILENAME
-from ..dataset_script.whole_files import sync, sync_all, writing
+from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.card import model_card, shown_settings
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
@@ -62,6 +61,8 @@ def train(arguments, accelerator):
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
     layers = [model.config.backbone_layer]
     check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+    # Of the clips as they are now: until the results are written, somebody may change them or move them away.
+    made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
     stores = {
         split: extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype)
         for split in corpus.splits
@@ -80,7 +81,7 @@ def train(arguments, accelerator):
     scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed)
 
     if accelerator.is_main_process:
-        save(arguments, model, feature_extractor, corpus, progress, predictions, scores)
+        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
     report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], accelerator)
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
@@ -91,29 +92,27 @@ def train(arguments, accelerator):
         print(f"Published: {commit.commit_url}")
 
 
-def save(arguments, model, feature_extractor, corpus, progress, predictions, scores):
+def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
     the new is on the disk, and the results come last: their presence marks a finished run.
     """
     output_dir = Path(arguments.run.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    folder = output_dir / "unfinished-model"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
-    with writing(output_dir, ". What was there before is left as it was", folder):
-        folder.mkdir()
-        model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
-        feature_extractor.save_pretrained(folder)
-        for split, shares in predictions.items():
-            filenames = corpus.splits[split][FILENAME]
-            write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-        write_history(folder / HISTORY, progress.history, corpus.labels)
-        title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
-        plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
-        model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
-        write_scores(folder / RESULTS, scores, corpus.fingerprints())
-        sync_all(folder)
-    _replace_run(folder, output_dir, model.config)
+    note = ". What was there before is left as it was"
+    with writing(output_dir), work_folder(output_dir / "unfinished-model") as folder:
+        with writing(output_dir, note):
+            model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
+            feature_extractor.save_pretrained(folder)
+            for split, shares in predictions.items():
+                filenames = corpus.splits[split][FILENAME]
+                write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+            write_history(folder / HISTORY, progress.history, corpus.labels)
+            title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
+            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
+            model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
+            write_scores(folder / RESULTS, scores, made_from)
+            sync_all(folder)
+        _replace_run(folder, output_dir, model.config)
 
 
 def _replace_run(new, output_dir, config):
@@ -129,5 +128,4 @@ def _replace_run(new, output_dir, config):
         sync(output_dir / CONFIG_NAME)
     sync(output_dir)
     os.replace(new / RESULTS, output_dir / RESULTS)
-    new.rmdir()
     sync(output_dir)

@@ -7,6 +7,8 @@ import soundfile
 from conftest import SMALL_HEAD_FLAGS, full_disk, speech, torch_threads, write_corpus
 
 from emoshare import EmoShareModel
+from emoshare.dataset_script import load_corpus
+from emoshare.evaluation.scores import read_made_from
 from emoshare.training import run
 
 
@@ -73,6 +75,20 @@ def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path,
     assert {name for name, _ in moved} == set(contents(output_dir))
     assert moved[-1][0] == "eval_results.json"
     assert not any(was_there for _, was_there in moved)
+
+
+def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monkeypatch):
+    made_from = load_corpus("csv", data_dir=tmp_path / "corpus", cache_dir=tmp_path / "cache").fingerprints()
+    fit = run.HeadTrainer.fit
+
+    def changed_meanwhile(trainer):
+        soundfile.write(tmp_path / "corpus" / "wav" / "train_001.wav", speech(0.7, seed=99), 16000)
+        (tmp_path / "corpus" / "wav" / "devel_001.wav").unlink()
+        return fit(trainer)
+
+    monkeypatch.setattr(run.HeadTrainer, "fit", changed_meanwhile)
+    assert run.main([*flags, "--output_dir", str(tmp_path / "output")]) == 0
+    assert read_made_from(tmp_path / "output" / "eval_results.json") == made_from
 
 
 @pytest.mark.parametrize("command", ["train.py"])
