@@ -117,6 +117,8 @@ class SyntheticCorpus:
         """Writes the corpus under `cache_dir`, in the ComParE 2023 layout, unless it is there; returns its folder."""
         source = Path(__file__).read_bytes()
         folder = Path(cache_dir).expanduser() / "emoshare_synthetic" / Hasher.hash((self, source))
+        if folder.is_dir():  # asked here already, because there is no lock in a cache that may only be read
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # another process that makes it is waited for
             if folder.is_dir():

@@ -9,8 +9,8 @@ from ..training.user_errors import together
 
 def check_done_cells(grid, corpus, accelerator):
     """
-    Results that cannot be read are removed, and said, so that their cells are trained again. Those of earlier versions,
-    which do not say what they were made from, are kept, and said.
+    Names, on stderr, the results that cannot be read, whose cells are not done and are trained again; and those of
+    earlier versions, which do not say what they were made from and are kept. Changes nothing.
 
     Args:
         grid: `Grid`.
@@ -29,7 +29,6 @@ def check_done_cells(grid, corpus, accelerator):
     def check():
         for cell in grid.cells:
             if cell.has_damaged_results:
-                cell.results.unlink()
                 print(f"{cell.results} cannot be read: the cell is trained again", file=sys.stderr)
         _compare(grid, done, corpora)
 

@@ -54,7 +54,7 @@ def save_checkpoint(run, accelerator, progress, settings):
         with writing(folder, KEPT, unfinished):
             (unfinished / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
             (unfinished / FILES).write_text(json.dumps(_fingerprints(unfinished)), encoding="utf-8")
-            sync_all(unfinished)
+            sync_all(unfinished)  # which may fail on a full disk: before anything is removed
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
             put_in_place(unfinished, folder)
         _keep_only(folder, output_dir)
@@ -107,7 +107,8 @@ def _last_whole(folders, settings, accelerator):
     for folder in reversed(folders):
         damage = None
         if accelerator.is_main_process:
-            damage = damage_of(folder)
+            is_checkpoint = (folder / SETTINGS).is_file()
+            damage = damage_of(folder) if is_checkpoint else f"it has no {SETTINGS}"
         (damage,) = broadcast_object_list([damage])
         if not damage:
             check_settings(folder, settings)
@@ -122,15 +123,22 @@ def damage_of(folder):
     if not (folder / SETTINGS).is_file():
         return ""
     try:
-        json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        expected = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        found = _fingerprints(folder)
-    except FileNotFoundError:
-        return ""  # of an earlier version, which `check_settings` refuses
+        settings = _read(folder / SETTINGS)
+        if not (folder / FILES).is_file():
+            # `check_settings` refuses those of earlier versions, which have neither
+            return f"it has no {FILES}" if "training_version" in settings else ""
+        expected, found = _read(folder / FILES), _fingerprints(folder)
     except (OSError, ValueError) as error:
         return str(error)
     changed = [name for name, fingerprint in expected.items() if found.get(name) != fingerprint]
     return f"not as they were written: {', '.join(changed)}" if changed else ""
+
+
+def _read(path):
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values
 
 
 def _fingerprints(folder):

@@ -109,7 +109,17 @@ def test_results_that_cannot_be_read_are_made_again(content, folder, capsys):
     assert not grid.cells[0].is_done
     check(grid, folder)
     assert f"{grid.cells[0].results} cannot be read: the cell is trained again" in capsys.readouterr().err
-    assert not grid.cells[0].results.exists()
+    assert grid.cells[0].results.read_text() == content  # a dry run removes nothing; the new run replaces them
+
+
+def test_a_dry_run_leaves_damaged_results(folder, capsys):
+    results = read_grid(folder / "grid.yaml").cells[0].results
+    results.parent.mkdir(parents=True)
+    results.write_text("{")
+    with torch_threads(1):
+        assert main(["--config", str(folder / "grid.yaml"), "--dry_run"]) == 0
+    assert f"{results} cannot be read: the cell is trained again" in capsys.readouterr().err
+    assert results.read_text() == "{"
 
 
 @pytest.mark.slow

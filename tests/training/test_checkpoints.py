@@ -1,6 +1,25 @@
+import json
+
 import pytest
 
-from emoshare.training.checkpoints import check_settings, checkpoints
+from emoshare.training.checkpoints import check_settings, checkpoints, damage_of
+
+
+@pytest.mark.parametrize("name", ["run.json", "files.json"])
+def test_json_of_another_kind_is_damage(name, tmp_path):
+    for other in ("run.json", "files.json"):
+        (tmp_path / other).write_text(json.dumps({} if other == "files.json" else {"training_version": 2}))
+    assert not damage_of(tmp_path)
+    for content in ("[]", "1", "null", '"seed"'):
+        (tmp_path / name).write_text(content)
+        assert damage_of(tmp_path) == f"{name} holds no JSON object"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_damaged_but_of_another_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 0}')
+    assert not damage_of(tmp_path)
+    with pytest.raises(ValueError, match="training_version: None then, 2 now"):
+        check_settings(tmp_path, {"seed": 0, "training_version": 2})
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):

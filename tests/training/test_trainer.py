@@ -249,6 +249,22 @@ def damage(checkpoint, how):
         (checkpoint / "run.json").write_text("")
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_left_out(stores, tmp_path, capsys):
+    """Whichever of its files were removed first: the run resumes from the one before it."""
+    train(small_model(id2label=LABELS), stores, spread, tmp_path, num_train_epochs=1)
+    first, second = (tmp_path / f"checkpoint-epoch-{epoch}" for epoch in (1, 2))
+    for removed in (["run.json"], ["files.json"], ["run.json", "files.json", "custom_checkpoint_0.pkl"]):
+        shutil.copytree(first, second)
+        for name in removed:
+            (second / name).unlink()
+        capsys.readouterr()
+        train(small_model(id2label=LABELS), stores, spread, tmp_path, num_train_epochs=1, resume_from_checkpoint="last")
+        printed = capsys.readouterr().out
+        assert f"{second} is damaged (it has no {removed[0]}); it is left out" in printed
+        assert f"Resuming after epoch 1, from {first}" in printed
+        assert not second.exists()
+
+
 @pytest.mark.parametrize("how", ["truncated", "one bit", "settings"])
 def test_a_damaged_checkpoint_is_left_out(how, stores, tmp_path, capsys):
     """The run resumes from the one before it, or begins again, and ends as if nothing had happened."""
