@@ -35,11 +35,11 @@ def main(argv=None):
         if argv[:1] == ["train"]:  # these two read their own flags, --help among them
             from .training.run import main as train
 
-            return train(argv[1:])
+            return train(argv[1:], "emoshare train")
         if argv[:1] == ["reproduce"]:
             from .reproduction.run import main as reproduce
 
-            return reproduce(argv[1:])
+            return reproduce(argv[1:], "emoshare reproduce")
         return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
         print("emoshare: interrupted", file=sys.stderr)

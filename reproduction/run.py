@@ -27,12 +27,12 @@ DESCRIPTION = (
 ERROR = "error.txt"
 
 
-def main(argv):
+def main(argv, name="reproduce.py"):
     """
-    `reproduce.py`, and `emoshare reproduce`. Returns the exit code: 1 if a cell is not done, 2 if something that the
-    user gave is wrong.
+    `reproduce.py`, and `emoshare reproduce`, whose name messages begin with. Returns the exit code: 1 if a cell is not
+    done, 2 if something that the user gave is wrong.
     """
-    return run_entry_point("reproduce.py", _parse, _run, argv)
+    return run_entry_point(name, _parse, _run, argv)
 
 
 def _run(parsed):
@@ -122,8 +122,8 @@ def _in_one_line(error):
     return lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)
 
 
-def _parse(argv):
-    parser = argparse.ArgumentParser(prog="reproduce.py", description=DESCRIPTION, allow_abbrev=False)
+def _parse(argv, name):
+    parser = argparse.ArgumentParser(prog=name, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", required=True, type=Path, help="the grid: a YAML file, see configs/*_grid.yaml")
     parser.add_argument("--data_dir", help="folder of the corpus")
     parser.add_argument("--output_dir", help="folder for everything, instead of the one in the grid")

@@ -439,7 +439,7 @@ def test_train_takes_what_train_py_takes(capsys):
         main(["train", "--help"])
     assert exit.value.code == 0
     help = capsys.readouterr().out
-    assert "usage: train.py [CONFIG.yaml]" in help
+    assert "usage: emoshare train [CONFIG.yaml]" in help
     assert "--early_stopping_patience" in help
 
 
@@ -447,7 +447,29 @@ def test_reproduce_takes_what_reproduce_py_takes(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["reproduce", "--help"])
     assert exit.value.code == 0
-    assert "--sweep_layers" in capsys.readouterr().out
+    help = capsys.readouterr().out
+    assert "usage: emoshare reproduce " in help
+    assert "--sweep_layers" in help
+
+
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+def test_errors_name_the_command_that_was_given(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--no_such_flag"])
+    assert exit.value.code == 2
+    assert f"\nemoshare {command}: error: " in capsys.readouterr().err
+    (tmp_path / "grid.yaml").write_text(
+        "title: A grid\nfeatures: {Mel: }\narchitectures: {cnn_lstm: }\nseeds: [0]\n"
+        f"output_dir: {tmp_path / 'grid'}\ntrain: {{dataset: csv, data_dir: {tmp_path / 'nowhere'}}}\n"
+    )
+    flags = {
+        "train": ["--dataset", "csv", "--data_dir", str(tmp_path / "nowhere")],
+        "reproduce": ["--config", str(tmp_path / "grid.yaml")],
+    }
+    assert main([command, *flags[command]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"emoshare {command}: error: ")
+    assert "nowhere" in error
 
 
 @pytest.mark.slow

@@ -245,9 +245,9 @@ def _require_positive(arguments, *names):
 class _Parser(HfArgumentParser):
     """Raises ValueError for everything that is wrong."""
 
-    def __init__(self):
-        super().__init__((DataArguments, ModelArguments, RunArguments), prog="train.py", allow_abbrev=False)
-        self.usage = "train.py [CONFIG.yaml] [--FLAG VALUE ...]"
+    def __init__(self, name="train.py"):
+        super().__init__((DataArguments, ModelArguments, RunArguments), prog=name, allow_abbrev=False)
+        self.usage = f"{name} [CONFIG.yaml] [--FLAG VALUE ...]"
 
     def add_argument(self, *names, **options):
         # HfArgumentParser passes on all metadata of a field, and argparse refuses what it does not know.
@@ -265,15 +265,16 @@ class _Parser(HfArgumentParser):
         return Arguments(*groups)
 
 
-def parse_arguments(argv):
+def parse_arguments(argv, name="train.py"):
     """
     Args:
         argv: `[]` for the demo; flags; or the path of a YAML file (`flag: value`), and then flags that override it.
+        name: of the program, for messages.
 
     Returns:
         `Arguments`. Anything unknown, abbreviated or of a wrong type ends the program with a message that names it.
     """
-    parser = _Parser()
+    parser = _Parser(name)
     if not argv:
         argv = [str(DEFAULT_CONFIG)]
     try:

@@ -24,9 +24,12 @@ from .trainer import HeadTrainer, predict_after_shuffling
 from .user_errors import run_entry_point, together
 
 
-def main(argv):
-    """`train.py`, and `emoshare train`. Returns the exit code: 2 if something that the user gave is wrong."""
-    return run_entry_point("train.py", parse_arguments, _run, argv)
+def main(argv, name="train.py"):
+    """
+    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
+    user gave is wrong.
+    """
+    return run_entry_point(name, parse_arguments, _run, argv)
 
 
 def _run(arguments):

@@ -1,17 +1,18 @@
 """
-What the user of a run can mend: it is said once, whatever the number of processes, without a traceback, and the exit
-code is 2.
+What the user of a run can mend: it is reported once, whatever the number of processes, without a traceback, and the
+exit code is 2.
 
 Whatever fails before the first step of training (flags, corpus, backbone, audio, features, checkpoint) is checked by
 functions that raise `ValueError`, and so is `UserError`. A `ValueError` of any other place is a bug, of ours or of a
-library, and keeps its traceback. An `OSError` is the world's wherever it comes from: a full disk, a folder that may not
-be read, a Hub that does not answer.
+library, and keeps its traceback. An `OSError` always has an outside cause: a full disk, a folder that may not be read,
+a Hub that does not answer.
 """
 
 import os
 import sys
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 
 from accelerate.utils import gather_object
@@ -26,7 +27,7 @@ class UserError(ValueError):
     """
     Args:
         message: what is wrong; names flag, file or row.
-        is_of_all: whether every process raises it, so that the main one alone has to say it.
+        is_of_all: whether every process raises it, so that only the main one reports it.
     """
 
     def __init__(self, message, is_of_all=False):
@@ -74,7 +75,7 @@ def run_entry_point(name, parse, run, argv):
     """
     Args:
         name: of the program, for messages.
-        parse: function of `argv` that returns the arguments, or ends the program as argparse does.
+        parse: function of `argv` and the name that returns the arguments, or ends the program as argparse does.
         run: function of the arguments; its result is the exit code, `None` for 0.
         argv: without the program's name.
 
@@ -83,19 +84,19 @@ def run_entry_point(name, parse, run, argv):
     """
     speaks = os.environ.get("RANK", "0") == "0"  # where launchers put it, before `accelerate` knows
     try:
-        return run(_parsed(parse, argv, speaks)) or 0
+        return run(_parsed(partial(parse, argv, name), speaks)) or 0
     except (UserError, OSError) as error:
         _let_main_process_speak(speaks or not getattr(error, "is_of_all", False))
         print(f"{name}: error: {error}", file=sys.stderr)
         return EXIT_CODE
 
 
-def _parsed(parse, argv, speaks):
+def _parsed(parse, speaks):
     try:
         if speaks:
-            return parse(argv)
+            return parse()
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            return parse(argv)
+            return parse()
     except OSError as error:
         raise UserError(str(error), is_of_all=True) from error
     except SystemExit as end:  # after --help, everybody may leave at once

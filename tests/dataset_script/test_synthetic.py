@@ -57,6 +57,16 @@ def test_the_noise_ceiling_is_what_knowing_the_probabilities_gives():
     assert 0.6 < corpus.noise_ceiling("devel") < 0.95
 
 
+def test_a_corpus_that_is_there_needs_no_lock(tmp_path):
+    """A cache that may only be read gives none."""
+    corpus = SyntheticCorpus(train=1, devel=1, test=1)
+    folder = corpus.build(tmp_path)
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # so that it cannot be taken
+    assert corpus.build(tmp_path) == folder
+
+
 def test_affect_is_heard():
     """A faster, more active speaker has more syllables: more rises of the loudness per second."""
     utterance = SyntheticCorpus(train=1).utterances("train")[0]

@@ -1,4 +1,4 @@
-"""What the user of a run can mend is said once, without a traceback."""
+"""What the user of a run can mend is reported once, without a traceback."""
 
 import pytest
 
@@ -13,7 +13,11 @@ def fail_with(error):
     return fail
 
 
-def refuse(argv):
+def parse(argv, name):
+    return argv
+
+
+def refuse(argv, name):
     print("usage: ...")
     raise SystemExit(2)
 
@@ -26,14 +30,14 @@ def _second_process(monkeypatch):
 
 @pytest.mark.parametrize("error", [UserError("--data_dir: nothing there"), OSError("--data_dir: nothing there")])
 def test_an_error_is_a_line_and_an_exit_code(error, capsys):
-    assert run_entry_point("train.py", list, fail_with(error), []) == 2
+    assert run_entry_point("train.py", parse, fail_with(error), []) == 2
     assert capsys.readouterr().err == "train.py: error: --data_dir: nothing there\n"
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, TypeError, KeyError])
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(error, match="a bug"):
-        run_entry_point("train.py", list, fail_with(error("a bug")), [])
+        run_entry_point("train.py", parse, fail_with(error("a bug")), [])
 
 
 def test_a_file_of_flags_that_cannot_be_read_is_an_error_too(capsys):
@@ -42,23 +46,23 @@ def test_a_file_of_flags_that_cannot_be_read_is_an_error_too(capsys):
 
 
 def test_the_exit_code_is_that_of_the_run():
-    assert run_entry_point("train.py", list, lambda _: None, []) == 0
-    assert run_entry_point("reproduce.py", list, lambda _: 1, []) == 1
+    assert run_entry_point("train.py", parse, lambda _: None, []) == 0
+    assert run_entry_point("reproduce.py", parse, lambda _: 1, []) == 1
 
 
 @pytest.mark.usefixtures("_second_process")
-def test_what_all_processes_find_is_said_by_the_main_one_alone(capsys):
+def test_what_all_processes_find_is_reported_by_the_main_one_alone(capsys):
     error = UserError("no", is_of_all=True)
-    for parse, run in [(list, fail_with(error)), (refuse, list), (fail_with(PermissionError("no")), list)]:
+    for parser, run in [(parse, fail_with(error)), (refuse, list), (fail_with(PermissionError("no")), list)]:
         with pytest.raises(SystemExit) as end:
-            run_entry_point("train.py", parse, run, [])
+            run_entry_point("train.py", parser, run, [])
         assert end.value.code == 2
         assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("_second_process")
-def test_what_one_process_finds_is_said_by_itself(capsys):
-    assert run_entry_point("train.py", list, fail_with(UserError("clip a.wav: broken")), []) == 2
+def test_what_one_process_finds_is_reported_by_itself(capsys):
+    assert run_entry_point("train.py", parse, fail_with(UserError("clip a.wav: broken")), []) == 2
     assert "clip a.wav: broken" in capsys.readouterr().err
 
 
