@@ -81,8 +81,8 @@ def main(arguments):
         emotion_share = pipeline("emotion-share", model=name, trust_remote_code=True)
         card = load_card(name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        is_folder = Path(name).is_dir()
-        sys.exit(f"no model {name}: {'' if is_folder else 'no such folder here, and from the Hub: '}{reason(error)}")
+        is_remote = isinstance(error, OSError) and not Path(name).is_dir()
+        sys.exit(f"no model {name}: {'no such folder here, and from the Hub: ' if is_remote else ''}{reason(error)}")
     theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=["monospace"])
     page(emotion_share, card).launch(
         share=False,
@@ -202,13 +202,14 @@ def alert(headline, text, path):
 
 def hear(emotion_share, path):
     """
-    Decodes a clip as the pipeline does, whose module knows how, and no further than the page allows.
+    Decodes a clip, by the pipeline's module and no further than the page allows. Where the pipeline only warns of a
+    file that was cut off, the page refuses it.
 
     Returns:
         `np.ndarray`: (samples,) float32, at the sampling rate of the pipeline's feature extractor.
 
     Raises:
-        ValueError: if the clip is too large or too long, and as the pipeline does.
+        ValueError: if the clip is too large, too long or cut off, and as the pipeline does.
     """
     if os.path.getsize(path) > MAX_MEGABYTES * 2**20:
         raise ValueError(f"{path}: is larger than {MAX_MEGABYTES} MB")

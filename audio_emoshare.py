@@ -68,8 +68,8 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
         `np.ndarray`: (samples,) float32, mono, at `sampling_rate`.
 
     Raises:
-        ValueError: if the audio is empty, broken, cut off (see `strict`) or not finite, a sampling rate is none, or an
-            array is not 1D floating point; the message names the file.
+        ValueError: if the audio is empty, broken, cut off (see `strict`) or not finite, a sampling rate is not valid,
+            or an array is not 1D floating point; the message names the file.
         FileNotFoundError: if there is no such file.
         OSError: if a file cannot be read, or a URL cannot be fetched.
         TypeError: on anything else.
@@ -118,8 +118,8 @@ class AudioInfo:
 def audio_info(audio):
     """
     Length and sampling rate of an audio file, and whether it is whole as far as that shows without decoding it: about a
-    millisecond, whatever its length. Ogg is read as a whole, for its checksums, MP3 is walked through from frame to
-    frame, and FLAC whose header does not say its length is decoded.
+    millisecond, whatever its length. Ogg is read as a whole, for its checksums, and MP3 from frame to frame. FLAC whose
+    header does not say its length is decoded, and so are the formats that need torchcodec.
 
     It does not find damaged bytes in the middle of a file, samples that are not finite, and what `load_audio` warns of.
 
@@ -195,9 +195,10 @@ def audio_name(audio):
 
 def _source(audio):
     name = None
+    audio = getattr(audio, "_hf_encoded", None) or audio  # the file that `datasets` has made a decoder of
     while isinstance(audio, Mapping):
         if "audio" in audio:
-            audio = audio["audio"]
+            audio = getattr(audio["audio"], "_hf_encoded", None) or audio["audio"]
             continue
         name = audio.get("path") or name
         waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
@@ -282,7 +283,7 @@ def _opened(source):
             yield file, None
     else:
         if not os.path.isfile(name):
-            reason = "is a folder, device or pipe, and no file" if os.path.exists(name) else "no such audio file"
+            reason = "is not a regular file" if os.path.exists(name) else "no such audio file"
             raise FileNotFoundError(f"{name}: {reason}")
         with open(name, "rb") as file:
             yield file, name
@@ -350,7 +351,7 @@ def _read(sound, name):
 def _report(fault, name, strict):
     if strict:
         raise ValueError(f"{name}: {fault}")
-    warnings.warn(f"{name}: {fault}; what can be decoded is heard as if it were all", stacklevel=2)
+    warnings.warn(f"{name}: {fault}; only the part that can be decoded is used", stacklevel=2)
 
 
 def _samples(source, sampling_rate):
@@ -363,6 +364,8 @@ def _samples(source, sampling_rate):
             decoded = audio.get_all_samples()
         except RuntimeError as error:
             raise ValueError(f"{name}: cannot be decoded ({error})") from error
+        if decoded.data.numel() == 0:
+            raise ValueError(f"{name}: holds no samples")
         return decoded.data.T.numpy(), checked_rate(decoded.sample_rate, name)
     if isinstance(audio, tuple) and any(isinstance(part, np.ndarray | torch.Tensor | list) for part in audio):
         if len(audio) != 2 or isinstance(audio[0], np.ndarray | torch.Tensor | list):

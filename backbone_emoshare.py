@@ -99,7 +99,7 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     """
     path = Path(name_or_path)
     if len(path.parts) != 2 and not path.is_dir():
-        raise FileNotFoundError(f"backbone: {name_or_path} is no folder, and no Hub id (ORG/NAME) either")
+        raise FileNotFoundError(f"backbone: {name_or_path} is neither a folder nor a Hub id (ORG/NAME)")
     config_file = cached_file(name_or_path, CONFIG_NAME, revision=revision, **hub_arguments)
     return extract_commit_hash(config_file, None) or revision
 
@@ -157,6 +157,7 @@ def clear_errors_of_weights(name_or_path):
     """
     try:
         yield
+    # Scanners of remote code mistrust modules that import pickle, so its error comes by way of torch.
     except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise

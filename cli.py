@@ -254,9 +254,8 @@ def _load_pipeline(arguments):
         if os.path.isdir(arguments.model):
             raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
         first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
-        raise ValueError(
-            f"cannot load {arguments.model}: there is no such folder here, and from the Hub: {first}"
-        ) from error
+        where = "there is no such folder here, and from the Hub: " if isinstance(error, OSError) else ""
+        raise ValueError(f"cannot load {arguments.model}: {where}{first}") from error
 
 
 def _check_model_folder(arguments):
@@ -267,13 +266,13 @@ def _check_model_folder(arguments):
             raise ValueError(f"--revision: is for repositories on the Hub; {folder} is a folder")
         for name in ("config.json", "preprocessor_config.json"):
             if not (folder / name).is_file():
-                raise ValueError(f"cannot load {folder}: it has no {name}, so it is no complete model")
+                raise ValueError(f"cannot load {folder}: it has no {name}, so it is not a complete model")
             try:
                 fields = json.loads((folder / name).read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(f"cannot load {folder}: {name} is no JSON ({error})") from error
+                raise ValueError(f"cannot load {folder}: {name} is not valid JSON ({error})") from error
             if not isinstance(fields, dict):
-                raise ValueError(f"cannot load {folder}: {name} holds no JSON object")
+                raise ValueError(f"cannot load {folder}: {name} is not a JSON object")
     elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
         raise ValueError(f"--model: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
 

@@ -1,18 +1,16 @@
 """Configuration of the EmoShare model, and the table of its architectures."""
 
 import copy
-import difflib
-import inspect
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
+from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
 from .losses_emoshare import LOSSES
 from .repository_emoshare import (
     AUTO_MAP,
@@ -230,7 +228,12 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         problem_type="regression",
         **kwargs,
     ):
-        _check_known(kwargs)
+        check_known(kwargs, EmoShareConfig, COMMON_FIELDS)
+        if kwargs.get("model_type", self.model_type) != self.model_type:
+            raise ValueError(f"model_type: got {kwargs['model_type']!r}; expected {self.model_type!r}")
+        for name in ("dtype", "torch_dtype"):
+            if kwargs.get(name) is not None:
+                checked_dtype(name, kwargs[name])
         if isinstance(backbone_config, dict):
             backbone_config = _backbone_config_from_dict(backbone_config)
         elif not isinstance(backbone_config, PreTrainedConfig | None):
@@ -251,7 +254,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.pool_size = pool_size
         self.lstm_hidden_size = lstm_hidden_size
         self.lstm_num_layers = lstm_num_layers
-        _check_choice("architecture", architecture, ARCHITECTURES)
+        check_choice("architecture", architecture, ARCHITECTURES)
         self.ffn_sizes = ARCHITECTURES[architecture].ffn_sizes if ffn_sizes is None else _sizes("ffn_sizes", ffn_sizes)
         self.normalization = normalization
         self.max_frames = max_frames
@@ -317,7 +320,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
     def _validate_head(self):
         for field, allowed in CHOICES.items():
-            _check_choice(field, getattr(self, field), allowed)
+            check_choice(field, getattr(self, field), allowed)
         for field in ("freeze_backbone", "include_backbone", "separate_heads"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected true or false")
@@ -368,7 +371,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
     def _leave_out_unknown(self):
         """Removes attributes that were added to the config and are none of its fields: it could not be loaded."""
-        for name in [name for name in vars(self) if not _is_known(name)]:
+        for name in [name for name in vars(self) if not is_known(name, EmoShareConfig, COMMON_FIELDS)]:
             logger.warning(f"config.{name} is not saved: EmoShareConfig has no such field")
             delattr(self, name)
 
@@ -391,30 +394,6 @@ def _path_from(start, folder):
         return str(folder)
 
 
-def _is_known(name):
-    return name in COMMON_FIELDS or name in _own_fields() or name.startswith("_")
-
-
-def _own_fields():
-    return list(inspect.signature(EmoShareConfig.__init__).parameters)
-
-
-def _check_known(given):
-    for name in given:
-        if not _is_known(name):
-            similar = difflib.get_close_matches(name, _own_fields(), n=1)
-            hint = f"; did you mean {similar[0]!r}?" if similar else ""
-            raise ValueError(f"{name}: EmoShareConfig has no such field{hint}")
-    if given.get("model_type", EmoShareConfig.model_type) != EmoShareConfig.model_type:
-        raise ValueError(f"model_type: got {given['model_type']!r}; expected {EmoShareConfig.model_type!r}")
-    for name in ("dtype", "torch_dtype"):
-        dtype = given.get(name)
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
-        if not isinstance(dtype, torch.dtype | None):
-            raise ValueError(f"{name}: got {given[name]!r}; expected a dtype of torch, such as 'float32'")
-
-
 def _check_layers(field, num_layers):
     if num_layers > MOST_LAYERS:
         raise ValueError(f"{field}: got {num_layers} layers; expected at most {MOST_LAYERS}")
@@ -422,11 +401,6 @@ def _check_layers(field, num_layers):
 
 def _is_positive_int(value):
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
-
-
-def _check_choice(field, value, allowed):
-    if value not in list(allowed):  # a list also compares what cannot be a key
-        raise ValueError(f"{field}: got {value!r}; expected one of {', '.join(allowed)}")
 
 
 def _backbone_config_from_dict(fields):

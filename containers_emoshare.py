@@ -35,8 +35,8 @@ def contents(file):
     | Container                  | What is compared                                                                    |
     |----------------------------|-------------------------------------------------------------------------------------|
     | WAV, RF64, W64, AIFF, SVX, | the size of the samples. A placeholder, or 0 with samples behind it (the writer was |
-    | AU, CAF                    | cut off), promises nothing: what is there is taken for all. So it is where the size |
-    |                            | is that of the whole file, which some writers put there                             |
+    | AU, CAF                    | cut off), promises nothing: what is there is taken for all. The size of the whole   |
+    |                            | file, which some writers put there, promises nothing either                         |
     | NIST SPHERE                | the number of samples, if they are not compressed                                   |
     | Ogg                        | each page's checksum, and the mark of the last page                                 |
     | MP3                        | the number of frames (Xing, Info and VBRI headers), and the end of the last frame   |
@@ -165,7 +165,9 @@ def _compared(file, size, start, promised, field, size_bytes, counted, form):
     """`start`: where the samples begin; `field`: where their size is, `counted` bytes of which are no samples."""
     present = size - start
     # The SSND chunk of AIFF has 8 bytes before the samples, the data chunk of CAF 4.
-    is_unclosed = promised <= (8 if form.byteorder == "big" else 0) and not _are_chunks(file, size, form, start)
+    is_unclosed = promised <= (8 if form.byteorder == "big" else 0) and not _are_chunks(
+        file, size, form, start + promised
+    )
     is_unknown = promised + counted >= UNKNOWN_SIZE[size_bytes] or is_unclosed
     if promised <= present and not is_unclosed:
         return Contents()
@@ -273,7 +275,6 @@ MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a 
 @dataclass(frozen=True)
 class MpegFrame:
     num_bytes: int
-    num_samples: int
     stream: tuple  # what all frames of a file have in common
     side_bytes: int  # between the frame's header and a Xing header
 
@@ -292,7 +293,7 @@ def _mpeg_frame(header):
     num_bytes = (12000 * kbps // rate + padding) * 4 if layer == 1 else num_samples * 125 * kbps // rate + padding
     is_mono = header[3] >> 6 == 3
     side_bytes = (17 if is_mono else 32) if version == 3 else (9 if is_mono else 17)
-    return MpegFrame(num_bytes, num_samples, (version, layer, rate), side_bytes)
+    return MpegFrame(num_bytes, (version, layer, rate), side_bytes)
 
 
 def _mp3(file, size):

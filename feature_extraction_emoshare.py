@@ -14,7 +14,8 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
-from .repository_emoshare import PushToHub
+from .checks_emoshare import check_choice, check_known
+from .repository_emoshare import ACCESS, PushToHub
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
@@ -95,9 +96,9 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         floor="relative",
         **kwargs,
     ):
-        _check_choice("feature_type", feature_type, FEATURE_TYPES)
-        _check_choice("floor", floor, LOG_FLOORS)
-        _check_known(kwargs)
+        check_choice("feature_type", feature_type, FEATURE_TYPES)
+        check_choice("floor", floor, LOG_FLOORS)
+        check_known(kwargs, EmoShareFeatureExtractor, SAVED_FIELDS)
         is_waveform = feature_type == "waveform"
         kwargs.pop("feature_size", None)  # stands in saved files; it follows from the feature type
         super().__init__(1 if is_waveform else ACOUSTIC_BANDS, sampling_rate, padding_value, **kwargs)
@@ -181,6 +182,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         token=None,
         cache_dir=None,
         local_files_only=False,
+        force_download=False,
         **kwargs,
     ):
         """
@@ -191,15 +193,12 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 on normalised waveforms.
             backbone_config: its config, which decides how long a frame is.
             revision: its branch, tag or commit.
-            token, cache_dir, local_files_only: as in Transformers, for what is read from the Hub; never saved.
+            token, cache_dir, local_files_only, force_download: as in Transformers, for what is read from the Hub; never
+                saved.
             kwargs: further arguments of `EmoShareFeatureExtractor`.
         """
-        access = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
+        values = (token, cache_dir, local_files_only, force_download)
+        access = {"revision": revision, **dict(zip(ACCESS, values, strict=True))}
         if _has_preprocessor_config(name_or_path, access):
             own = AutoFeatureExtractor.from_pretrained(name_or_path, **access)
         else:
@@ -393,20 +392,9 @@ def _standardized(features):
     return ((features - features.mean()) / np.sqrt(features.var() + VARIANCE_FLOOR)).astype(np.float32)
 
 
-def _check_choice(name, value, choices):
-    if value not in tuple(choices):
-        raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(choices)}")
-
-
 def _check_type(extractor, kind, expected, *names):
     for name in names:
         value = getattr(extractor, name)
         is_of_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if not is_of_kind or (kind is Integral and value < 1):
             raise ValueError(f"{name}: got {value!r}; expected {expected}")
-
-
-def _check_known(given):
-    for name in given:
-        if name not in SAVED_FIELDS and not name.startswith("_"):
-            raise ValueError(f"{name}: EmoShareFeatureExtractor has no such field")

@@ -20,17 +20,15 @@ from .backbone_emoshare import (
     load_backbone,
     weights_hash,
 )
+from .checks_emoshare import checked_dtype
 from .configuration_emoshare import EmoShareConfig
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES
-from .repository_emoshare import PushToHub
+from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .threads_emoshare import side_by_side
 
 logger = logging.get_logger(__name__)
-
-# Arguments of `from_pretrained` that say how to reach the Hub, and not what to load.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
 @dataclass
@@ -121,7 +119,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Args:
             name_or_path: Hub id or local folder of the backbone.
             revision: its branch, tag or commit.
-            dtype: dtype that the backbone runs in, whatever it is stored in; the heads stay in float32.
+            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; the
+                heads stay in float32.
             token, cache_dir, local_files_only, force_download: how to reach the Hub, as in `from_pretrained`.
             config_fields: further fields of `EmoShareConfig`.
 
@@ -130,12 +129,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
                 field is unknown or illegal.
             OSError: if there is no such backbone, or it cannot be fetched.
         """
-        access = {
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
+        values = (token, cache_dir, local_files_only, force_download)
+        access = dict(zip(ACCESS, values, strict=True))
+        dtype = checked_dtype("dtype", dtype)
         revision = commit_of(name_or_path, revision, **access)
         backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
         # Checked before the weights are fetched, so that a wrong field costs no time.
@@ -164,18 +160,19 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
-                Transformers, weights that are missing or of another shape are initialised anew, with a warning.
+                Transformers, weights that are missing or of another shape are initialised at random, with a warning.
             RuntimeError: as in Transformers, if weights have another shape than the config says.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
         wants_loading_info = kwargs.pop("output_loading_info", False)
         name_or_path = kwargs.get("pretrained_model_name_or_path") or args[0]
+        remember_access(name_or_path, kwargs)
         with clear_errors_of_weights(name_or_path):
             model, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if not kwargs.get("ignore_mismatched_sizes"):
             model._check_loaded(name_or_path, loading)
         if not model.config.include_backbone:
-            model._fetch_backbone({name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+            model._fetch_backbone({name: kwargs[name] for name in ACCESS if name in kwargs})
         model._freeze_backbone()  # the loader has made new parameters, which all require gradients
         return (model, loading) if wants_loading_info else model
 

@@ -43,14 +43,17 @@ class OtherSound:
         try:
             decoder = decoder_class(file, sample_rate=SAMPLING_RATE)
             promised = decoder.metadata.duration_seconds or 0
-            samples = decoder.get_all_samples().data if promised <= MAX_SECONDS else None
+            is_too_long = promised > MAX_SECONDS
+            if not is_too_long:  # what is promised may be unknown, or wrong
+                samples = decoder.get_samples_played_in_range(0.0, MAX_SECONDS + 1.0).data
+                is_too_long = samples.shape[1] > MAX_SECONDS * SAMPLING_RATE
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{name}: not an audio file that can be decoded ({reason} torchcodec: {_message(error)})"
             ) from error
-        if samples is None:
+        if is_too_long:
             raise ValueError(
-                f"{name}: lasts {promised / 60:.0f} minutes; of this format, up to {MAX_SECONDS // 60} can be decoded; "
+                f"{name}: lasts more than {MAX_SECONDS // 60} minutes, the most that can be decoded of this format; "
                 f"{_conversion(name)}"
             )
         self.samples = samples.numpy().T  # (samples, channels)

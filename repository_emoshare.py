@@ -1,10 +1,11 @@
 """What makes a folder a complete model repository: its modules and its card, and how it is published."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
@@ -31,7 +32,7 @@ ENTRY_MODULES = (
     "pipeline_emoshare.py",
 )
 # Arguments of `from_pretrained` that say how to reach the Hub.
-ACCESS = ("token", "cache_dir", "local_files_only")
+ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
 _access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
 
 CARD_FILES = ("README.md", "shares_devel.png")  # the model card, and the figure in it
@@ -125,10 +126,12 @@ def create_repository(repo_id, private=None, token=None, repo_type="model"):
 
     Raises:
         ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
+        OSError: if the Hub refuses, or cannot be reached.
     """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-    is_private = api.repo_info(repo_id, repo_type=repo_type).private if private is not None else None
+    with clear_errors_of_hub(repo_id):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        is_private = api.repo_info(repo_id, repo_type=repo_type).private if private is not None else None
     if is_private != private:
         found, expected = ("private" if value else "public" for value in (is_private, private))
         raise ValueError(
@@ -153,9 +156,21 @@ def publish_folder(folder, repo_id, commit_message, token=None, revision=None, c
     """
     files = sorted({path for pattern in PUBLISHED for path in Path(folder).glob(pattern)})
     operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
-    return HfApi(token=token).create_commit(
-        repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
-    )
+    with clear_errors_of_hub(repo_id):
+        return HfApi(token=token).create_commit(
+            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+        )
+
+
+@contextmanager
+def clear_errors_of_hub(repo_id):
+    """While the Hub is asked for something: a connection that fails is an OSError, as what the Hub refuses is."""
+    try:
+        yield
+    except HTTPError as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"{repo_id}: the Hub cannot be reached ({error})") from error
 
 
 class PushToHub:
@@ -167,9 +182,19 @@ class PushToHub:
 
         Raises:
             ValueError: if the repository exists and is public where it should be private, or the reverse.
+            OSError: if the Hub refuses, or cannot be reached.
         """
         create_repository(repo_id, private, token)
-        return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
+        with clear_errors_of_hub(repo_id):
+            return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
+        """As in Transformers; what is pushed as `push_to_hub` does, with the same errors."""
+        if push_to_hub:
+            repo_id = kwargs.get("repo_id") or Path(save_directory).name
+            create_repository(repo_id, kwargs.get("private"), kwargs.get("token"))
+        with clear_errors_of_hub(save_directory):
+            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
 
 
 def module_file(class_reference):

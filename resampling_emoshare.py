@@ -24,7 +24,7 @@ def checked_rate(rate, name):
         `int`: a sampling rate in Hz, which may be given as a float, or as a tensor or array of one.
 
     Raises:
-        ValueError: if it is none, or not from 1,000 to 768,000 Hz; `name` is what has this rate.
+        ValueError: if it is not a whole number from 1,000 to 768,000 Hz; `name` is what has this rate.
     """
     rate = rate.item() if getattr(rate, "ndim", None) == 0 else rate
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)

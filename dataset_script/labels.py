@@ -4,7 +4,19 @@ from collections import Counter
 from pathlib import Path
 
 from .facts import read_facts
-from .tables import AUDIO, FILENAME, SHARE, SPLITS, UNKNOWN, ClipTable, CorpusTables, Problems, read_rows, share_in
+from .tables import (
+    AUDIO,
+    FILENAME,
+    SHARE,
+    SPLITS,
+    UNKNOWN,
+    ClipTable,
+    CorpusTables,
+    Problems,
+    check_label_names,
+    read_rows,
+    share_in,
+)
 
 
 def load_folder(info, data_dir, cache_dir):
@@ -91,9 +103,7 @@ def _check_header(path, header, labels, labels_may_be_absent):
             raise ValueError(f"{path}, row 1: got no label columns, only {FILENAME!r}")
         if "" in found or AUDIO in found:
             raise ValueError(f"{path}, row 1: got the columns {found}; a label cannot be called 'audio' or nothing")
-        intervals = [label for label in found if label == "ci95" or label.endswith("_ci95")]
-        if intervals:
-            raise ValueError(f"{path}, row 1: got the labels {intervals}; such names are those of confidence intervals")
+        check_label_names(f"{path}, row 1", found)
         return found
     unknown = [label for label in found if label not in labels]
     missing = [label for label in labels if label not in found]

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from .corpora import CORPORA, corpus_named
 from .emotion_share import prepare
 from .facts import LISTENERS, check_listeners
-from .tables import AUDIO, FILENAME, SPLITS, Problems
+from .tables import AUDIO, FILENAME, SPLITS, Problems, check_label_names
 
 CARD = "README.md"
 CARD_KEY = "emoshare"  # in the card's metadata: {"labels": [...], "facts": [...]}, the columns that are each
@@ -90,6 +90,7 @@ def _checked_columns(name, features, metadata):
             "each label, and nothing else but facts (numbers or strings) that the card's metadata name: "
             f"{CARD_KEY}: {{labels: [...], facts: [...]}}"
         )
+    check_label_names(name, labels)
     return labels, facts
 
 

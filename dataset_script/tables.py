@@ -101,6 +101,16 @@ SHARE = Interval("a number in [0, 1]", 0, 1)
 ANY_NUMBER = Interval("a finite number", -math.inf, math.inf)
 
 
+def check_label_names(where, labels):
+    """
+    Raises:
+        ValueError: beginning with `where`, on labels whose score would have the name of another score's interval.
+    """
+    intervals = [label for label in labels if label == "ci95" or label.endswith("_ci95")]
+    if intervals:
+        raise ValueError(f"{where}: got the labels {intervals}; such names are those of confidence intervals")
+
+
 def read_rows(path, table, problems):
     """
     Reads a CSV file in UTF-8, with or without a byte order mark. Blank lines are skipped.

@@ -80,11 +80,15 @@ def sync_all(folder):
 
 def sync(path):
     """Waits until a file's content, or the names in a folder, are on the disk."""
-    if os.name == "nt" and Path(path).is_dir():
+    is_folder = Path(path).is_dir()
+    if os.name == "nt" and is_folder:
         return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what it may write
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks sync no folders
+            raise
     finally:
         os.close(descriptor)
 

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
-from ..metrics.emotion_share_spearman.emotion_share_spearman import EmotionShareSpearman
+from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, EmotionShareSpearman
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
 
 MEAN = None  # stands where a label does, for the mean over the labels; a label may have any name
 
-# The metric calls the mean ρ "spearman" and that of a label "spearman_LABEL"; their intervals have this suffix.
-INTERVAL = "_ci95"
 # What eval_results.json has in front of the metric's names.
 PREFIX = "eval_"
 MADE_FROM = "made_from"

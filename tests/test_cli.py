@@ -313,8 +313,8 @@ def test_a_file_is_found_once_under_the_name_that_was_given_first(tmp_path, monk
         (["clip.wav", "--model", "clip.wav"], "--model: got 'clip.wav'; expected a folder"),
         (["clip.wav", "--model", ""], "--model: got ''; expected a folder"),
         (["clip.wav", "--model", "empty"], "cannot load empty: it has no config.json"),
-        (["clip.wav", "--model", "null"], "cannot load null: config.json holds no JSON object"),
-        (["clip.wav", "--model", "broken"], "cannot load broken: config.json is no JSON ("),
+        (["clip.wav", "--model", "null"], "cannot load null: config.json is not a JSON object"),
+        (["clip.wav", "--model", "broken"], "cannot load broken: config.json is not valid JSON ("),
         (["clip.wav", "--model", "encoder"], "cannot load encoder: its model_type is 'hubert'; expected 'emoshare'"),
         (
             ["clip.wav", "--model", "its_extractor"],

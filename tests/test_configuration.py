@@ -204,5 +204,5 @@ def test_a_saved_config_names_no_folder_of_this_machine(include_backbone, tmp_pa
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./hubret", "~/models/hubert/base", "models"])
 def test_a_mistyped_folder_of_a_backbone_is_said(name):
-    with pytest.raises(FileNotFoundError, match=f"backbone: {name} is no folder, and no Hub id"):
+    with pytest.raises(FileNotFoundError, match=f"backbone: {name} is neither a folder nor a Hub id"):
         EmoShareModel.from_backbone_pretrained(name)

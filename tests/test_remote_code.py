@@ -113,7 +113,8 @@ def test_the_installed_package_needs_no_trust(model_folder):
     [
         ("audio_emoshare.py", {"torch", "numpy", "soundfile"}),
         ("backbone_emoshare.py", {"torch", "transformers", "safetensors"}),
-        ("configuration_emoshare.py", {"torch", "transformers", "huggingface_hub"}),
+        ("checks_emoshare.py", {"torch"}),
+        ("configuration_emoshare.py", {"transformers", "huggingface_hub"}),
         ("containers_emoshare.py", set()),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("frames_emoshare.py", {"torch"}),

@@ -63,7 +63,7 @@ def targets(place):
             damaged_text,
             reader.predicted,
             ".csv",
-            "predictions.csv",
+            ("predictions.csv",),
         ),
         Target("results", 0.02, [results_json()], damaged_json, reader.results, ".json", ("eval_results.json",)),
         Target("YAML of a run", 0.05, runs, damaged_text, reader.run_config, ".yaml", ("run.yaml", "--")),

@@ -31,12 +31,10 @@ class Conversation(Scenario):
 
     def run(self):
         """The command, which leaves its answer in a file; exit code `REFUSED` if it ends with a clear error."""
-        import httpx2
-
         shorten_waits()
         try:
             answer = self.speak()
-        except (OSError, ValueError, httpx2.HTTPError) as error:
+        except (OSError, ValueError) as error:
             print(f"{type(error).__name__}: {error}")
             return REFUSED if str(error).strip() else 1
         (self.output / "answer.json").write_text(json.dumps(answer))

@@ -113,7 +113,7 @@ class Training(Scenario):
         from emoshare.training.run import main
 
         flags = fixtures.training_flags(self.place, output_dir=self.output)
-        main([*flags, "--resume_from_checkpoint"] if checkpoints(self.output) else flags)
+        return main([*flags, "--resume_from_checkpoint"] if checkpoints(self.output) else flags)
 
 
 class TrainingWithTwoProcesses(Training):
@@ -150,7 +150,7 @@ class Publishing(Scenario):
         from emoshare.dataset_script.__main__ import main
 
         pipeline("emotion-share", model=str(self.place / "model")).push_to_hub("org/model", private=True)
-        main(["--config", "csv", "--data_dir", str(self.place / "corpus"), "--push_to_hub", "org/corpus"])
+        return main(["--config", "csv", "--data_dir", str(self.place / "corpus"), "--push_to_hub", "org/corpus"])
 
     def reset(self):
         super().reset()
@@ -201,6 +201,8 @@ def undisturbed(scenario, log):
         if run.code != 0:
             raise RuntimeError(f"{scenario.name}: an undisturbed run failed:\n{run.output(40)}")
         results.append(scenario.result())
+        if not results[-1]:
+            raise RuntimeError(f"{scenario.name}: an undisturbed run leaves nothing")
     if results[0] != results[1]:
         raise RuntimeError(f"{scenario.name}: two undisturbed runs differ: {differences(*results)}")
     scenario.whole = results[0]
