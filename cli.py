@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -180,7 +180,8 @@ def evaluate(arguments):
         print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
         print(score_table(scores))
         if output_dir:
-            write_scores(output_dir / f"eval_results_{split}.json", scores)
+            made_from = _made_from(corpus, split, predicted)
+            write_scores(output_dir / f"eval_results_{split}.json", scores, made_from, left_out=len(broken))
             print(f"Predictions and results: {output_dir}")
     finally:
         if broken:
@@ -206,11 +207,12 @@ def ensemble(arguments):
     means = {split: shares.mean(axis=0) for split, shares in members.items()}
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
     scores = scorer.scores(means["devel"], arguments.bootstrap, arguments.seed)
+    made_from = _made_from(corpus, "devel", range(len(means["devel"])))
     output_dir.mkdir(parents=True, exist_ok=True)
     for split, shares in means.items():
         filenames = corpus.splits[split][FILENAME]
         write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-    write_scores(output_dir / RESULTS, scores)
+    write_scores(output_dir / RESULTS, scores, made_from)
 
     print(f"\nSpearman's rho on devel, {len(corpus.splits['devel'])} clips")
     for folder, shares in zip(arguments.run_dirs, members["devel"], strict=True):
@@ -228,6 +230,13 @@ def _load_corpus(arguments):
     from .training.corpus import load_run_corpus
 
     return load_run_corpus(DataArguments(dataset=arguments.dataset, data_dir=arguments.data_dir), PartialState())
+
+
+def _made_from(corpus, split, indices):
+    """`Corpus.fingerprints` of what was scored: the clips of a split with these indices."""
+    import datasets
+
+    return replace(corpus, splits=datasets.DatasetDict({split: corpus.splits[split].select(indices)})).fingerprints()
 
 
 def _load_pipeline(arguments):

@@ -19,6 +19,7 @@ MEAN = None  # stands where a label does, for the mean over the labels; a label 
 # What eval_results.json has in front of the metric's names.
 PREFIX = "eval_"
 MADE_FROM = "made_from"
+LEFT_OUT = "clips_left_out"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -82,7 +83,7 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores, made_from=None):
+def write_scores(path, scores, made_from=None, left_out=0):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
@@ -91,6 +92,8 @@ def write_scores(path, scores, made_from=None):
         path: of the file.
         scores: of `Scorer.scores`.
         made_from: of `Corpus.fingerprints`, under `made_from`; `None` leaves it out.
+        left_out: number of clips that could not be predicted and are not in the scores, under `clips_left_out`, which
+            is only there where there are such clips.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -100,6 +103,8 @@ def write_scores(path, scores, made_from=None):
             values[PREFIX + _name(label) + INTERVAL] = [_for_json(score.low), _for_json(score.high)]
     if made_from is not None:
         values[MADE_FROM] = made_from
+    if left_out:
+        values[LEFT_OUT] = left_out
     with whole_file(path, encoding="utf-8") as file:
         file.write(json.dumps(values, indent=2) + "\n")
 

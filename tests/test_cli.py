@@ -21,9 +21,11 @@ from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline, cli, other_formats_emoshare
 from emoshare.cli import main
+from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
 from emoshare.evaluation.clips import find_clips, predict_each
+from emoshare.evaluation.scores import MEAN, read_scores
 
 COMMAND = [sys.executable, "-m", "emoshare.cli"]
 
@@ -478,7 +480,7 @@ def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path
     assert main(["evaluate", *arguments, "--seed", "3", "--output_dir", str(tmp_path / "scores")]) == 0
     results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
     of_training = json.loads((trained / "eval_results.json").read_text())
-    del of_training["made_from"]  # which guards the cells of a grid, and costs a reading of all clips
+    assert results.pop("made_from") == {"devel": of_training.pop("made_from")["devel"]}
     assert results.keys() == of_training.keys()
     for name, value in of_training.items():
         assert results[name] == pytest.approx(value, abs=1e-6)
@@ -542,6 +544,7 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     from_folder = ["--dataset", "csv", "--data_dir", str(corpus)]
     assert main([*command, *from_folder]) == 0
     expected = read_csv(tmp_path / "scores" / "predictions_devel.csv")
+    whole_results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
     (corpus / "wav" / "devel_001.wav").write_text("not audio")
     soundfile.write(corpus / "wav" / "devel_004.wav", speech(0.5)[:500], 16000)
     os.truncate(corpus / "wav" / "devel_005.wav", 8000)
@@ -569,6 +572,15 @@ def test_evaluate_goes_on_past_broken_clips(is_published, model_folder, tmp_path
     rho = spearmanr([float(row[1]) for row in rows], [true[row[0]] for row in rows]).statistic
     results = json.loads((tmp_path / "scores" / "eval_results_devel.json").read_text())
     assert results[f"eval_spearman_{EMOTIONS[0]}"] == pytest.approx(rho)
+    assert "clips_left_out" not in whole_results
+    assert results["clips_left_out"] == 3
+    header, *labelled = read_csv(corpus / "lab" / "devel.csv")
+    write_csv(corpus / "lab" / "devel.csv", header, [labelled[index] for index in (0, 2, 3, 6)])
+    of_part = load_corpus("csv", data_dir=corpus, cache_dir=tmp_path / "cache").fingerprints()
+    assert results["made_from"] == {"devel": of_part["devel"]}
+    assert whole_results["made_from"].keys() == {"devel"}
+    assert whole_results["made_from"] != results["made_from"]
+    assert read_scores(tmp_path / "scores" / "eval_results_devel.json", EMOTIONS)[MEAN].rho == results["eval_spearman"]
 
 
 def test_evaluate_of_broken_clips_alone_is_an_error(model_folder, tmp_path, capsys):
@@ -624,6 +636,9 @@ def test_an_ensemble_is_the_mean_of_its_members(members, corpus, tmp_path, capsy
     results = json.loads((output / "eval_results.json").read_text())
     assert results["eval_spearman"] == pytest.approx(rho(shares_in(output / "predictions_devel.csv")))
     assert len(results["eval_spearman_ci95"]) == 2
+    assert results["made_from"] == {
+        "devel": load_corpus("csv", data_dir=corpus, cache_dir=tmp_path / "cache").fingerprints()["devel"]
+    }
     printed = capsys.readouterr().out
     for folder in members:
         assert f"  {rho(shares_in(folder / 'predictions_devel.csv')):.3f}   {folder}\n" in printed
