@@ -106,6 +106,15 @@ def test_a_writer_may_have_counted_the_header(counted):
     assert len(load_audio(wav[:40] + size + wav[44:])) == len(load_audio(wav))
 
 
+def test_an_empty_aiff_with_a_chunk_behind_its_samples_is_empty():
+    empty = io.BytesIO()
+    soundfile.write(empty, np.zeros(0, np.float32), 16000, format="AIFF")
+    aiff = empty.getvalue() + b"ANNO" + (3200).to_bytes(4, "big") + bytes(range(200)) * 16
+    aiff = aiff[:4] + (len(aiff) - 8).to_bytes(4, "big") + aiff[8:]
+    with pytest.raises(ValueError, match="holds no samples"):
+        load_audio(aiff)
+
+
 def test_a_cut_shows_behind_a_chunk_of_odd_length():
     wav = encoded("WAV")
     with pytest.raises(ValueError, match="promises 40,000 bytes of samples, and 39,998 are there"):

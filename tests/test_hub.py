@@ -183,14 +183,21 @@ def test_a_private_model_that_was_loaded_with_a_token_is_saved_whole_and_without
 FROM_A_PRIVATE_BACKBONE = """
 import sys
 import torch
+from pathlib import Path
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
+from emoshare.repository_emoshare import create_repository, publish_folder
+from transformers import pipeline
 access = {"token": sys.argv[1], "cache_dir": "cache"}
 model = EmoShareModel.from_backbone_pretrained(
-    "org/hubert", lstm_hidden_size=4, conv_channels=(4,), ffn_sizes=(4,), dtype=torch.bfloat16, **access
+    "org/hubert", lstm_hidden_size=4, conv_channels=(4,), ffn_sizes=(4,), dtype="bfloat16", **access
 )
 assert model.backbone.dtype == torch.bfloat16 and model.heads[0].dtype == torch.float32
 extractor = EmoShareFeatureExtractor.for_backbone("org/hubert", model.config.backbone_config, **access)
 EmotionSharePipeline(model, extractor).save_pretrained("whole")
+Path("whole/README.md").write_text("# The card")
+publish_folder("whole", create_repository("org/own", True, sys.argv[1]), "A model", sys.argv[1])
+pipeline("emotion-share", model="org/own", token=sys.argv[1]).save_pretrained("again")
+assert Path("again/README.md").read_text() == "# The card"
 """
 
 
@@ -202,23 +209,30 @@ def test_arguments_of_the_hub_are_used_for_every_load_and_never_saved(backbone_f
         run_python("-c", FROM_A_PRIVATE_BACKBONE, TOKEN, cwd=tmp_path, **environment)
     assert list((tmp_path / "cache").glob("models--org--hubert"))
     assert not list((tmp_path / "home").rglob("models--org--hubert"))
-    assert TOKEN.encode() not in everything_in(tmp_path / "whole")
+    for name in ("whole", "again"):
+        assert TOKEN.encode() not in everything_in(tmp_path / name)
     assert b"cache_dir" not in (tmp_path / "whole" / "config.json").read_bytes()
 
 
 def test_nothing_meant_to_be_private_goes_into_a_repository_that_is_public(model_folder, tmp_path):
     script = """
 import sys
-from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from functools import partial
+import emoshare
 from transformers import pipeline
 own = pipeline("emotion-share", model=sys.argv[1])
-for what in (own, own.model, own.model.config, own.feature_extractor):
+pushes = [partial(what.push_to_hub, "org/public") for what in (own, own.model, own.model.config, own.feature_extractor)]
+pushes += [
+    partial(what.save_pretrained, "saved", push_to_hub=True, repo_id="org/public")
+    for what in (own.model, own.model.config, own.feature_extractor)
+]
+for push in pushes:
     try:
-        what.push_to_hub("org/public", private=True)
+        push(private=True)
     except ValueError as error:
         assert "org/public: the repository exists and is public; expected a private one" in str(error), error
     else:
-        raise AssertionError(type(what))
+        raise AssertionError(push)
 own.model.push_to_hub("org/public")
 """
     with LoopbackHub() as hub:

@@ -571,6 +571,12 @@ def test_from_backbone_pretrained_keeps_the_backbones_weights(backbone_folder):
     assert model.config.backbone_name_or_path == str(backbone_folder)
 
 
+@pytest.mark.parametrize("dtype", ["half precision", "int8", torch.int8, 16, None])
+def test_a_dtype_that_is_none_is_refused_before_anything_is_fetched(dtype):
+    with pytest.raises(ValueError, match=r"^dtype: got .*; expected a floating-point dtype"):
+        EmoShareModel.from_backbone_pretrained("org/not-asked-for", dtype=dtype)
+
+
 def test_a_backbone_checkpoint_without_weights_is_refused(tmp_path, backbone_folder):
     backbone = AutoModel.from_pretrained(backbone_folder)
     state = {name: tensor for name, tensor in backbone.state_dict().items() if "layers.1.attention" not in name}
