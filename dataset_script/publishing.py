@@ -8,6 +8,7 @@ from datasets.info import DatasetInfosDict
 from filelock import FileLock
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
+from ..repository_emoshare import clear_errors_of_hub
 from .corpora import CORPORA
 from .emotion_share import prepare
 from .published import CARD, CARD_KEY
@@ -27,6 +28,10 @@ def push_dataset(builder, name):
 
     Returns:
         The address of the commit.
+
+    Raises:
+        ValueError, FileNotFoundError: if anything is wrong with the corpus; names file, split and row.
+        OSError: if the Hub refuses, or cannot be reached.
     """
     api = HfApi()
     cache = Path(datasets.config.HF_DATASETS_CACHE)
@@ -37,11 +42,13 @@ def push_dataset(builder, name):
         folder = place / "dataset"
         write_dataset(builder, folder, name)
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        there = api.list_repo_files(name, repo_type="dataset")
         operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
-        operations += [CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files]
-        # Not `upload_folder`, which may make several commits: between them, half a corpus could be loaded.
-        commit = api.create_commit(name, operations, repo_type="dataset", commit_message="Emotion share corpus")
+        with clear_errors_of_hub(name):
+            there = api.list_repo_files(name, repo_type="dataset")
+            surplus = [file for file in there if file.startswith("data/") and file not in files]
+            operations += [CommitOperationDelete(file) for file in surplus]
+            # Not `upload_folder`, which may make several commits: between them, half a corpus could be loaded.
+            commit = api.create_commit(name, operations, repo_type="dataset", commit_message="Emotion share corpus")
     return commit.commit_url
 
 

@@ -10,13 +10,13 @@ import time
 import datasets
 import pytest
 from conftest import SMALL_HEAD_FLAGS, full_disk, read_csv, run_python, write_corpus, write_csv
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, constants
 from loopback_hub import LoopbackHub, Repository
 
 from emoshare import EMOTIONS, load_audio
 from emoshare.dataset_script import EmotionShare
 from emoshare.dataset_script.__main__ import main
-from emoshare.dataset_script.publishing import dataset_card, write_dataset
+from emoshare.dataset_script.publishing import dataset_card, push_dataset, write_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -275,6 +275,16 @@ def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, 
 
 
 # In a folder
+
+
+def test_a_hub_that_is_out_of_reach_is_an_oserror(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "corpus", {"train": 2, "devel": 2}, labels=["joy", "awe"])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # huggingface_hub tries a few times
+    with pytest.raises(OSError, match="org/corpus: the Hub cannot be reached"):
+        push_dataset(EmotionShare("csv", data_dir=tmp_path / "corpus", cache_dir=tmp_path / "cache"), NAME)
 
 
 def test_a_folder_holds_the_same_rows(corpus, tmp_path, capsys):
