@@ -4,11 +4,15 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from datasets.utils import tqdm
 
 from ..audio_emoshare import audio_info, load_audio
 from .tables import AUDIO, FILENAME, Problems
+
+# The fingerprints of splits that hold the audio themselves, which cannot change: a run asks for each several times.
+_of_bytes = WeakKeyDictionary()
 
 
 class Clip(Mapping):
@@ -106,11 +110,19 @@ def clips_fingerprint(clips):
     Returns:
         `str`: hexadecimal; changes with the names of the clips, their order, and the content of their files.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    if clips in _of_bytes:
+        return _of_bytes[clips]
+    digest, are_in_files = hashlib.blake2b(digest_size=16), False
     for row in tqdm(clips.select_columns([FILENAME, AUDIO]), desc="Fingerprinting audio", unit=" clips"):
         digest.update(hashlib.blake2b(row[FILENAME].encode("utf-8", "surrogateescape")).digest())
         audio = row[AUDIO]
-        digest.update(_digest(audio["bytes"]) if audio["bytes"] is not None else _digest_of_file(Path(audio["path"])))
+        if audio["bytes"] is not None:
+            digest.update(_digest(audio["bytes"]))
+        else:
+            digest.update(_digest_of_file(Path(audio["path"])))
+            are_in_files = True
+    if not are_in_files:
+        _of_bytes[clips] = digest.hexdigest()
     return digest.hexdigest()
 
 

@@ -77,11 +77,11 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
     """
 
     def check():
-        arguments = (model, feature_extractor, data.feature_dtype, layers)
+        digest = _digest_of_model(model, feature_extractor, data.feature_dtype)
         new = [
             split
             for split, clips in corpus.splits.items()
-            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(clips, *arguments).values())
+            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(digest, clips, layers).values())
         ]
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
@@ -119,7 +119,7 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         _check_layer(layer, model.config)
     stores = None
     if accelerator.is_main_process:
-        fingerprints = _fingerprints(clips, model, feature_extractor, dtype, layers)
+        fingerprints = _fingerprints(_digest_of_model(model, feature_extractor, dtype), clips, layers)
         stores = {layer: Path(cache_dir) / fingerprint for layer, fingerprint in fingerprints.items()}
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
@@ -311,8 +311,8 @@ def _frame_features(inputs, model, feature_extractor, layers):
     ]
 
 
-def _fingerprints(clips, model, feature_extractor, dtype, layers):
-    """For each layer, a hexadecimal name made of everything that decides its features of a split."""
+def _digest_of_model(model, feature_extractor, dtype):
+    """Of everything that decides the features of any split and layer; reads all weights of the backbone."""
     versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
     settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
     digest = hashlib.blake2b(json.dumps([versions, dtype, settings], sort_keys=True).encode(), digest_size=16)
@@ -321,6 +321,12 @@ def _fingerprints(clips, model, feature_extractor, dtype, layers):
         for name, tensor in sorted(model.backbone.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest
+
+
+def _fingerprints(digest, clips, layers):
+    """For each layer, a hexadecimal name made of everything that decides its features of a split."""
+    digest = digest.copy()
     digest.update(clips_fingerprint(clips).encode())
     fingerprints = {}
     for layer in layers:

@@ -6,7 +6,7 @@ import soundfile
 from conftest import read_csv, speech, write_corpus, write_csv
 
 from emoshare.audio_emoshare import load_audio
-from emoshare.dataset_script import load_corpus
+from emoshare.dataset_script import audio, load_corpus
 from emoshare.dataset_script.audio import check_audio, clips_fingerprint, length_of
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
@@ -99,6 +99,22 @@ def test_the_fingerprint_of_clips_is_of_names_and_content(folder, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert clips_fingerprint(load(folder).splits["train"]) != before
+
+
+def test_audio_in_a_published_corpus_is_read_once_and_files_are_asked_each_time(folder, tmp_path, monkeypatch):
+    write_dataset(EmotionShare("csv", data_dir=folder, cache_dir=tmp_path / "cache"), tmp_path / "published", "name")
+    published, in_files = load_corpus(str(tmp_path / "published"), cache_dir=tmp_path / "cache"), load(folder)
+    read, digest = [], audio._digest
+    monkeypatch.setattr(audio, "_digest", lambda content: read.append(len(content)) or digest(content))
+    before = published.fingerprints()
+    assert len(read) == 11
+    assert published.fingerprints() == before == in_files.fingerprints()
+    assert load_corpus(str(tmp_path / "published"), cache_dir=tmp_path / "cache").fingerprints() == before
+    read.clear()
+    soundfile.write(folder / "wav" / "train_002.wav", speech(0.7, seed=99), 16000)
+    assert published.fingerprints() == before
+    assert in_files.fingerprints()["train"] != before["train"]
+    assert len(read) == 1
 
 
 def test_the_fingerprints_of_a_corpus_say_which_part_changed(folder):
