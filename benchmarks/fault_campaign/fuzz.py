@@ -112,7 +112,7 @@ def _limit_memory():
 
 
 def _reset_peak():
-    """Resident bytes; from now on `_peak` counts anew."""
+    """Resident bytes; `_peak` starts from here."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 
