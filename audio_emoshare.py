@@ -90,9 +90,10 @@ def audio_blocks(audio, sampling_rate=SAMPLING_RATE, strict=True):
     sampling_rate = checked_rate(sampling_rate, "sampling_rate")
     source = _source(audio)
     if source.is_file:
-        with _decoders(source) as (sounds, fault):
+        with _decoders(source) as (sounds, fault, min_samples):
             first = next(sounds)
-            blocks = _mono(_sound_blocks(chain([first], sounds), source.name, fault, strict), source.name)
+            blocks = _sound_blocks(chain([first], sounds), source.name, fault, strict, min_samples)
+            blocks = _mono(blocks, source.name)
             yield from resampled(blocks, first.samplerate, sampling_rate)
     else:
         samples, from_rate = _samples(source, sampling_rate)
@@ -139,7 +140,7 @@ def audio_info(audio):
     source = _source(audio)
     if not source.is_file:
         raise TypeError(f"got audio as {type(source.audio).__name__}; expected a path, bytes or a file object")
-    with _decoders(source) as (sounds, fault):
+    with _decoders(source) as (sounds, fault, _):
         if fault is not None:
             raise ValueError(f"{source.name}: {fault}")
         num_samples = 0
@@ -225,8 +226,9 @@ def _source(audio):
 @contextmanager
 def _decoders(source):
     """
-    Decoders of a file, one after the other, and what is missing from the file, if anything. There is one, and in Ogg
-    one for each stream. They are libsndfile's; `OtherSound` of a file that it cannot decode.
+    Decoders of a file, one after the other; what is missing from the file, if anything; and the fewest samples that
+    decoding must give. There is one decoder, and in Ogg one for each stream. They are libsndfile's; `OtherSound` of a
+    file that it cannot decode.
     """
     with _opened(source) as (file, path):
         found = contents(file)
@@ -237,7 +239,7 @@ def _decoders(source):
         files = chain([first], (Patched(file, skipped=begin) for begin in found.following))
         with closing(_sounds(files, file, source.name, found.fault)) as sounds:
             first = next(sounds)
-            yield chain([first], sounds), getattr(first, "fault", found.fault)
+            yield chain([first], sounds), getattr(first, "fault", found.fault), found.min_samples
 
 
 def _has_resource_fork(path):
@@ -313,22 +315,24 @@ def _quoted(url):
 # From there to samples
 
 
-def _sound_blocks(sounds, name, fault, strict):
+def _sound_blocks(sounds, name, fault, strict, min_samples=0):
     """Blocks of a file, (samples, channels) float32."""
     if fault is not None:
         _report(fault, name, strict)
-    is_empty = True
+    total = 0
     for sound in sounds:
         num_read = 0
         for samples in _read(sound, name):
             num_read += len(samples)
             yield samples
-        is_empty = is_empty and num_read == 0
+        total += num_read
         # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
         if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
             _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
-    if is_empty:
+    if total == 0:
         raise ValueError(f"{name}: holds no samples")
+    if fault is None and total < min_samples:
+        _report(f"its frames hold at least {min_samples:,} samples, and {total:,} can be decoded", name, strict)
 
 
 def _read(sound, name):

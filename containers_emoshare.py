@@ -20,12 +20,14 @@ class Contents:
         head (`bytes`), skipped (`int`): the file is to be decoded as if its first `skipped` bytes were `head`, which
             says what the file really holds.
         following (`tuple[int]`): where further streams begin; each is decoded on its own, and heard behind the first.
+        min_samples (`int`): the fewest that decoding must give, at the file's own rate.
     """
 
     fault: str | None = None
     head: bytes = b""
     skipped: int = 0
     following: tuple = ()
+    min_samples: int = 0
 
 
 def contents(file):
@@ -269,12 +271,14 @@ KBPS = {  # by version (is it MPEG-1) and layer
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+TRIMMED_FRAMES = 4  # that a decoder may leave out at the ends: what an encoder had to add there
 MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a quarter for MPEG-2.5
 
 
 @dataclass(frozen=True)
 class MpegFrame:
     num_bytes: int
+    num_samples: int
     stream: tuple  # what all frames of a file have in common
     side_bytes: int  # between the frame's header and a Xing header
 
@@ -293,7 +297,7 @@ def _mpeg_frame(header):
     num_bytes = (12000 * kbps // rate + padding) * 4 if layer == 1 else num_samples * 125 * kbps // rate + padding
     is_mono = header[3] >> 6 == 3
     side_bytes = (17 if is_mono else 32) if version == 3 else (9 if is_mono else 17)
-    return MpegFrame(num_bytes, (version, layer, rate), side_bytes)
+    return MpegFrame(num_bytes, num_samples, (version, layer, rate), side_bytes)
 
 
 def _mp3(file, size):
@@ -304,15 +308,17 @@ def _mp3(file, size):
     frame = _mpeg_frame(file.read(4))
     promised, promised_bytes = _promised_frames(file, first, frame)
     count, lengths, end, is_cut = _walk(file, size, first, frame)
+    min_samples = max(count - 1 - TRIMMED_FRAMES, 0) * frame.num_samples
     if promised is not None:
         found = count - 1  # the frame with the promise holds no audio; some writers count it all the same
         is_short = found < promised - 1 or (found < promised and end - first < promised_bytes)
-        return Contents(_shortage(promised, found, "frames") if is_short or is_cut or found > promised + 1 else None)
+        is_whole = not (is_short or is_cut or found > promised + 1)
+        return Contents(None if is_whole else _shortage(promised, found, "frames"), min_samples=min_samples)
     fault = "its last frame is cut off" if is_cut else None
     if lengths and max(lengths) > min(lengths) + 1 and frame.stream[1] == 3:
         # libsndfile would guess the number of frames from the size of the first one, and read no further than that.
-        return Contents(fault, _xing_frame(file, first, frame, count), first)
-    return Contents(fault)
+        return Contents(fault, _xing_frame(file, first, frame, count), first, min_samples=min_samples)
+    return Contents(fault, min_samples=min_samples)
 
 
 def _walk(file, size, position, frame):

@@ -167,10 +167,12 @@ def clear_errors_of_hub(repo_id):
     """While the Hub is asked for something: a connection that fails is an OSError, as what the Hub refuses is."""
     try:
         yield
-    except HTTPError as error:
-        if isinstance(error, OSError):
+    except (HTTPError, RuntimeError) as error:
+        is_connection = isinstance(error, HTTPError) and not isinstance(error, OSError)
+        is_upload = isinstance(error.__cause__, HTTPError)  # a RuntimeError that names the file
+        if not is_connection and not is_upload:
             raise
-        raise OSError(f"{repo_id}: the Hub cannot be reached ({error})") from error
+        raise OSError(f"{repo_id}: the Hub cannot be reached ({error.__cause__ or error})") from error
 
 
 class PushToHub:
