@@ -7,6 +7,7 @@ import numpy as np
 from huggingface_hub import _CACHED_NO_EXIST, DatasetCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..repository_emoshare import clear_errors_of_hub
 from .corpora import CORPORA, corpus_named
 from .emotion_share import prepare
 from .facts import LISTENERS, check_listeners
@@ -34,16 +35,19 @@ def load_published(name, cache_dir=None):
     Raises:
         ValueError: if anything is wrong with it; says what came, and what was expected.
         DatasetNotFoundError: if there is no such dataset, or it is private and not ours.
+        OSError: if the Hub cannot be reached.
     """
-    builder = datasets.load_dataset_builder(name, cache_dir=cache_dir and str(cache_dir))
-    prepare(builder)
+    with clear_errors_of_hub(name):
+        builder = datasets.load_dataset_builder(name, cache_dir=cache_dir and str(cache_dir))
+        prepare(builder)
+        metadata = _card_metadata(name, builder.hash)
     published = builder.as_dataset()
     splits = datasets.DatasetDict({split: published[split] for split in SPLITS if split in published})
     if not {"train", "devel"} <= set(splits):
         raise ValueError(f"{name}: got the splits {list(published)}; expected train, devel and, if there is one, test")
     # `datasets` sees to it that all splits have the same columns.
     info = splits["train"].info
-    labels, facts = _checked_columns(name, info.features, _card_metadata(name, builder.hash))
+    labels, facts = _checked_columns(name, info.features, metadata)
     corpus = CORPORA[corpus_named(info.config_name)]
     if corpus.labels is not None and labels != list(corpus.labels):
         raise ValueError(

@@ -3,6 +3,8 @@
 import json
 from itertools import product
 
+from huggingface_hub.errors import HTTPError
+
 from . import fixtures
 from .forks import prepare, run_to_end
 from .report import Row
@@ -21,9 +23,11 @@ class Conversation(Scenario):
     Attributes:
         name: for the table.
         is_upload: whether it publishes; it then begins with an empty Hub, and otherwise with a full one.
+        errors: that are clear, if they say anything.
     """
 
     is_upload = False
+    errors = (OSError, ValueError)
 
     def reset(self):
         super().reset()
@@ -34,7 +38,7 @@ class Conversation(Scenario):
         shorten_waits()
         try:
             answer = self.speak()
-        except (OSError, ValueError) as error:
+        except self.errors as error:
             print(f"{type(error).__name__}: {error}")
             return REFUSED if str(error).strip() else 1
         (self.output / "answer.json").write_text(json.dumps(answer))
@@ -75,6 +79,8 @@ class PublishCorpus(Conversation):
 
 class LoadModel(Conversation):
     name = "loading a model, EmoShare installed"
+
+    errors = (OSError, ValueError, HTTPError)  # the last is of the Hub's client: Transformers lets it pass
 
     def speak(self):
         import emoshare  # noqa: F401
