@@ -5,7 +5,7 @@ What comes of faults: kills, interrupted writes, damaged inputs, and a Hub that 
     python benchmarks/faults.py --kills 5 --moments 20 --inputs 500 --requests 2     # in small
     python benchmarks/faults.py --parts fuzz --inputs 100000 --seed 1
 
-Prints a table, and below it what failed; the exit code is 1 if anything did. About 15 minutes on two cores. Everything
+Prints a table, and below it what failed; the exit code is 1 if anything did. About 40 minutes on two cores. Everything
 is written to a temporary folder, which is kept if something failed. `docs/reliability.md` says what is promised, and
 `benchmarks/fault_campaign/` holds what is done here.
 
