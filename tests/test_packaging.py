@@ -61,4 +61,4 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
     code = "import emoshare; print(emoshare.__file__); from emoshare.cli import main; main(['train', '--help'])"
     result = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
     assert str(tmp_path / "installed") in result.stdout
-    assert "usage: train.py" in result.stdout
+    assert "usage: emoshare train" in result.stdout

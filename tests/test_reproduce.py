@@ -67,7 +67,8 @@ def test_a_grid_leaves_a_report(undisturbed):
 
 def test_a_cell_that_fails_is_listed_and_loses_no_other(grid, tmp_path):
     broken = tmp_path / "cells" / "mfcc-cnn_lstm-layer-1-seed0"
-    (broken / "checkpoint-epoch-1").mkdir(parents=True)  # from which no run can resume
+    (broken / "checkpoint-epoch-1").mkdir(parents=True)
+    (broken / "checkpoint-epoch-1" / "run.json").write_text("{}")  # of another run, from which none can resume
     result = reproduce(grid, tmp_path, check=False)
     assert result.returncode == 1
     assert f"failed: {broken.name}: " in result.stderr

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml", ROOT / "train.py"]
-TORCHRUN = [BIN / "torchrun", "--nproc_per_node", "2", ROOT / "train.py"]
+TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
 ACOUSTIC = ["--dataset", "csv", "--feature_dtype", "float32", *SMALL_HEAD_FLAGS]
 ACOUSTIC += ["--learning_rate", "1e-3", "--per_device_train_batch_size", "4"]
 MODULES = ["configuration", "backbone", "modeling", "feature_extraction", "pipeline"]

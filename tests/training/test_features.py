@@ -486,7 +486,7 @@ def test_two_processes_that_die_with_their_layers_out_of_step_go_on(corpus, clip
     model_with(backbone_config=backbone_config()).save_pretrained(tmp_path / "model")
     script = tmp_path / "extract.py"
     script.write_text(LAYERS_IN_TWO_PROCESSES.format(corpus=tmp_path / "corpus", folder=tmp_path))
-    launch = (Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, script)
+    launch = (Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", 2, script)
     output = run_command(*launch, cwd=tmp_path).stdout
     assert output.count("interrupted") == 2
     assert output.count("continuing after 1 of 3") == 1  # as the first process says it

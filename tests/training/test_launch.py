@@ -33,7 +33,13 @@ def test_several_processes_that_accelerate_does_not_see_are_refused(tmp_path):
     script = write_script(tmp_path)
     script.write_text("import torch\ntorch.accelerator.is_available = lambda: True\n" + script.read_text())
     result = run_command(
-        Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2, script, cwd=tmp_path, check=False
+        Path(sys.executable).with_name("torchrun"),
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        script,
+        cwd=tmp_path,
+        check=False,
     )
     assert result.returncode != 0
     assert "2 processes were launched, but accelerate sees one" in result.stderr

@@ -470,7 +470,10 @@ def test_processes_average_their_gradients(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     torchrun = Path(sys.executable).with_name("torchrun")
-    assert run_command(torchrun, "--nproc_per_node", 2, script, cwd=tmp_path).stdout.count("the same step") == 2
+    assert (
+        run_command(torchrun, "--standalone", "--nproc_per_node", 2, script, cwd=tmp_path).stdout.count("the same step")
+        == 2
+    )
 
 
 def test_a_control_on_shuffled_labels_leaves_the_model_and_the_stores_as_they_were(stores, tmp_path):
