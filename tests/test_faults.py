@@ -123,7 +123,13 @@ def test_fuzzing_finds_what_must_not_happen(tmp_path, monkeypatch):
     assert row.trials == 24
     found = {int(path.read_bytes()[0]): path for path in tmp_path.glob("fake-*")}
     assert set(found) == {2, 3, 4, 5, 6, 7}
-    for kind, text in [(2, "does not say where"), (3, "KeyError"), (4, "AssertionError"), (5, "MemoryError"), (6, "no answer")]:
+    for kind, text in [
+        (2, "does not say where"),
+        (3, "KeyError"),
+        (4, "AssertionError"),
+        (5, "MemoryError"),
+        (6, "no answer"),
+    ]:
         assert any(str(found[kind]) in failure and text in failure for failure in row.failures)
     assert any("ended with 7" in failure for failure in row.failures)
     answers, errors = row.note.split()[0], row.note.split()[2]
