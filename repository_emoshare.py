@@ -186,15 +186,16 @@ class PushToHub:
             ValueError: if the repository exists and is public where it should be private, or the reverse.
             OSError: if the Hub refuses, or cannot be reached.
         """
-        create_repository(repo_id, private, token)
+        if private is not None:
+            create_repository(repo_id, private, token)
         with clear_errors_of_hub(repo_id):
             return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
     def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
         """As in Transformers; what is pushed as `push_to_hub` does, with the same errors."""
-        if push_to_hub:
+        if push_to_hub and kwargs.get("private") is not None:
             repo_id = kwargs.get("repo_id") or Path(save_directory).name
-            create_repository(repo_id, kwargs.get("private"), kwargs.get("token"))
+            create_repository(repo_id, kwargs["private"], kwargs.get("token"))
         with clear_errors_of_hub(save_directory):
             return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
 
