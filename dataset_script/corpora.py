@@ -189,11 +189,10 @@ CORPORA = {
         licence_note="The data: Emo-DB, under CC0 1.0 according to audEERING's packaging of it.",
         source="Emo-DB, the Berlin Database of Emotional Speech (Burkhardt et al., 2005): ten actors, ten sentences, "
         "seven emotions. Under CC0 1.0 according to audEERING's packaging of it. Each clip was heard by 20 listeners "
-        "(sentence b03: 21). **Only the share of the emotion that was meant is measured.** What the other listeners "
-        "heard was not published: the rest is spread evenly over the other six emotions. `emotion` is the one that was "
-        "meant, `naturalness` the fraction of listeners who found the clip natural. Only recordings that at least 80 % "
-        "recognised and 60 % found natural were published, so most shares are near 0 or 1. The splits, by actors, are "
-        "EmoShare's.",
+        "(sentence b03: 21), and only recordings that at least 80 % of them recognised were published. **Only the "
+        "share of the emotion that was meant is measured.** What the other listeners heard was not published: their "
+        "share is spread evenly over the other six emotions. `emotion` is the one that was meant, `naturalness` the "
+        "fraction of listeners who found the clip natural. The splits, by actors, are EmoShare's.",
         citation="""\
 @inproceedings{burkhardt2005database,
   title = {A Database of {German} Emotional Speech},

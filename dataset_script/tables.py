@@ -206,7 +206,8 @@ def check_no_split_is_empty(info, data_dir, splits):
     sizes = {split: len(table.filenames) for split, table in splits.items()}
     if not all(sizes.values()):
         raise ValueError(
-            f"{data_dir}: the splits have {sizes} clips; expected clips in each; {info.title} has {info.split_sizes}"
+            f"{data_dir}: the splits, which are by actor, have {sizes} clips; expected clips in each; {info.title} has "
+            f"{info.split_sizes}"
         )
 
 
