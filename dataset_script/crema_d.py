@@ -54,8 +54,8 @@ POINTER = b"version https://git-lfs.github.com/"
 def load_crema_d(info, data_dir, cache_dir):
     """
     `CorpusInfo.loader`; `cache_dir` is not used. Shares are votes over listeners, of those who heard the voice alone.
-    Warns of clips that are left out, and lists them: those of `BROKEN`, those with votes but without audio, and those
-    with audio but without votes.
+    Clips of `BROKEN`, clips with votes but without audio, and clips with audio but without votes are left out, with a
+    warning that lists them.
     """
     check_layout(info, data_dir, AUDIO_FOLDER, VOTES, ACTORS)
     audio = {path.stem: path for path in sorted((data_dir / AUDIO_FOLDER).glob("*.wav"))}

@@ -60,27 +60,21 @@ def load_emodb(info, data_dir, cache_dir):
     """
     `CorpusInfo.loader`; `cache_dir` is not used. The share of the emotion that was meant is the fraction of listeners
     who recognised it. What the others heard was not published: the rest is spread evenly over the other six emotions.
-    Recordings in `RECOGNITION` that were not published, so have no clip, are passed over. Warns of clips without a row,
-    and leaves them out.
+    `RECOGNITION` also lists recordings that were not published; these are passed over. Clips without a row in it are
+    left out, with a warning that lists them.
     """
     check_layout(info, data_dir, AUDIO_FOLDER, RECOGNITION)
     audio = {path.name: path for path in sorted((data_dir / AUDIO_FOLDER).glob("*.wav"))}
     problems, left_out = Problems(data_dir), Problems(data_dir, shown=None)
+    columns, form = (CLIP, RECOGNISED, NATURAL), {"encoding": "Latin-1", "delimiter": "\t"}
     splits, first_seen = {split: ClipTable() for split in SPLITS}, {}
-    for row, fields in read_records(
-        data_dir / RECOGNITION,
-        RECOGNITION,
-        (CLIP, RECOGNISED, NATURAL),
-        problems,
-        encoding="Latin-1",
-        delimiter="\t",
-    ):
+    for row, fields in read_records(data_dir / RECOGNITION, RECOGNITION, columns, problems, **form):
         name = fields[CLIP]
         if (first := first_seen.setdefault(name, row)) != row:
             problems.add(RECOGNITION, row, f"{name} is listed again; first in row {first}")
         elif name in audio:
             _add_clip(audio[name], row, fields, splits, problems)
-    for name in audio.keys() - first_seen.keys():
+    for name in sorted(audio.keys() - first_seen.keys()):
         left_out.add(AUDIO_FOLDER, None, f"{name} has no row in {RECOGNITION}")
     problems.raise_if_any()
     check_no_split_is_empty(info, data_dir, splits)

@@ -37,7 +37,7 @@ def folder(tmp_path, wav):
 
 
 def write_rates(folder, rows, header="Nr.\tSatz\terkannt\tnatuerlich"):
-    """As the original: Latin-1, tabs, decimal commas, non-breaking spaces after numbers, and a blank line at the end."""
+    """As the original: Latin-1, tabs, decimal commas, non-breaking spaces after numbers, a blank line at the end."""
     padded = [[number + 2 * "\xa0", name, *(rate + 5 * "\xa0" for rate in rates)] for number, name, *rates in rows]
     lines = [header, *("\t".join(row) for row in padded), ""]
     (folder / "erkennung.txt").write_text("\n".join(lines), encoding="latin-1")
@@ -145,9 +145,7 @@ def test_what_is_missing_is_named(name, folder):
 
 def test_an_empty_split_is_named(folder):
     (folder / "wav" / "16b10Nc.wav").unlink()
-    with pytest.raises(
-        ValueError, match=re.escape("by actor, have {'train': 2, 'devel': 1, 'test': 0} clips; expected")
-    ):
+    with pytest.raises(ValueError, match=re.escape("actor, have {'train': 2, 'devel': 1, 'test': 0} clips; expected")):
         load_corpus("emodb", data_dir=folder)
 
 
