@@ -88,7 +88,7 @@ class DataArguments:
                     f"--dataset: {self.dataset} holds clips and CSVs; expected --dataset csv --data_dir {self.dataset}"
                 )
             if self.data_dir is not None:
-                with_folder = " and ".join(name for name, info in CORPORA.items() if info.needs_data_dir)
+                with_folder = ", ".join(name for name, info in CORPORA.items() if info.needs_data_dir)
                 raise ValueError(f"--data_dir is for {with_folder}; got --dataset {self.dataset}")
         if self.max_train_samples is not None:
             _require_positive(self, "max_train_samples")

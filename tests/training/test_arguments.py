@@ -82,8 +82,11 @@ def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
         (["--leraning_rate", "1"], "unrecognized arguments: --leraning_rate"),
         (["--learning", "1"], "unrecognized arguments: --learning"),
         (["--seed", "x"], "invalid int value: 'x'"),
-        (["--dataset", "iemocap"], "--dataset: got 'iemocap'; expected synthetic, compare2023, csv, a Hub id"),
-        (["--dataset", "org/name", "--data_dir", "here"], "--data_dir is for compare2023 and csv"),
+        (
+            ["--dataset", "iemocap"],
+            "--dataset: got 'iemocap'; expected synthetic, compare2023, crema_d, emodb, csv, a Hub id",
+        ),
+        (["--dataset", "org/name", "--data_dir", "here"], "--data_dir is for compare2023, crema_d, emodb, csv"),
         (["--num_train_epochs", "0"], "--num_train_epochs: got 0"),
         (["--learning_rate", "-1"], "--learning_rate: got -1.0"),
         (["--seed", "-1"], "--seed: got -1"),
