@@ -8,6 +8,7 @@ import re
 
 from .facts import LISTENERS, is_known
 from .tables import (
+    SHOWN_LEFT_OUT,
     SPLITS,
     ClipTable,
     CorpusTables,
@@ -54,19 +55,19 @@ POINTER = b"version https://git-lfs.github.com/"
 def load_crema_d(info, data_dir, cache_dir):
     """
     `CorpusInfo.loader`; `cache_dir` is not used. Shares are votes over listeners, of those who heard the voice alone.
-    Clips of `BROKEN`, clips with votes but without audio, and clips with audio but without votes are left out, with a
-    warning that lists them.
+    Clips of `BROKEN`, clips with votes but without audio, and clips with audio but without votes are left out, with
+    warnings that list them.
     """
     check_layout(info, data_dir, AUDIO_FOLDER, VOTES, ACTORS)
     audio = {path.stem: path for path in sorted((data_dir / AUDIO_FOLDER).glob("*.wav"))}
     _check_content_is_there(data_dir, audio.values())
-    problems, left_out = Problems(data_dir), Problems(data_dir, shown=None)
+    problems, broken, left_out = Problems(data_dir), Problems(data_dir), Problems(data_dir, shown=SHOWN_LEFT_OUT)
     actors = _read_actors(data_dir, problems)
     splits = {split: ClipTable() for split in SPLITS}
     for row, name, fields in _read_votes(data_dir, problems):
         path = audio.pop(name, None)
         if name in BROKEN:
-            left_out.add(VOTES, row, f"{name} is known to be broken: {BROKEN[name]}")
+            broken.add(VOTES, row, f"{name}: {BROKEN[name]}")
         elif path is None:
             left_out.add(VOTES, row, f"{name} has votes, but no {AUDIO_FOLDER}/{name}.wav")
         else:
@@ -75,7 +76,8 @@ def load_crema_d(info, data_dir, cache_dir):
         left_out.add(AUDIO_FOLDER, None, f"{name}.wav has no row with votes on the voice alone in {VOTES}")
     problems.raise_if_any()
     check_no_split_is_empty(info, data_dir, splits)
-    left_out.warn_if_any("clip(s) left out")
+    broken.warn_if_any("clip(s) left out that are known to be broken")
+    left_out.warn_if_any("clip(s) left out that have no votes or no audio")
     return CorpusTables(list(LABELS.values()), splits)
 
 

@@ -7,6 +7,7 @@ import re
 
 from .facts import LISTENERS
 from .tables import (
+    SHOWN_LEFT_OUT,
     SPLITS,
     ClipTable,
     CorpusTables,
@@ -65,7 +66,7 @@ def load_emodb(info, data_dir, cache_dir):
     """
     check_layout(info, data_dir, AUDIO_FOLDER, RECOGNITION)
     audio = {path.name: path for path in sorted((data_dir / AUDIO_FOLDER).glob("*.wav"))}
-    problems, left_out = Problems(data_dir), Problems(data_dir, shown=None)
+    problems, left_out = Problems(data_dir), Problems(data_dir, shown=SHOWN_LEFT_OUT)
     columns, form = (CLIP, RECOGNISED, NATURAL), {"encoding": "Latin-1", "delimiter": "\t"}
     splits, first_seen = {split: ClipTable() for split in SPLITS}, {}
     for row, fields in read_records(data_dir / RECOGNITION, RECOGNITION, columns, problems, **form):
@@ -78,7 +79,7 @@ def load_emodb(info, data_dir, cache_dir):
         left_out.add(AUDIO_FOLDER, None, f"{name} has no row in {RECOGNITION}")
     problems.raise_if_any()
     check_no_split_is_empty(info, data_dir, splits)
-    left_out.warn_if_any("clip(s) left out")
+    left_out.warn_if_any("clip(s) left out that are not listed")
     return CorpusTables(list(LABELS.values()), splits)
 
 

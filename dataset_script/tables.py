@@ -14,6 +14,7 @@ AUDIO = "audio"
 UNKNOWN = ("", "?")  # what stands in a CSV field whose value is not known
 SPLITS = ("train", "devel", "test")
 SHOWN_PROBLEMS = 5
+SHOWN_LEFT_OUT = 100  # a corpus that is not whole may have thousands
 
 
 @dataclass

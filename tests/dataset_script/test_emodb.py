@@ -92,7 +92,9 @@ def test_a_clip_without_a_row_is_left_out_and_listed(folder, wav):
     with pytest.warns(UserWarning, match="left out") as warnings:
         corpus = load(folder)
     (message,) = [str(warning.message) for warning in warnings if "left out" in str(warning.message)]
-    assert message == f"{folder}: 1 clip(s) left out\n  wav: 08a01Wa.wav has no row in erkennung.txt"
+    assert (
+        message == f"{folder}: 1 clip(s) left out that are not listed\n  wav: 08a01Wa.wav has no row in erkennung.txt"
+    )
     assert corpus.splits.num_rows == {"train": 2, "devel": 1, "test": 1}
 
 
