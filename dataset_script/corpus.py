@@ -110,9 +110,9 @@ class Corpus:
         """The split, and the index in it, of the clip with this index among all clips, split after split."""
         for split, clips in self.splits.items():
             if index < len(clips):
-                break
+                return split, index
             index -= len(clips)
-        return split, index
+        raise IndexError(f"there is no clip {index} after the last one")
 
     def audio(self, split):
         """The split's clips as a list of `Clip`, of which none holds its audio before that is asked for."""
