@@ -80,11 +80,10 @@ def _clips_with_shares(corpus):
 
 def _groups(corpus, clips, group_by):
     """The value of the fact of each of these clips."""
+    if not corpus.facts:
+        raise ValueError(f"group_by: got {group_by!r}, but the corpus has no facts about its clips")
     if group_by not in corpus.facts:
-        known = f"one of the corpus's facts: {', '.join(corpus.facts)}"
-        raise ValueError(
-            f"group_by: got {group_by!r}; expected {known if corpus.facts else 'a fact, but the corpus has none'}"
-        )
+        raise ValueError(f"group_by: got {group_by!r}; expected a fact of the corpus: {', '.join(corpus.facts)}")
     values = list(chain.from_iterable(facts[group_by] for facts in corpus.metadata.values()))
     filenames = list(chain.from_iterable(split[FILENAME] for split in corpus.splits.values()))
     problems = Problems(f"group_by {group_by}")

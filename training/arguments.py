@@ -107,7 +107,7 @@ class DataArguments:
 
     def _check_folds(self):
         if self.folds is None:
-            for name in ("fold", "group_by"):
+            for name in ("group_by", "fold"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name} is for --folds, which was not given")
             return
