@@ -30,7 +30,7 @@ def shares_in(path):
 
 
 def test_the_predictions_of_all_test_folds_are_scored_together(corpus, tmp_path):
-    cells = cells_of_folds(tmp_path, corpus, "leave_one_out", "mel")
+    cells = cells_of_folds(tmp_path, corpus, "leave_one_out", "mel", bootstrap=50)
     (run,) = scored(cells, corpus).runs(cells)
     predicted = {}
     for cell in cells:
@@ -50,7 +50,7 @@ def named_shares(corpus, split):
 
 
 def test_each_fold_has_its_own_score_too(corpus, tmp_path):
-    cells = cells_of_folds(tmp_path, corpus, 3, "mel")
+    cells = cells_of_folds(tmp_path, corpus, 3, "mel", bootstrap=50)
     (run,) = scored(cells, corpus).runs(cells)
     for cell, scores in zip(cells, run.of_folds, strict=True):
         fold = corpus_of_run(corpus, cell.arguments.data)
@@ -63,7 +63,7 @@ def test_each_fold_has_its_own_score_too(corpus, tmp_path):
 
 
 def test_a_run_is_scored_when_all_of_its_folds_are_done(corpus, tmp_path):
-    cells = cells_of_folds(tmp_path, corpus, 3, "mel") + cells_of_folds(tmp_path, corpus, 3, "mel", seed=1)
+    cells = [cell for seed in (0, 1) for cell in cells_of_folds(tmp_path, corpus, 3, "mel", seed=seed, bootstrap=0)]
     cells[4].results.unlink()
     assert [run.cell.seed for run in scored(cells, corpus).runs(cells)] == [0]
 
@@ -77,7 +77,7 @@ def test_predictions_of_other_folds_are_refused(corpus, tmp_path):
 
 
 def test_results_have_rows_for_each_fold(corpus, tmp_path):
-    cells = cells_of_folds(tmp_path, corpus, 3, "mel")
+    cells = cells_of_folds(tmp_path, corpus, 3, "mel", bootstrap=50)
     (run,) = scored(cells, corpus).runs(cells)
     write_results(tmp_path / "results.csv", [run])
     header, *rows = read_csv(tmp_path / "results.csv")
