@@ -126,6 +126,34 @@ def _plot_architecture(panel, architecture, members, seeds, published):
         )
 
 
+def plot_folds(stem, systems, pooled, title):
+    """
+    Mean ρ on each test fold by itself, and on all of them together with its interval: a row for each system.
+
+    Args:
+        stem: path of the figure without its suffix.
+        systems: `System`s.
+        pooled: each system's `Score` on all folds together.
+        title: above all.
+    """
+    figure = Figure((7.5, 1.8 + 0.32 * len(systems)), layout="constrained")
+    panel = figure.subplots()
+    panel.set_title(title, fontsize="medium")
+    for height, (system, score) in enumerate(zip(systems, pooled, strict=True)):
+        style, rhos = style_of(system.architecture), system.rhos_of_folds()
+        panel.plot(rhos, np.full(len(rhos), height), "|", color="0.5", markersize=9, label="a fold by itself")
+        panel.plot([score.low, score.high], [height, height], color=style.color, label="95 % interval")
+        panel.plot([score.rho], [height], style.marker, color=style.color, label=style.legend)
+    panel.axvline(0, color="0.6", linewidth=0.8)
+    panel.set_yticks(range(len(systems)), [f"{system.row}\n{system.title}" for system in systems], fontsize="small")
+    panel.set_ylim(len(systems) - 0.5, -0.5)
+    panel.set_xlabel("mean Spearman's ρ on the test folds")
+    panel.grid(axis="x", color="0.9")
+    panel.set_axisbelow(True)
+    _legend_below(figure)
+    _save(figure, stem)
+
+
 def plot_layers(stem, systems, title, scored="devel"):
     """
     Mean ρ by the layer of the backbone that the heads see: a panel for each backbone.

@@ -18,6 +18,7 @@ from .figures import (
     LAYER_NAMES,
     plot_architectures,
     plot_best_shares,
+    plot_folds,
     plot_label_distribution,
     plot_layers,
     plot_training_loss,
@@ -144,7 +145,8 @@ class _Page:
     def folds(self):
         if not self.has_folds:
             return ""
-        columns = [self.column_of_folds(system) for system in self.systems]
+        pooled = [self.pooled(system) for system in self.systems]
+        columns = [self.column_of_folds(*pair) for pair in zip(self.systems, pooled, strict=True)]
         rows = []
         for fold, clips in enumerate(self.scored.splits.values()):
             rows.append([str(fold), f"{len(clips):,}", *self.groups_of(fold), *(column[fold] for column in columns)])
@@ -153,17 +155,28 @@ class _Page:
         rows.append(["**pooled**, 95 % interval", *nothing, *(column[-1] for column in columns)])
         header = ["fold", "clips", *([] if self.scored.groups is None else [self.scored.group_by])]
         header += [f"{system.row}, {system.title}" for system in self.systems]
-        return self.section("Folds", table=markdown_table(header, rows), resamples=f"{RESAMPLES:,}")
+        plot_folds(
+            self.figures / "folds",
+            self.systems,
+            pooled,
+            f"Mean ρ on each fold, and on all of them pooled\n{self.corpus}",
+        )
+        figure = _image("folds", "Mean ρ on each test fold, and on all of them together")
+        return self.section("Folds", table=markdown_table(header, rows), resamples=f"{RESAMPLES:,}", figure=figure)
 
-    def column_of_folds(self, system):
+    def pooled(self, system):
+        """The system's `Score`, the mean over the emotions and its runs, on all test folds together."""
+        predictions = np.array([self.scored.predictions(run) for run in system.runs])
+        return mean_scores(predictions, self.scored.references, self.labels, self.scored.groups, RESAMPLES)[MEAN]
+
+    def column_of_folds(self, system, pooled):
         """ρ on each fold, their mean and deviation, and ρ on all of them together with its interval, as texts."""
         rhos = system.rhos_of_folds()
         known = rhos[~np.isnan(rhos)]
         deviation = np.std(known, ddof=1) if len(known) > 1 else math.nan
-        predictions = np.array([self.scored.predictions(run) for run in system.runs])
-        scores = mean_scores(predictions, self.scored.references, self.labels, self.scored.groups, RESAMPLES)
-        pooled, low, high = map(number, (scores[MEAN].rho, scores[MEAN].low, scores[MEAN].high))
-        return [*map(number, rhos), f"{number(mean(rhos))} ± {number(deviation)}", f"{pooled} ({low} to {high})"]
+        interval = f"{number(pooled.low)} to {number(pooled.high)}"
+        of_all = [f"{number(mean(rhos))} ± {number(deviation)}", f"{number(pooled.rho)} ({interval})"]
+        return [*map(number, rhos), *of_all]
 
     def groups_of(self, fold):
         """The column for a fold's groups: their names, or their number where there are many; none without groups."""

@@ -84,10 +84,10 @@ def test_the_same_cells_give_the_same_files(tmp_path):
 
 def test_a_grid_of_folds(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "SHOWN_GROUPS", 2)
-    save, drawn = figures.save_figure, "architectures.svg"
-    for module in (figures, shares_figure):  # only one is drawn, as each takes half a second
+    save, drawn = figures.save_figure, ("architectures.svg", "folds.svg")
+    for module in (figures, shares_figure):  # not all are drawn, as each takes half a second
         monkeypatch.setattr(
-            module, "save_figure", lambda figure, path: save(figure, path) if path.name == drawn else path.touch()
+            module, "save_figure", lambda figure, path: save(figure, path) if path.name in drawn else path.touch()
         )
     corpus = fabricated_corpus(LABELS, speakers=7)
     cells = [
@@ -124,8 +124,11 @@ def test_a_grid_of_folds(tmp_path, monkeypatch):
     assert section(page, "Cells that are not done").strip().endswith("mel, Architecture 2, seed 1, fold 2")
     assert "Test predictions" not in page
     assert "| fold |" not in section(page, "Settings")
-    assert "mean Spearman's ρ on the test folds" in (tmp_path / "report" / "figures" / drawn).read_text()
-    assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels")
+    assert "mean Spearman's ρ on the test folds" in (tmp_path / "report" / "figures" / "architectures.svg").read_text()
+    of_folds = (tmp_path / "report" / "figures" / "folds.svg").read_text()
+    for text in ("mean Spearman's ρ on the test folds", "a fold by itself", "95 % interval"):
+        assert f"<!-- {text} -->" in of_folds
+    assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels", "folds")
 
 
 def test_one_cell_of_many_is_enough(tmp_path):
