@@ -15,15 +15,22 @@ from transformers.utils import logging
 
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known
+from .descriptors_emoshare import NUM_DESCRIPTORS, descriptors
 from .repository_emoshare import ACCESS, PushToHub
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
 
-# What the extractor makes, and what model cards call it.
-FEATURE_TYPES = {"waveform": "waveform", "mel": "log-mel spectrum", "mfcc": "MFCC"}
 # The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
 ACOUSTIC_BANDS = 40
+# What the extractor makes: what model cards call it, and its width.
+FEATURE_TYPES = {
+    "waveform": ("waveform", 1),
+    "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
+    "mfcc": ("MFCC", ACOUSTIC_BANDS),
+    "descriptors": ("MFCC and low-level descriptors", NUM_DESCRIPTORS),
+}
+ACOUSTIC_FEATURES = tuple(name for name in FEATURE_TYPES if name != "waveform")
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
 ACOUSTIC_MAX_HZ = 8000.0
@@ -52,7 +59,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         feature_type (`str`, *optional*, defaults to `"waveform"`):
             `"waveform"`: samples as `input_values`, (batch, samples). `"mel"`: 40 log-mel bands from 0 to 8,000 Hz,
             25 ms windows every 10 ms, as `input_features`, (batch, frames, 40). `"mfcc"`: 40 cepstral coefficients of
-            the same bands.
+            the same bands. `"descriptors"`: the first 14 of them and 16 low-level descriptors of spectrum and voice, as
+            `descriptors_emoshare.DESCRIPTORS` names them, (batch, frames, 30).
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
@@ -101,7 +109,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         check_known(kwargs, EmoShareFeatureExtractor, SAVED_FIELDS)
         is_waveform = feature_type == "waveform"
         kwargs.pop("feature_size", None)  # stands in saved files; it follows from the feature type
-        super().__init__(1 if is_waveform else ACOUSTIC_BANDS, sampling_rate, padding_value, **kwargs)
+        super().__init__(FEATURE_TYPES[feature_type][1], sampling_rate, padding_value, **kwargs)
         self.feature_type = feature_type
         self.do_normalize = do_normalize
         self.floor = floor
@@ -249,7 +257,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 normalised before they are padded.
 
         Returns:
-            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40), float32, and
+            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40 or 30), float32, and
             `attention_mask` (batch, samples or frames), int32.
 
         Raises:
@@ -323,6 +331,9 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
         power = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)(torch.from_numpy(waveform))
         log_mel = (power + LOG_FLOORS["relative" if is_relative else "absolute"]).log().T.numpy()  # (frames, 40)
+        if self.feature_type == "descriptors":
+            cepstrum = log_mel @ _cosine_transform()
+            return descriptors(waveform, cepstrum, self.sampling_rate, self.frame_length, self.hop_length)
         if self.do_normalize:
             log_mel = _standardized(log_mel)
         return log_mel if self.feature_type == "mel" else log_mel @ _cosine_transform()

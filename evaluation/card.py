@@ -96,7 +96,7 @@ def _dataset_id(arguments):
 def _features(arguments, config):
     """What the heads see."""
     if arguments.is_acoustic:
-        return FEATURE_TYPES[arguments.acoustic_features]
+        return FEATURE_TYPES[arguments.acoustic_features][0]
     return _backbone_id(arguments) or f"a backbone of the kind {config.backbone_config.model_type}"
 
 

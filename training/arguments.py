@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
+from ..feature_extraction_emoshare import ACOUSTIC_FEATURES
 from ..dataset_script.folds import LEAST_FOLDS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
@@ -138,7 +139,7 @@ class ModelArguments:
     backbone: str = _flag(ACOUSTIC, "'acoustic' for no backbone, or the Hub id or folder of a speech encoder")
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
-    acoustic_features: Literal["mel", "mfcc"] = _flag("mel", "frame features of --backbone acoustic")
+    acoustic_features: Literal[ACOUSTIC_FEATURES] = _flag("mel", "frame features of --backbone acoustic")
     architecture: str = _head_flag("architecture", "how a head is built")
     conv_channels: list[int] = _head_flag("conv_channels", "output channels of the convolutions")
     pool_size: int = _head_flag("pool_size", "frames per step after max-pooling")

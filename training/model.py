@@ -23,8 +23,8 @@ def build_model(arguments, labels):
     fields = {**arguments.config_fields, "id2label": dict(enumerate(labels))}
     windows = {"chunk_length_s": arguments.chunk_length_s, "min_frames": max(MIN_FRAMES, arguments.pool_size)}
     if arguments.is_acoustic:
-        model = EmoShareModel(EmoShareConfig(**fields))
         feature_extractor = EmoShareFeatureExtractor(arguments.acoustic_features, **windows)
+        model = EmoShareModel(EmoShareConfig(feature_size=feature_extractor.feature_size, **fields))
     else:
         model = EmoShareModel.from_backbone_pretrained(
             arguments.backbone,

@@ -1,0 +1,128 @@
+"""
+Low-level descriptors of speech, as classical systems use them (openSMILE's, above all): a short description of the
+spectrum's envelope and of the voice, where log-mels leave both to the network.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+MFCCS = 14  # the envelope of the spectrum, the level of the frame (the first) included
+PITCH_WINDOW_S = 0.040  # two periods of the lowest voices
+LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 62.0, 500.0
+VOICED = 0.45  # autocorrelation from which a frame counts as voiced
+FLOOR = 1e-3  # of energies, in those of a clip at unit variance
+SMOOTHED_FRAMES = 3
+
+# Location and scale of each descriptor over speech, roughly, so that all of them are of the order of 1.
+DESCRIPTORS = {
+    "log energy": (-2.0, 3.0),
+    "spectral centroid (kHz)": (1.0, 1.3),
+    "spectral spread (kHz)": (0.7, 0.6),
+    "roll-off 25 % (kHz)": (0.6, 1.2),
+    "roll-off 50 % (kHz)": (0.9, 1.4),
+    "roll-off 75 % (kHz)": (1.2, 1.7),
+    "roll-off 90 % (kHz)": (1.7, 2.0),
+    "spectral flux": (0.26, 0.28),
+    "zero crossings": (0.13, 0.16),
+    "sharpness (Bark)": (19.5, 5.5),
+    "spectral entropy": (2.5, 1.0),
+    "log energy at 1 to 4 kHz less that at 250 to 650 Hz": (-0.9, 2.9),
+    "log pitch of voiced frames": (0.0, 0.9),
+    "voiced": (0.65, 0.48),
+    "autocorrelation at the pitch period": (0.7, 0.29),
+    "log ratio of harmonics to noise": (1.4, 1.9),
+}
+NUM_DESCRIPTORS = MFCCS + len(DESCRIPTORS)
+
+
+def descriptors(waveform, cepstrum, sampling_rate, frame_length, hop_length):
+    """
+    The descriptors of a clip, each the mean over three neighbouring frames.
+
+    Args:
+        waveform: (samples,) float32, at zero mean and unit variance.
+        cepstrum: (frames, at least `MFCCS`) float32, its mel-frequency cepstral coefficients.
+        sampling_rate: in Hz.
+        frame_length, hop_length: in samples.
+
+    Returns:
+        (frames, `NUM_DESCRIPTORS`) float32: the first cepstral coefficients, then what `DESCRIPTORS` names.
+    """
+    frames = torch.from_numpy(waveform).unfold(0, frame_length, hop_length)
+    spectral = _spectral(frames, sampling_rate)
+    voice = _voice(torch.from_numpy(waveform), frames, sampling_rate, hop_length)
+    location, scale = torch.tensor(list(DESCRIPTORS.values())).T
+    values = (torch.stack([*spectral, *voice], dim=1) - location) / scale
+    return _smoothed(np.concatenate([cepstrum[:, :MFCCS] / 8, values.numpy()], axis=1))
+
+
+def _spectral(frames, sampling_rate):
+    """The descriptors of the spectrum of each frame, in their order."""
+    length = frames.shape[1]
+    power = torch.fft.rfft(frames * torch.hann_window(length), n=_fft_length(length)).abs().square()
+    hertz = torch.linspace(0, sampling_rate / 2, power.shape[1])
+    total = power.sum(dim=1, keepdim=True) + FLOOR
+    density = power / total
+    centroid = density @ hertz
+    spread = (density * (hertz - centroid[:, None]).square()).sum(dim=1).sqrt()
+    below, whole = power.cumsum(dim=1), power.sum(dim=1, keepdim=True)
+    rolloffs = [
+        hertz[(below < part * whole).sum(dim=1).clamp(max=len(hertz) - 1)] for part in (0.25, 0.5, 0.75, 0.9)
+    ]
+    amplitude = power.sqrt()
+    amplitude = amplitude / amplitude.norm(dim=1, keepdim=True).clamp(min=FLOOR)
+    flux = torch.nn.functional.pad((amplitude[1:] - amplitude[:-1]).square().sum(dim=1), (1, 0))
+    loudness, bark = power.pow(0.23), 26.81 * hertz / (1960 + hertz) - 0.53  # Zwicker's exponent, Traunmüller's scale
+    sharpness = (loudness * bark * (0.171 * (bark - 15).clamp(min=0)).exp()).sum(dim=1)
+    sharpness = sharpness / loudness.sum(dim=1).clamp(min=1e-9)
+    entropy = -(density * (density + 1e-9).log()).sum(dim=1)
+    low, high = (
+        (power[:, (hertz >= start) & (hertz < end)].sum(dim=1) + FLOOR).log() for start, end in [(250, 650), (1e3, 4e3)]
+    )
+    crossings = ((frames[:, 1:] * frames[:, :-1]) < 0).float().mean(dim=1)
+    energy = (frames.square().mean(dim=1) + FLOOR / 10).log()
+    kilohertz = [value / 1000 for value in (centroid, spread, *rolloffs)]
+    return [energy, *kilohertz, flux, crossings, sharpness, entropy, high - low]
+
+
+def _voice(waveform, frames, sampling_rate, hop_length):
+    """
+    The descriptors of the voice in each frame: from the highest peak of the autocorrelation, divided by that of the
+    window, of the samples around the frame.
+    """
+    length = round(PITCH_WINDOW_S * sampling_rate)
+    before = (length - frames.shape[1]) // 2
+    around = torch.nn.functional.pad(waveform, (before, length)).unfold(0, length, hop_length)[: len(frames)]
+    window = torch.hann_window(length)
+    longest = round(sampling_rate / LOWEST_PITCH_HZ)
+    correlation = _autocorrelation((around - around.mean(dim=1, keepdim=True)) * window, longest)
+    of_window = _autocorrelation(window, longest)
+    correlation = correlation / (correlation[:, :1] + 1e-4) / (of_window / of_window[0]).clamp(min=1e-3)
+    lags = torch.arange(round(sampling_rate / HIGHEST_PITCH_HZ), longest)
+    # Of peaks of the same height, the one at the shortest period is the pitch: the others are its multiples.
+    lag = lags[(correlation[:, lags] - 0.01 * lags.log2()).argmax(dim=1)]
+    peak = correlation[torch.arange(len(lag)), lag].clamp(0, 0.999)
+    is_voiced = ((peak > VOICED) & (frames.square().mean(dim=1) > 0.01)).float()
+    log_pitch = (sampling_rate / lag).log() - np.log(180)
+    log_pitch = torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(dim=1).values
+    harmonics = (peak.clamp(min=0.05) / (1 - peak).clamp(min=0.01)).log()
+    return [2.5 * log_pitch * is_voiced, is_voiced, peak, harmonics]
+
+
+def _autocorrelation(signals, lags):
+    """(..., samples) -> (..., lags), from lag 0."""
+    length = _fft_length(signals.shape[-1] + lags)
+    return torch.fft.irfft(torch.fft.rfft(signals, n=length).abs().square())[..., :lags]
+
+
+@lru_cache
+def _fft_length(length):
+    return 2 ** (length - 1).bit_length()
+
+
+def _smoothed(frames):
+    """The mean over three neighbours; at the ends, the last frame is repeated."""
+    padded = np.pad(frames, ((SMOOTHED_FRAMES // 2,) * 2, (0, 0)), mode="edge")
+    return np.mean([padded[start : start + len(frames)] for start in range(SMOOTHED_FRAMES)], axis=0, dtype=np.float32)

@@ -1,0 +1,176 @@
+"""The parts of a head that make one vector of all steps of a clip (paper, Eq. 1 and 2; and statistics over time)."""
+
+import torch
+from torch import nn
+
+from .frames_emoshare import masked_mean
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES_OF_SLOPES = (0.05, 0.25, 0.75, 0.95)
+SLOPE_STEPS = 2  # steps before and after that a slope is taken over
+VARIANCE_FLOOR = 1e-5
+QUERIES = 4
+LARGEST_DEVIATION = 5.0  # statistics beyond so many standard deviations are cut off
+
+
+class MeanPooling(nn.Module):
+    """The mean over a clip's own steps (Eq. 1)."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, states, last_states, mask):
+        """As `AttentionPooling.forward`; there are no weights."""
+        return masked_mean(states, mask), None
+
+
+class AttentionPooling(nn.Module):
+    """
+    Scaled dot-product attention over all steps (Eq. 2a and 2b), with one query made from the last LSTM states. The
+    scores are divided by the square root of the LSTM's width, as in the authors' code.
+    """
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.width = width
+        self.query = nn.Linear(config.lstm_num_layers * width, width)
+        self.weight_norm = nn.Identity()
+        if config.normalization == "sequence":
+            self.weight_norm = nn.LayerNorm((1, config.max_frames // config.pool_size))
+
+    def forward(self, states, last_states, mask):
+        """
+        Args:
+            states: (batch, steps, width), the encoder's output: keys and values.
+            last_states: (batch, layers * width), each layer's state at the clip's last step.
+            mask: (batch, steps) bool, true on a clip's own steps.
+
+        Returns:
+            The weighted sum (batch, width) and the weights (batch, steps).
+        """
+        query = self.query(last_states)
+        scores = torch.einsum("bw,bsw->bs", query, states) / states.shape[-1] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        weights = self.weight_norm(weights[:, None])[:, 0] * mask
+        return torch.einsum("bs,bsw->bw", weights, states), weights
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """
+    Mean and standard deviation over time, weighted by attention (Okabe et al., Interspeech 2018), with several queries,
+    each of which looks for steps of its own.
+    """
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.width = 2 * QUERIES * width
+        self.scores = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, QUERIES))
+
+    def forward(self, states, last_states, mask):
+        """As `AttentionPooling.forward`; `last_states` are not used, and the weights are the mean over the queries."""
+        scores = self.scores(states).masked_fill(~mask[..., None], -torch.inf)
+        weights = scores.softmax(dim=1).transpose(1, 2)  # (batch, queries, steps)
+        mean = weights @ states
+        variance = weights @ states.square() - mean.square()
+        statistics = torch.cat([mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
+        return statistics.flatten(1), weights.mean(dim=1)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and standard deviation over a clip's own steps, in the scale of the training set."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.standardization = Standardization(2 * width)
+        self.width = 2 * width
+
+    def forward(self, states, last_states, mask):
+        """As `AttentionPooling.forward`; there are no weights."""
+        return self.standardization(self.statistics(states, mask)), None
+
+    def statistics(self, states, mask):
+        """(batch, steps, width) and (batch, steps) bool -> (batch, statistics), not yet standardised."""
+        return torch.cat(_mean_and_deviation(states, mask), dim=1)
+
+
+class FunctionalsPooling(StatisticsPooling):
+    """
+    What classical systems compute over a clip: of each value mean, standard deviation and quantiles over time, and of
+    its slope standard deviation, mean size and quantiles; in the scale of the training set.
+    """
+
+    def __init__(self, config, width):
+        super().__init__(config, width)
+        self.width = (2 + len(QUANTILES) + 2 + len(QUANTILES_OF_SLOPES)) * width
+        self.standardization = Standardization(self.width)
+
+    def statistics(self, states, mask):
+        """As `StatisticsPooling.statistics`; a clip that is too short for slopes has the slope 0."""
+        slopes = torch.zeros_like(states[:, :1])
+        slopes_mask = mask[:, :1]
+        if states.shape[1] > 2 * SLOPE_STEPS:
+            is_inside = mask[:, 2 * SLOPE_STEPS :]
+            slopes = (states[:, 2 * SLOPE_STEPS :] - states[:, : -2 * SLOPE_STEPS]) / 2
+            slopes = slopes.masked_fill(~is_inside[..., None], 0)
+            slopes_mask = is_inside | mask[:, : is_inside.shape[1]] & ~is_inside.any(dim=1, keepdim=True)
+        _, deviation_of_slopes = _mean_and_deviation(slopes, slopes_mask)
+        return torch.cat(
+            [
+                *_mean_and_deviation(states, mask),
+                *_quantiles(states, mask, QUANTILES),
+                deviation_of_slopes,
+                masked_mean(slopes.abs(), slopes_mask),
+                *_quantiles(slopes, slopes_mask, QUANTILES_OF_SLOPES),
+            ],
+            dim=1,
+        )
+
+
+class Standardization(nn.Module):
+    """
+    Each statistic at zero mean and unit deviation over the training set. Mean and deviation are no weights: training
+    sets them once, before its first epoch.
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def forward(self, statistics):
+        """(batch, width) -> (batch, width)"""
+        return ((statistics - self.mean) / self.deviation).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+
+
+def _mean_and_deviation(states, mask):
+    mean = masked_mean(states, mask)
+    variance = masked_mean((states - mean[:, None]).square(), mask)
+    return mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()
+
+
+def _quantiles(states, mask, quantiles):
+    """Quantiles over a clip's own steps, linear between two steps: a list of (batch, width)."""
+    ordered = states.masked_fill(~mask[..., None], torch.inf).sort(dim=1).values
+    last = mask.sum(dim=1) - 1
+    values = []
+    for quantile in quantiles:
+        place = quantile * last  # (batch,)
+        below = place.floor().long()
+        lower, upper = (_step(ordered, index) for index in (below, torch.minimum(below + 1, last)))
+        values.append(lower + (place - below)[:, None] * (upper - lower))
+    return values
+
+
+def _step(states, index):
+    """(batch, steps, width) and (batch,) -> (batch, width)"""
+    return states[torch.arange(len(states), device=states.device), index]
+
+
+POOLINGS = {
+    "mean": MeanPooling,
+    "attention": AttentionPooling,
+    "attentive_statistics": AttentiveStatisticsPooling,
+    "statistics": StatisticsPooling,
+    "functionals": FunctionalsPooling,
+}
