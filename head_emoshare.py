@@ -24,6 +24,9 @@ class EmotionHead(nn.Module):
     - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
     - regressor: a feed-forward network and the output activation.
 
+    In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what the
+    parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward network.
+
     `ARCHITECTURES[config.architecture]` says which encoder and pooling. Each part is a submodule under the name that
     checkpoints have for it.
 
@@ -36,6 +39,7 @@ class EmotionHead(nn.Module):
         super().__init__()
         self.architecture = ARCHITECTURES[config.architecture]
         self.pool_size = config.pool_size
+        self.dropout = Dropout(config.dropout)
         self.layer_weights = None
         if config.backbone_layer == "weighted":
             # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
@@ -46,7 +50,7 @@ class EmotionHead(nn.Module):
         encoder = ENCODERS[self.architecture.encoder](config)
         self.add_module(self.architecture.encoder, encoder)
         self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
-        self.ffn = _feed_forward(encoder.width, config)
+        self.ffn = FeedForward(encoder.width, config)
         self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
         self.output_activation = ACT2FN[config.output_activation]
 
@@ -82,9 +86,37 @@ class EmotionHead(nn.Module):
         steps = self.convolutions(features, lengths).to(self.dtype)  # (batch, steps, channels)
         step_lengths = lengths // self.pool_size
         mask = length_mask(step_lengths, steps.shape[1])
-        states, last_states = self.encoder(self.lstm_norm(steps), step_lengths, mask)
+        states, last_states = self.encoder(self.dropout(self.lstm_norm(steps)), step_lengths, mask)
         pooled, weights = self.pooling(states, last_states, mask)
-        return self.output_activation(self.output(self.ffn(pooled))), weights
+        hidden = self.ffn(pooled, self.dropout)
+        return self.output_activation(self.output(self.dropout(hidden))), weights
+
+
+class Dropout(nn.Module):
+    """
+    As `nn.Dropout`, from a random generator of its own where it is given one: heads that train on threads side by side
+    would take turns with the global one in an order that is never the same.
+
+    Args:
+        probability: that a value is set to 0 in training.
+
+    Attributes:
+        generator: `torch.Generator` on the device of the states; `None` for the global one.
+    """
+
+    def __init__(self, probability):
+        super().__init__()
+        self.probability = probability
+        self.generator = None
+
+    def forward(self, states):
+        """States of any shape -> the same shape"""
+        if not self.training or self.probability == 0:
+            return states
+        if self.generator is None:
+            return nn.functional.dropout(states, self.probability)
+        kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.probability
+        return states * kept / (1 - self.probability)
 
 
 class Convolutions(nn.ModuleList):
@@ -119,6 +151,7 @@ class LSTMEncoder(nn.ModuleList):
     def __init__(self, config):
         widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
         super().__init__(nn.LSTM(*layer, batch_first=True) for layer in pairwise(widths))
+        self.add_module("dropout", Dropout(config.dropout))
         self.width = config.lstm_hidden_size
 
     def forward(self, steps, lengths, mask):
@@ -133,15 +166,17 @@ class LSTMEncoder(nn.ModuleList):
             States (batch, steps, width), and every layer's state at each clip's last step, first layer first,
             (batch, layers * width).
         """
-        last_states = []
-        for layer in self:
-            steps, _ = layer(steps)
+        first, *further, dropout = self
+        steps, _ = first(steps)
+        last_states = [last_step(steps, lengths)]
+        for layer in further:
+            steps, _ = layer(dropout(steps))
             last_states.append(last_step(steps, lengths))
         return steps, torch.cat(last_states, dim=-1)
 
 
 class TransformerEncoder(nn.ModuleList):
-    """Post-norm encoder layers, without dropout."""
+    """Post-norm encoder layers. There is no dropout on attention weights."""
 
     def __init__(self, config):
         width, attention_heads = config.conv_channels[-1], ARCHITECTURES[config.architecture].attention_heads
@@ -151,6 +186,7 @@ class TransformerEncoder(nn.ModuleList):
         )
         self.width = width
         for layer in self:
+            layer.dropout, layer.dropout1, layer.dropout2 = (Dropout(config.dropout) for _ in range(3))
             # Off is PyTorch's fused layer, which only inference has, and which reads weights of linear layers directly:
             # these cannot be quantised then.
             layer.activation_relu_or_gelu = 0
@@ -209,6 +245,24 @@ ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder}
 POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
 
 
+class FeedForward(nn.Sequential):
+    """For each hidden size: Linear, ReLU and, if the normalization has one there, LayerNorm."""
+
+    def __init__(self, width, config):
+        layers = []
+        for width_in, width_out in pairwise([width, *config.ffn_sizes]):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+            if config.normalization == "frame" or _has_released_norms(config):
+                layers.append(nn.LayerNorm(width_out))
+        super().__init__(*layers)
+
+    def forward(self, states, dropout):
+        """(batch, width) and the dropout on what each linear layer takes -> (batch, last hidden size)"""
+        for layer in self:
+            states = layer(dropout(states) if isinstance(layer, nn.Linear) else states)
+        return states
+
+
 def _convolve(convolution, maps):
     """
     (batch, width, frames) -> (batch, channels, frames). In 16 bits, maps and weights are passed as images one pixel
@@ -230,17 +284,6 @@ def _norm_of_steps(config):
     if _has_released_norms(config):
         return nn.LayerNorm((config.max_frames // config.pool_size, channels))
     return nn.Identity()
-
-
-def _feed_forward(width, config):
-    """From `width`: Linear, ReLU and, if the normalization has one there, LayerNorm for each hidden size."""
-    widths = [width, *config.ffn_sizes]
-    layers = []
-    for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        if config.normalization == "frame" or _has_released_norms(config):
-            layers.append(nn.LayerNorm(width_out))
-    return nn.Sequential(*layers)
 
 
 def _has_released_norms(config):
