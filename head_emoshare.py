@@ -24,8 +24,9 @@ class EmotionHead(nn.Module):
     - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
     - regressor: a feed-forward network and the output activation.
 
-    In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what the
-    parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward network.
+    In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what
+    the parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward
+    network.
 
     `ARCHITECTURES[config.architecture]` says which encoder and pooling. Each part is a submodule under the name that
     checkpoints have for it.
@@ -116,7 +117,7 @@ class Dropout(nn.Module):
         if self.generator is None:
             return nn.functional.dropout(states, self.probability)
         kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.probability
-        return states * kept / (1 - self.probability)
+        return states * kept.to(states.dtype).div_(1 - self.probability)
 
 
 class Convolutions(nn.ModuleList):

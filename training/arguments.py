@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
+from ..evaluation.selections import SELECTIONS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
@@ -161,10 +162,11 @@ class RunArguments:
     early_stopping_patience: int = _flag(
         10, "epochs without a better devel score after which an emotion's head is done", fixed_on_resume=False
     )
-    selection: Literal["best_epoch", "last_epoch", "average"] = _flag(
+    selection: str = _flag(
         "best_epoch",
-        "whose weights a head keeps: those of its best epoch on devel; of the last epoch, without early stopping; or a "
-        "running average of its weights, with early stopping on a smoothed devel score",
+        "what weights a head keeps: those of its best epoch on devel; those of the last epoch, without early stopping; "
+        "or a running average, with early stopping on a smoothed devel score",
+        choices=list(SELECTIONS),
     )
     weight_decay: float = _flag(0.0, "of AdamW, on weights but not on biases and LayerNorms; 0 for Adam")
     lr_scheduler: Literal["constant", "cosine"] = _flag(

@@ -44,6 +44,9 @@ class Optimization:
         return self.schedule != "constant" or self.warmup_ratio > 0
 
 
+PLAIN = Optimization()  # Adam with a constant learning rate
+
+
 class HeadOptimizer:
     """
     Args:

@@ -34,7 +34,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         clips: the split, a `datasets.Dataset`.
         labels: label names.
         shares: (clips, labels) float32, NaN where a share is unknown.
-        listeners: (clips,) float32, how many listeners heard each clip, NaN where that is not known.
+        listeners: (clips,) float32, the number of listeners behind a clip's shares, NaN where it is unknown.
         metadata: facts about the clips, by name, a value per clip.
         clip_of_window: (windows,) int64, index of each window's clip.
         num_samples: (windows,) int64, each window's length in samples.

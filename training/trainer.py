@@ -23,7 +23,7 @@ from ..threads_emoshare import side_by_side
 from .augmentation import Augmentation
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
-from .optimization import HeadOptimizer, Optimization
+from .optimization import PLAIN, HeadOptimizer, Optimization
 from .precision import training_dtype
 from .randomness import dropout_at
 from .selection import AVERAGED_EPOCHS, BestEpoch, RunningAverage
@@ -120,7 +120,7 @@ class HeadInTraining:
             self.average.load_state_dict(state["average"])
 
 
-def heads_in_training(model, learning_rate, optimization=Optimization(), selection="best_epoch"):
+def heads_in_training(model, learning_rate, optimization=PLAIN, selection="best_epoch"):
     """The model's heads, each with its labels: one label per head, or all of a shared trunk."""
     labels = range(model.config.num_labels)
     of_head = [[label] for label in labels] if model.config.separate_heads else [list(labels)]
@@ -218,6 +218,11 @@ class Progress:
             for head in self.heads
             if self.epochs_done - max(head.best.epoch, head.best.restarted) < self.run.early_stopping_patience
         ]
+
+    @property
+    def selected(self):
+        """The epoch of each label's weights, in the order of the labels; 0 if there was no ρ to select by."""
+        return [head.best.epoch for head in self.heads for _ in head.labels]
 
     def update(self, losses, rhos, is_dead):
         """
@@ -337,10 +342,11 @@ class HeadTrainer:
     @property
     def settings(self):
         """What must be the same when a run resumes from a checkpoint, as a flat dict."""
-        planned = {"num_train_epochs": self.run.num_train_epochs} if self.progress.optimization.depends_on_epochs else {}
+        settings = self.arguments.values("fixed_on_resume")
+        if self.progress.optimization.depends_on_epochs:
+            settings["num_train_epochs"] = self.run.num_train_epochs
         return {
-            **self.arguments.values("fixed_on_resume"),
-            **planned,
+            **settings,
             "train": self.loader.store.fingerprint,
             "devel": self.devel_loader.store.fingerprint,
             "dtype": str(self.dtype),
