@@ -71,7 +71,7 @@ def test_clips_without_known_listeners_or_shares_stay_as_they_are(rng):
 def test_listener_dropout_needs_listeners():
     corpus = SimpleNamespace(listeners=lambda split: np.full(3, np.nan))
     check_listeners(RunArguments(), corpus)
-    with pytest.raises(ValueError, match="^--listener_dropout: needs the number of listeners of each clip"):
+    with pytest.raises(ValueError, match=r"^--listener_dropout: needs the number of listeners of each clip"):
         check_listeners(RunArguments(listener_dropout=0.2), corpus)
 
 
