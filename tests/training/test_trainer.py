@@ -335,16 +335,45 @@ class RisingScore:
 
 
 def test_a_head_that_restarts_has_an_average_and_a_schedule_of_its_own(stores, tmp_path):
-    model = dying_model()
-    fields = {"restart_dead_heads": 5, "early_stopping_patience": 9, "num_train_epochs": 4, "checkpoint_minutes": 0}
-    fields |= {"selection": "average", "lr_scheduler": "cosine"}
-    state = train(model, stores, spread, tmp_path, **fields)
+    def run(folder, killed_after=99, **fields):
+        model, scored = dying_model(), []
+
+        def score(shares, labels):
+            scored.append(labels)
+            if len(scored) > killed_after:
+                raise KeyboardInterrupt
+            return spread(shares, labels)
+
+        fields |= {"restart_dead_heads": 5, "early_stopping_patience": 9, "num_train_epochs": 6}
+        fields |= {"selection": "average", "lr_scheduler": "cosine", "checkpoint_minutes": 0}
+        return model, train(model, stores, score, tmp_path / folder, **fields)
+
+    model, state = run("whole")
     restarted, other = state.heads
-    assert restarted.best.restarted > 0
-    steps_per_epoch = other.average.steps // 4
-    assert restarted.average.steps == (4 - restarted.best.restarted) * steps_per_epoch
+    assert 0 < restarted.best.restarted < 5
+    steps_per_epoch = other.average.steps // 6
+    assert restarted.average.steps == (6 - restarted.best.restarted) * steps_per_epoch
     assert restarted.optimizer.schedule.last_epoch == restarted.average.steps
     assert restarted.optimizer.adam.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", killed_after=5)  # when the head is alive
+    resumed, _ = run("parts", resume_from_checkpoint="last")
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_heads_do_not_drop_out_alike(stores):
+    model = small_model(id2label=LABELS, dropout=0.5).train()
+    model.heads[1].load_state_dict(model.heads[0].state_dict())
+    loader = FeatureLoader(stores["train"], model.config, 4, Accelerator(cpu=True))
+    batch = next(iter(loader))
+    batch["frame_features"] = batch["frame_features"].float()
+    batch["labels"][:, 1] = batch["labels"][:, 0]
+    heads = trainer.heads_in_training(model, 0.1)
+    losses = [head.compute_gradients(batch, (0, 0, 0, 0)) for head in heads]
+    assert losses[0] != losses[1]
+    assert losses[0] == heads[0].compute_gradients(batch, (0, 0, 0, 0))
+    assert losses[0] != heads[0].compute_gradients(batch, (0, 0, 0, 1))
 
 
 def test_a_run_with_a_schedule_does_not_resume_with_other_epochs(stores, tmp_path):
