@@ -40,18 +40,18 @@ class EmotionHead(nn.Module):
         super().__init__()
         self.architecture = ARCHITECTURES[config.architecture]
         self.pool_size = config.pool_size
-        self.dropout = Dropout(config.dropout)
         self.layer_weights = None
         if config.backbone_layer == "weighted":
             # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
             num_layers = family_of(config.backbone_config).num_layers(config.backbone_config)
             self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
         self.convolutions = Convolutions(config)
+        self.dropout = Dropout(config.dropout)
         self.lstm_norm = _norm_of_steps(config)
         encoder = ENCODERS[self.architecture.encoder](config)
         self.add_module(self.architecture.encoder, encoder)
         self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
-        self.ffn = FeedForward(encoder.width, config)
+        self.ffn = _feed_forward(encoder.width, config)
         self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
         self.output_activation = ACT2FN[config.output_activation]
 
@@ -93,6 +93,42 @@ class EmotionHead(nn.Module):
         return self.output_activation(self.output(self.dropout(hidden))), weights
 
 
+class Convolutions(nn.ModuleList):
+    """The stem: 1D convolutions over frames, each with ReLU, then max-pooling over time."""
+
+    def __init__(self, config):
+        widths = [config.feature_size, *config.conv_channels]
+        super().__init__(
+            nn.Conv1d(width_in, width_out, config.conv_kernel_size, padding="same")
+            for width_in, width_out in pairwise(widths)
+        )
+        self.pool_size = config.pool_size
+        # The released network pads every clip to this length, and masks no convolution.
+        self.padded_frames = config.max_frames if config.normalization == "sequence" else None
+
+    def forward(self, features, lengths):
+        """(batch, frames, width) and (batch,) frames -> (batch, steps, channels)"""
+        mask = length_mask(lengths, features.shape[1])
+        features = features.masked_fill(~mask[..., None], 0)
+        if self.padded_frames is not None:
+            features = nn.functional.pad(features, (0, 0, 0, self.padded_frames - features.shape[1]))
+            mask = torch.ones_like(features[..., 0], dtype=torch.bool)
+        maps = features.transpose(1, 2)  # (batch, width, frames)
+        for convolution in self:
+            maps = _convolve(convolution, maps).relu() * mask[:, None]
+        return nn.functional.max_pool1d(maps, self.pool_size).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """The layers of `_feed_forward`."""
+
+    def forward(self, states, dropout):
+        """(batch, width), and the dropout on what each linear layer takes -> (batch, last hidden size)"""
+        for layer in self:
+            states = layer(dropout(states) if isinstance(layer, nn.Linear) else states)
+        return states
+
+
 class Dropout(nn.Module):
     """
     As `nn.Dropout`, from a random generator of its own where it is given one: heads that train on threads side by side
@@ -118,32 +154,6 @@ class Dropout(nn.Module):
             return nn.functional.dropout(states, self.probability)
         kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.probability
         return states * kept.to(states.dtype).div_(1 - self.probability)
-
-
-class Convolutions(nn.ModuleList):
-    """The stem: 1D convolutions over frames, each with ReLU, then max-pooling over time."""
-
-    def __init__(self, config):
-        widths = [config.feature_size, *config.conv_channels]
-        super().__init__(
-            nn.Conv1d(width_in, width_out, config.conv_kernel_size, padding="same")
-            for width_in, width_out in pairwise(widths)
-        )
-        self.pool_size = config.pool_size
-        # The released network pads every clip to this length, and masks no convolution.
-        self.padded_frames = config.max_frames if config.normalization == "sequence" else None
-
-    def forward(self, features, lengths):
-        """(batch, frames, width) and (batch,) frames -> (batch, steps, channels)"""
-        mask = length_mask(lengths, features.shape[1])
-        features = features.masked_fill(~mask[..., None], 0)
-        if self.padded_frames is not None:
-            features = nn.functional.pad(features, (0, 0, 0, self.padded_frames - features.shape[1]))
-            mask = torch.ones_like(features[..., 0], dtype=torch.bool)
-        maps = features.transpose(1, 2)  # (batch, width, frames)
-        for convolution in self:
-            maps = _convolve(convolution, maps).relu() * mask[:, None]
-        return nn.functional.max_pool1d(maps, self.pool_size).transpose(1, 2)
 
 
 class LSTMEncoder(nn.ModuleList):
@@ -246,24 +256,6 @@ ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder}
 POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
 
 
-class FeedForward(nn.Sequential):
-    """For each hidden size: Linear, ReLU and, if the normalization has one there, LayerNorm."""
-
-    def __init__(self, width, config):
-        layers = []
-        for width_in, width_out in pairwise([width, *config.ffn_sizes]):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-            if config.normalization == "frame" or _has_released_norms(config):
-                layers.append(nn.LayerNorm(width_out))
-        super().__init__(*layers)
-
-    def forward(self, states, dropout):
-        """(batch, width) and the dropout on what each linear layer takes -> (batch, last hidden size)"""
-        for layer in self:
-            states = layer(dropout(states) if isinstance(layer, nn.Linear) else states)
-        return states
-
-
 def _convolve(convolution, maps):
     """
     (batch, width, frames) -> (batch, channels, frames). In 16 bits, maps and weights are passed as images one pixel
@@ -285,6 +277,17 @@ def _norm_of_steps(config):
     if _has_released_norms(config):
         return nn.LayerNorm((config.max_frames // config.pool_size, channels))
     return nn.Identity()
+
+
+def _feed_forward(width, config):
+    """From `width`: Linear, ReLU and, if the normalization has one there, LayerNorm for each hidden size."""
+    widths = [width, *config.ffn_sizes]
+    layers = []
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        if config.normalization == "frame" or _has_released_norms(config):
+            layers.append(nn.LayerNorm(width_out))
+    return FeedForward(*layers)
 
 
 def _has_released_norms(config):
