@@ -129,31 +129,25 @@ class FeedForward(nn.Sequential):
         return states
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """
-    As `nn.Dropout`, from a random generator of its own where it is given one: heads that train on threads side by side
-    would take turns with the global one in an order that is never the same.
-
-    Args:
-        probability: that a value is set to 0 in training.
+    With a random generator of its own where it is given one: heads that train on threads side by side would take turns
+    with the global one in an order that is never the same.
 
     Attributes:
         generator: `torch.Generator` on the device of the states; `None` for the global one.
     """
 
-    def __init__(self, probability):
-        super().__init__()
-        self.probability = probability
-        self.generator = None
+    generator = None
 
     def forward(self, states):
         """States of any shape -> the same shape"""
-        if not self.training or self.probability == 0:
+        if not self.training or self.p == 0:
             return states
         if self.generator is None:
-            return nn.functional.dropout(states, self.probability)
-        kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.probability
-        return states * kept.to(states.dtype).div_(1 - self.probability)
+            return super().forward(states)
+        kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.p
+        return states * kept.to(states.dtype).div_(1 - self.p)
 
 
 class LSTMEncoder(nn.ModuleList):

@@ -37,7 +37,7 @@ def dropout_at(model, seed, *place):
         model: `EmoShareModel`, on its device.
         seed, place: as in `generator_at`.
     """
-    parts = [part for part in model.modules() if isinstance(part, Dropout) and part.probability]
+    parts = [part for part in model.modules() if isinstance(part, Dropout) and part.p]
     if parts:
         seeds = generator_at(seed, DROPOUT, *place).integers(2**63, size=len(parts))
         for part, own in zip(parts, seeds, strict=True):
