@@ -13,12 +13,12 @@ train: $(INSTALLED)
 demo: $(INSTALLED) $(DEMO_MODEL) examples
 	$(VENV)/bin/python app.py
 
-# One test process per core, each with one torch thread: see tests/conftest.py.
+# One test process per core, each with one torch thread, in the order of tests/conftest.py.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-browser: $(INSTALLED)
 	$(VENV)/bin/python -m pytest tests/test_app.py

@@ -48,7 +48,7 @@ def _parse(argv):
     )
     parser.add_argument("--config", required=True, choices=list(CORPORA), help="the corpus")
     layouts = [f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir]
-    parser.add_argument("--data_dir", help=f"its folder: with {', '.join(layouts)}")
+    parser.add_argument("--data_dir", help=f"its folder: with {'; '.join(layouts)}")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish it in this dataset repository on the Hub")
     target.add_argument("--output_dir", help="write it to this folder, which must be new or empty")

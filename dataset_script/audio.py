@@ -11,7 +11,7 @@ from datasets.utils import tqdm
 from ..audio_emoshare import audio_info, load_audio
 from .tables import AUDIO, FILENAME, Problems
 
-# The fingerprints of splits that hold the audio themselves, which cannot change: a run asks for each several times.
+# The digests of splits that hold the audio themselves, which cannot change: a run asks for each several times.
 _of_bytes = WeakKeyDictionary()
 
 
@@ -110,20 +110,31 @@ def clips_fingerprint(clips):
     Returns:
         `str`: hexadecimal; changes with the names of the clips, their order, and the content of their files.
     """
+    return fingerprint_of(clip_digests(clips))
+
+
+def fingerprint_of(digests):
+    """`clips_fingerprint` of clips with these `clip_digests`."""
+    return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+def clip_digests(clips):
+    """Of each clip of a split, a `datasets.Dataset`, `bytes` that change with its name and the content of its file."""
     if clips in _of_bytes:
         return _of_bytes[clips]
-    digest, are_in_files = hashlib.blake2b(digest_size=16), False
+    digests, are_in_files = [], False
     for row in tqdm(clips.select_columns([FILENAME, AUDIO]), desc="Fingerprinting audio", unit=" clips"):
-        digest.update(hashlib.blake2b(row[FILENAME].encode("utf-8", "surrogateescape")).digest())
+        name = hashlib.blake2b(row[FILENAME].encode("utf-8", "surrogateescape")).digest()
         audio = row[AUDIO]
         if audio["bytes"] is not None:
-            digest.update(_digest(audio["bytes"]))
+            content = _digest(audio["bytes"])
         else:
-            digest.update(_digest_of_file(Path(audio["path"])))
+            content = _digest_of_file(Path(audio["path"]))
             are_in_files = True
+        digests.append(name + content)
     if not are_in_files:
-        _of_bytes[clips] = digest.hexdigest()
-    return digest.hexdigest()
+        _of_bytes[clips] = digests
+    return digests
 
 
 def _digest(content):

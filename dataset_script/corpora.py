@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration_emoshare import EMOTIONS
+from . import crema_d, emodb
 from .labels import load_folder
 from .synthetic import SyntheticCorpus
 from .tables import CorpusTables
@@ -146,6 +147,69 @@ CORPORA = {
         split_sizes={"train": 31745, "devel": 9925, "test": 10143},
         is_redistributable=False,
         is_papers=True,
+    ),
+    "crema_d": CorpusInfo(
+        title="CREMA-D",
+        description="CREMA-D: acted English speech of 91 actors, and the votes of listeners who heard the voice alone.",
+        licence="odbl",
+        licence_note="The data: CREMA-D, under the Open Database License; its contents under the Database Contents "
+        "License.",
+        source="CREMA-D (Cao et al., 2014), from https://github.com/CheyneyComputerScience/CREMA-D: 91 actors, 12 "
+        "sentences, six emotions. The database is under the Open Database License, its contents under the Database "
+        "Contents License. The shares are the votes of listeners who heard the voice alone: each chose one of six "
+        "emotions, so the shares of a clip sum to 1; a clip has 4 to 12 votes, 9.2 on average. `emotion` and `level` "
+        "are what the actor was asked for, not what anybody heard. The splits, by actors, are EmoShare's. Four clips "
+        "are left out, whose audio is broken or was broken when listeners heard it.",
+        citation="""\
+@article{cao2014cremad,
+  title = {{CREMA-D}: Crowd-sourced Emotional Multimodal Actors Dataset},
+  author = {Cao, Houwei and Cooper, David G. and Keutmann, Michael K. and Gur, Ruben C. and Nenkova, Ani and
+            Verma, Ragini},
+  journal = {IEEE Transactions on Affective Computing},
+  volume = {5},
+  number = {4},
+  pages = {377--390},
+  year = {2014},
+  doi = {10.1109/TAFFC.2014.2336244},
+}
+""",
+        caution="The speech is acted: 12 sentences, spoken in emotions that were asked for. Each listener chose one of "
+        "six emotions, so the shares of a clip sum to 1. They are of 4 to 12 listeners, 9.2 on average, and a panel "
+        "this small scatters: no model can reach a ρ of 1.",
+        loader=crema_d.load_crema_d,
+        layout=crema_d.LAYOUT,
+        labels=tuple(crema_d.LABELS.values()),
+        split_sizes={"train": 4339, "devel": 1547, "test": 1552},
+    ),
+    "emodb": CorpusInfo(
+        title="Emo-DB",
+        description="Emo-DB, the Berlin Database of Emotional Speech: acted German speech of ten actors, and how many "
+        "of 20 listeners recognised the emotion that was meant.",
+        licence="cc0-1.0",
+        licence_note="The data: Emo-DB, under CC0 1.0 according to audEERING's packaging of it.",
+        source="Emo-DB, the Berlin Database of Emotional Speech (Burkhardt et al., 2005): ten actors, ten sentences, "
+        "seven emotions. Under CC0 1.0 according to audEERING's packaging of it. Each clip was heard by 20 listeners "
+        "(sentence b03: 21), and only recordings that at least 80 % of them recognised were published. **Only the "
+        "share of the emotion that was meant is measured.** What the other listeners heard was not published: their "
+        "share is spread evenly over the other six emotions. `emotion` is the one that was meant, `naturalness` the "
+        "fraction of listeners who found the clip natural. The splits, by actors, are EmoShare's.",
+        citation="""\
+@inproceedings{burkhardt2005database,
+  title = {A Database of {German} Emotional Speech},
+  author = {Burkhardt, Felix and Paeschke, Astrid and Rolfes, Miriam and Sendlmeier, Walter F. and Weiss, Benjamin},
+  booktitle = {Interspeech},
+  pages = {1517--1520},
+  year = {2005},
+  doi = {10.21437/Interspeech.2005-446},
+}
+""",
+        caution="The speech is acted, and only recordings that at least 80 % of the listeners recognised were "
+        "published. What the others heard was not: their share is spread evenly over the other six emotions. So a "
+        "score says mostly how well the emotion that was meant can be distinguished from the others.",
+        loader=emodb.load_emodb,
+        layout=emodb.LAYOUT,
+        labels=tuple(emodb.LABELS.values()),
+        split_sizes={"train": 309, "devel": 99, "test": 127},
     ),
     "csv": CorpusInfo(
         title="a corpus of one's own",

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import datasets
 import numpy as np
 
-from .audio import Clip, clips_fingerprint
+from .audio import Clip, clip_digests, fingerprint_of
 from .corpora import CORPORA, corpus_named, is_published
 from .emotion_share import EmotionShare, prepare
 from .facts import LISTENERS, is_known
@@ -26,6 +26,8 @@ class Corpus:
         labels: label names, in their order.
         facts: names of the facts about clips.
         rows: by split, each clip's row in `lab/SPLIT.csv`, where the clips are from there.
+        whole: the `Corpus` whose clips these are, if they were split in another way there: see `resplit`.
+        origins: by split, each clip's index among all clips of `whole`, split after split.
     """
 
     name: str
@@ -33,11 +35,34 @@ class Corpus:
     labels: list[str]
     facts: list[str] = field(default_factory=list)
     rows: dict[str, list[int]] = field(default_factory=dict)
+    whole: "Corpus | None" = None
+    origins: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def info(self):
-        """`CorpusInfo`."""
-        return CORPORA[self.name]
+        """`CorpusInfo`; of a corpus that was split in another way, without what holds for its own splits alone."""
+        info = CORPORA[self.name]
+        if self.whole is None:
+            return info
+        return replace(info, split_sizes=None, is_papers=False, noise_ceiling=None)
+
+    @property
+    def as_stored(self):
+        """The `Corpus` by whose splits frame features are stored: `whole`, if the clips were split in another way."""
+        return self if self.whole is None else self.whole
+
+    def resplit(self, clips):
+        """
+        Args:
+            clips: for each new split, the indices of its clips among all clips of the corpus, split after split.
+
+        Returns:
+            `Corpus` with these splits, whose `whole` is this one.
+        """
+        all_clips = datasets.concatenate_datasets(list(self.splits.values()))
+        splits = datasets.DatasetDict({split: all_clips.select(indices) for split, indices in clips.items()})
+        origins = {split: [int(index) for index in indices] for split, indices in clips.items()}
+        return replace(self, splits=splits, rows={}, whole=self, origins=origins)
 
     @cached_property
     def metadata(self):
@@ -57,9 +82,16 @@ class Corpus:
         with the labels and their shares: what results say of the corpus that they were made from.
         """
         return {
-            split: {"clips": clips_fingerprint(clips), "shares": self._shares_fingerprint(split)}
-            for split, clips in self.splits.items()
+            split: {"clips": fingerprint_of(digests), "shares": self._shares_fingerprint(split)}
+            for split, digests in self._digests().items()
         }
+
+    def _digests(self):
+        """`clip_digests` of each split; of those of `whole`, as published clips take long to read."""
+        if self.whole is None:
+            return {split: clip_digests(clips) for split, clips in self.splits.items()}
+        of_whole = [digest for digests in self.whole._digests().values() for digest in digests]
+        return {split: [of_whole[index] for index in indices] for split, indices in self.origins.items()}
 
     def _shares_fingerprint(self, split):
         shares = self.shares(split)
@@ -68,8 +100,19 @@ class Corpus:
 
     def place(self, split, index):
         """Where a clip is listed, for messages: the file or split, and the row in it."""
+        if self.whole is not None:
+            split, index = self.whole.split_of(self.origins[split][index])
+            return self.whole.place(split, index)
         rows = self.rows.get(split)
         return (f"lab/{split}.csv", rows[index]) if rows else (split, index)
+
+    def split_of(self, index):
+        """The split, and the index in it, of the clip with this index among all clips, split after split."""
+        for split, clips in self.splits.items():
+            if index < len(clips):
+                return split, index
+            index -= len(clips)
+        raise IndexError(f"there is no clip {index} after the last one")
 
     def audio(self, split):
         """The split's clips as a list of `Clip`, of which none holds its audio before that is asked for."""

@@ -22,8 +22,7 @@ class EmotionShare(datasets.ArrowBasedBuilder):
     about the clips: float64 or text, null where it is not known.
 
     Args:
-        config_name: a key of `CORPORA`: `"compare2023"` (the ComParE 2023 Emotion Share sub-challenge), `"csv"` (the
-            same layout with any label columns, `test.csv` optional), `"synthetic"` (the embedded corpus).
+        config_name: a key of `CORPORA`.
         data_dir: the corpus's folder; not for `"synthetic"`, which makes its own.
         cache_dir: where Arrow files and the synthetic corpus are kept; the cache of `datasets` by default.
         synthetic: the `SyntheticCorpus` to make, for `"synthetic"`.

@@ -5,6 +5,7 @@ the tables that a corpus is made of.
 
 import csv
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ AUDIO = "audio"
 UNKNOWN = ("", "?")  # what stands in a CSV field whose value is not known
 SPLITS = ("train", "devel", "test")
 SHOWN_PROBLEMS = 5
+SHOWN_LEFT_OUT = 100  # a corpus that is not whole may have thousands
 
 
 @dataclass
@@ -34,6 +36,14 @@ class ClipTable:
     shares: list[list[float | None]] = field(default_factory=list)
     facts: dict[str, list[str | float | None]] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
+
+    def add(self, path, shares, facts):
+        """Adds a clip under its file's name; `facts`: a value by name, of the same names for each clip."""
+        self.filenames.append(path.name)
+        self.paths.append(path)
+        self.shares.append(shares)
+        for fact, value in facts.items():
+            self.facts.setdefault(fact, []).append(value)
 
 
 @dataclass
@@ -70,18 +80,31 @@ class Problems:
         self.found = []
 
     def add(self, table, row, message):
-        """`table`: the file or split that the row belongs to; `None` if the source is the file itself."""
-        self.found.append(f"{f'{table}, ' if table else ''}row {row}: {message}")
+        """
+        Args:
+            table: the file, folder or split with the problem; `None` if it is the source itself.
+            row: the row in it; `None` if it has no rows.
+            message: what is wrong.
+        """
+        place = [*([table] if table else []), *([] if row is None else [f"row {row}"])]
+        self.found.append(f"{', '.join(place)}: {message}")
 
     def raise_if_any(self):
         """Raises a ValueError that counts all problems and lists those that are to be shown."""
-        if not self.found:
-            return
+        if self.found:
+            raise ValueError(self._listing("problem(s)"))
+
+    def warn_if_any(self, what):
+        """Warns instead; `what` the problems are, in the plural."""
+        if self.found:
+            warnings.warn(self._listing(what), stacklevel=2)
+
+    def _listing(self, what):
         listed = self.found[: self.shown]
         lines = "".join(f"\n  {problem}" for problem in listed)
         rest = len(self.found) - len(listed)
         more = f"\n  ... and {rest} more" if rest > 0 else ""
-        raise ValueError(f"{self.source}: {len(self.found)} problem(s){lines}{more}")
+        return f"{self.source}: {len(self.found)} {what}{lines}{more}"
 
 
 @dataclass(frozen=True)
@@ -111,14 +134,16 @@ def check_label_names(where, labels):
         raise ValueError(f"{where}: got the labels {intervals}; such names are those of confidence intervals")
 
 
-def read_rows(path, table, problems):
+def read_rows(path, table, problems, encoding="UTF-8-sig", delimiter=","):
     """
-    Reads a CSV file in UTF-8, with or without a byte order mark. Blank lines are skipped.
+    Reads a CSV file. Blank lines are skipped.
 
     Args:
         path (`Path`): the file.
         table: its name in problems, see `Problems.add`.
         problems: `Problems`; rows that do not have as many fields as the header are added, and left out.
+        encoding: of the file; by default UTF-8, with or without a byte order mark.
+        delimiter: what is between two fields.
 
     Returns:
         The header (`list[str]`; empty for an empty file) and a list of (row number, fields). Rows are counted as in a
@@ -126,13 +151,13 @@ def read_rows(path, table, problems):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a CSV file in UTF-8.
+        ValueError: if it is not a CSV file in this encoding.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding=encoding) as file:
         try:
-            header, *rows = list(csv.reader(file)) or [[]]
+            header, *rows = list(csv.reader(file, delimiter=delimiter)) or [[]]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+            raise ValueError(f"{path}: not a CSV file in {encoding.removesuffix('-sig')} ({error})") from error
     complete = []
     for number, row in enumerate(rows, start=2):
         if row and len(row) != len(header):
@@ -140,6 +165,51 @@ def read_rows(path, table, problems):
         elif row:
             complete.append((number, row))
     return header, complete
+
+
+def read_records(path, table, columns, problems, **options):
+    """
+    Reads a CSV file that has certain columns, and may have others.
+
+    Args:
+        path, table, problems, options: as in `read_rows`.
+        columns: names of the columns that it must have.
+
+    Returns:
+        A list of (row number, {column: text without spaces around it}).
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_rows`, and if a column is missing.
+    """
+    header, rows = read_rows(path, table, problems, **options)
+    header = [column.strip() for column in header]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise ValueError(f"{path}, row 1: got the columns {header}; missing: {missing}")
+    return [(number, dict(zip(header, map(str.strip, row), strict=True))) for number, row in rows]
+
+
+def check_layout(info, data_dir, folder, *files):
+    """
+    Raises:
+        FileNotFoundError: if `data_dir` (`Path`) does not hold this folder and these files; says what it must hold.
+    """
+    folders = [path for path in (data_dir, data_dir / folder) if not path.is_dir()]
+    for path in [*folders, *(data_dir / file for file in files if not (data_dir / file).is_file())]:
+        raise FileNotFoundError(f"{path}: not found; {info.title} is a folder with {info.layout}")
+
+
+def check_no_split_is_empty(info, data_dir, splits):
+    """
+    Raises:
+        ValueError: if one of `splits`, {name: `ClipTable`}, has no clip.
+    """
+    sizes = {split: len(table.filenames) for split, table in splits.items()}
+    if not all(sizes.values()):
+        raise ValueError(
+            f"{data_dir}: the splits, which are by actor, have {sizes} clips; expected clips in each; {info.title} has "
+            f"{info.split_sizes}"
+        )
 
 
 def number_in(text):

@@ -3,7 +3,7 @@
 import sys
 
 from ..evaluation.scores import read_made_from
-from ..training.corpus import load_run_corpus
+from ..training.corpus import corpus_of_run, load_run_corpus
 from ..training.user_errors import together
 
 
@@ -21,10 +21,10 @@ def check_done_cells(grid, corpus, accelerator):
         UserError: if a cell was made from another corpus; says which cells, and what differs.
     """
     done = [cell for cell in grid.cells if cell.is_done]
-    corpora = {_key(grid.cells[0]): corpus}
+    corpora = {_key(grid.cells[0]): corpus.as_stored}
     for cell in done:
         if _key(cell) not in corpora:
-            corpora[_key(cell)] = load_run_corpus(cell.arguments.data, accelerator)
+            corpora[_key(cell)] = load_run_corpus(cell.arguments.data, accelerator).as_stored
 
     def check():
         for cell in grid.cells:
@@ -36,7 +36,7 @@ def check_done_cells(grid, corpus, accelerator):
 
 
 def _key(cell):
-    """What decides a cell's corpus."""
+    """What decides a cell's corpus, of which its fold may be a part."""
     data = cell.arguments.data
     return data.dataset, data.data_dir, data.max_train_samples
 
@@ -44,12 +44,12 @@ def _key(cell):
 def _compare(grid, done, corpora):
     now, unknown, differences = {}, [], []
     for cell in done:
-        then, key = read_made_from(cell.results), _key(cell)
+        then, key = read_made_from(cell.results), (_key(cell), cell.fold)
         if then is None:
             unknown.append(cell.folder.name)
             continue
         if key not in now:
-            now[key] = corpora[key].fingerprints()
+            now[key] = corpus_of_run(corpora[_key(cell)], cell.arguments.data).fingerprints()
         if then != now[key]:
             differences.append(f"  {cell.folder.name}: {', '.join(_differences(then, now[key]))}")
     if unknown:

@@ -54,14 +54,14 @@ def plot_best_shares(stem, run, references, predictions, title):
     Args:
         stem: path of the figure without its suffix.
         run: `Run`.
-        references, predictions: (clips, labels) shares on devel.
+        references, predictions: (clips, labels) shares of the scored clips.
         title: above all panels.
     """
     for suffix in SUFFIXES:
         plot_shares(stem.with_suffix(suffix), references, predictions, run.scores, title)
 
 
-def plot_architectures(stem, systems, title, published=None, baseline=None):
+def plot_architectures(stem, systems, title, scored="devel", published=None, baseline=None):
     """
     The paper's Figure 3: mean ρ of each architecture, by features, with the standard deviation over seeds.
 
@@ -69,6 +69,7 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
         stem: path of the figure without its suffix.
         systems: `System`s.
         title: above all.
+        scored: what the clips are called that ρ is of.
         published: the paper's mean ρ, by row and architecture.
         baseline: mean ρ of the challenge's baseline.
     """
@@ -90,7 +91,7 @@ def plot_architectures(stem, systems, title, published=None, baseline=None):
     for boundary in range(1, len(rows)):
         panel.axhline(boundary - 0.5, color="0.9", linewidth=0.8)
     bars = f"bars: ± one standard deviation over {seeds} seeds" if seeds > 1 else "one seed each"
-    panel.set_xlabel(f"mean Spearman's ρ on devel\n({bars})")
+    panel.set_xlabel(f"mean Spearman's ρ on {scored}\n({bars})")
     panel.grid(axis="x", color="0.9")
     panel.set_axisbelow(True)
     _legend_below(figure)
@@ -125,7 +126,35 @@ def _plot_architecture(panel, architecture, members, seeds, published):
         )
 
 
-def plot_layers(stem, systems, title):
+def plot_folds(stem, systems, pooled, title):
+    """
+    Mean ρ on each test fold by itself, and on all of them together with its interval: a row for each system.
+
+    Args:
+        stem: path of the figure without its suffix.
+        systems: `System`s.
+        pooled: each system's `Score` on all folds together.
+        title: above all.
+    """
+    figure = Figure((7.5, 1.8 + 0.32 * len(systems)), layout="constrained")
+    panel = figure.subplots()
+    panel.set_title(title, fontsize="medium")
+    for height, (system, score) in enumerate(zip(systems, pooled, strict=True)):
+        style, rhos = style_of(system.architecture), system.rhos_of_folds()
+        panel.plot(rhos, np.full(len(rhos), height), "|", color="0.5", markersize=9, label="a fold by itself")
+        panel.plot([score.low, score.high], [height, height], color=style.color, label="95 % interval")
+        panel.plot([score.rho], [height], style.marker, color=style.color, label=style.legend)
+    panel.axvline(0, color="0.6", linewidth=0.8)
+    panel.set_yticks(range(len(systems)), [f"{system.row}\n{system.title}" for system in systems], fontsize="small")
+    panel.set_ylim(len(systems) - 0.5, -0.5)
+    panel.set_xlabel("mean Spearman's ρ on the test folds")
+    panel.grid(axis="x", color="0.9")
+    panel.set_axisbelow(True)
+    _legend_below(figure)
+    _save(figure, stem)
+
+
+def plot_layers(stem, systems, title, scored="devel"):
     """
     Mean ρ by the layer of the backbone that the heads see: a panel for each backbone.
 
@@ -133,9 +162,10 @@ def plot_layers(stem, systems, title):
         stem: path of the figure without its suffix.
         systems: `System`s of backbones that were run with several layers.
         title: above all panels.
+        scored: what the clips are called that ρ is of.
     """
     backbones = list(dict.fromkeys(system.feature_set for system in systems))
-    figure, panels = _panels(len(backbones), title, "layer: hidden_states[k]", "mean ρ on devel", sharey=True)
+    figure, panels = _panels(len(backbones), title, "layer: hidden_states[k]", f"mean ρ on {scored}", sharey=True)
     for panel, backbone in zip(panels, backbones, strict=True):
         members = [system for system in systems if system.feature_set == backbone]
         layers = {system.layer for system in members}
@@ -215,17 +245,18 @@ def plot_label_distribution(stem, shares, labels, title):
 
     Args:
         stem: path of the figure without its suffix.
-        shares: true shares (clips, labels) by split, NaN where one is not known: of `train` and `devel`.
+        shares: true shares (clips, labels), NaN where one is not known, by what the clips are called: one or two sets.
         labels: label names.
         title: above all panels.
     """
     figure, panels = _panels(
         len(labels), title, "true share of listeners", "clips of the split", sharex=True, sharey=True
     )
+    first = next(iter(shares))
     for index, (panel, label) in enumerate(zip(panels, labels, strict=True)):
         of_split = {split: known[~np.isnan(known)] for split, known in ((s, v[:, index]) for s, v in shares.items())}
-        for split, filled in (("train", True), ("devel", False)):
-            values = of_split[split]
+        for split, values in of_split.items():
+            filled = split == first
             panel.hist(
                 values,
                 BINS,
@@ -235,7 +266,7 @@ def plot_label_distribution(stem, shares, labels, title):
                 linewidth=1.2,
                 label=split,
             )
-        median = f", median {np.median(of_split['train']):.2f}" if len(of_split["train"]) else ": no known shares"
+        median = f", median {np.median(of_split[first]):.2f}" if len(of_split[first]) else ": no known shares"
         panel.set_title(f"{label}{median}", fontsize="medium")
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.grid(axis="y", color="0.9")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -11,13 +11,15 @@ from transformers import AutoConfig, AutoModel, set_seed
 
 from ..backbone_emoshare import family_of
 from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
+from ..dataset_script.folds import divide
 from ..dataset_script.whole_files import put_in_place, whole_file, work_folder, writing
 from ..evaluation.scores import RESULTS, read_made_from
 from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
 KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
+FOLD_KEYS = ("folds", "group_by")  # which a grid may have
 # Flags of train.py that the grid sets itself.
-OWN_FLAGS = ("architecture", "feature_cache_dir", "output_dir", "resume_from_checkpoint", "seed")
+OWN_FLAGS = ("architecture", "feature_cache_dir", "output_dir", "resume_from_checkpoint", "seed", "fold", *FOLD_KEYS)
 RANDOM_BACKBONE = "random_backbone"
 SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it
 
@@ -48,6 +50,11 @@ class Cell:
     @property
     def seed(self):
         return self.arguments.run.seed
+
+    @property
+    def fold(self):
+        """The number of the fold that is test; `None` for a grid without folds."""
+        return self.arguments.data.fold
 
     @property
     def folder(self):
@@ -96,13 +103,13 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
     Args:
         path: YAML file with `title`, `output_dir`, `train` (flags of train.py for all cells), `features` (a row of the
             tables by its name: flags of train.py, or `random_backbone` and a backbone's config), `architectures`
-            (flags, too) and `seeds`.
+            (flags, too) and `seeds`; perhaps `folds` and `group_by`, flags of train.py, too.
         data_dir: of the corpus, instead of the one in `train`.
         output_dir: instead of the one in the file.
         sweep_layers: whether to add a cell for each layer of each backbone.
 
     Returns:
-        `Grid`.
+        `Grid`; one with folds has the cells of the first alone: see `with_folds`.
 
     Raises:
         ValueError: on a key, value or combination that is not right, and on a backbone that cannot be fetched; names
@@ -131,11 +138,37 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
                 "seed": seed,
                 "output_dir": str(folder / "cells" / name),
                 "feature_cache_dir": str(folder / "features"),
+                **reader.first_fold,
             }
             if backbone_config is not None:
                 of_cell["backbone_layer"] = layer
             cells.append(Cell(row, reader.arguments(row, name, of_cell, backbone_config)))
     return Grid(entries["title"], folder, cells, random_backbones)
+
+
+def with_folds(grid, corpus):
+    """
+    Args:
+        grid: `Grid` as `read_grid` gives it.
+        corpus: `Corpus` with its own splits: how many folds it has may depend on its groups.
+
+    Returns:
+        `Grid` in which each cell stands once for every fold; the same one if it has no folds.
+
+    Raises:
+        ValueError: if the corpus cannot be divided into such folds.
+    """
+    data = grid.cells[0].arguments.data
+    if data.folds is None:
+        return grid
+    num_folds = len(divide(corpus, data.num_folds, data.group_by))
+    return replace(grid, cells=[_on_fold(cell, fold) for cell in grid.cells for fold in range(num_folds)])
+
+
+def _on_fold(cell, fold):
+    arguments = cell.arguments
+    run = replace(arguments.run, output_dir=f"{arguments.run.output_dir}-fold{fold}")
+    return replace(cell, arguments=replace(arguments, data=replace(arguments.data, fold=fold), run=run))
 
 
 def _combinations(entries, flags, backbone_config, sweep_layers):
@@ -173,8 +206,8 @@ class _Reader:
 
     def _check_shape(self):
         for key in self.entries:
-            if key not in KEYS:
-                raise self.error((key,), f"unknown key {key!r}; expected {', '.join(KEYS)}")
+            if key not in (*KEYS, *FOLD_KEYS):
+                raise self.error((key,), f"unknown key {key!r}; expected {', '.join((*KEYS, *FOLD_KEYS))}")
         missing = [key for key in KEYS if not self.entries.get(key)]
         if missing:
             raise ValueError(f"{self.path}: {', '.join(missing)} missing or empty")
@@ -210,6 +243,12 @@ class _Reader:
             for name, flags in self.entries[part].items():
                 yield (part, name), flags
 
+    @property
+    def first_fold(self):
+        """Flags of train.py for the first fold; empty if the grid has none."""
+        flags = {key: self.entries[key] for key in FOLD_KEYS if self.entries.get(key) is not None}
+        return {**flags, "fold": 0} if flags else {}
+
     def backbone_config(self, row, flags):
         """The config of a row's backbone, from its folder or the Hub; `None` for acoustic features."""
         backbone = flags.get("backbone", ACOUSTIC)
@@ -242,7 +281,7 @@ class _Reader:
             layer = arguments.model.layer
             EmoShareConfig(backbone_config=backbone_config, backbone_layer=layer, **arguments.model.config_fields)
         except ValueError as error:
-            scopes = [("features", row), ("architectures", flags["architecture"]), ("train",)]
+            scopes = [("features", row), ("architectures", flags["architecture"]), ("train",), ()]
             unknown = re.search("unknown key '(.*?)'", str(error))
             suspects = [unknown[1]] if unknown else [flag for flag in flags if re.search(rf"\b{flag}\b", str(error))]
             lines = [(*scope, flag) for scope in scopes for flag in suspects if (*scope, flag) in self.lines]

@@ -26,7 +26,7 @@ def prepare_features(grid, corpus, accelerator):
 
     Args:
         grid: `Grid`.
-        corpus: `Corpus`.
+        corpus: the `Corpus` of its first cell.
         accelerator: `accelerate.Accelerator`.
 
     Raises:
@@ -39,13 +39,14 @@ def prepare_features(grid, corpus, accelerator):
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
         cache_dir = arguments.feature_cache_dir
-        check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+        whole = corpus.as_stored
+        check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
         if len(layers) < 2:
             continue  # training extracts a single one itself
-        disk = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
+        disk = _expected_disk(whole, model.config, feature_extractor, arguments, layers)
         accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} if none has been extracted yet")
         dtype = arguments.data.feature_dtype
-        for split, clips in corpus.splits.items():
+        for split, clips in whole.splits.items():
             extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
 
 
@@ -60,23 +61,29 @@ def describe(grid, corpus, accelerator):
     """
     lines = [f"{'cell':<64} {'state':<12} {'training':>10}"]
     total, disk = 0.0, 0
-    num_clips = sum(map(len, corpus.splits.values()))
+    whole = corpus.as_stored
+    num_clips = sum(map(len, whole.splits.values()))
     for row, cells in _by_row(grid).items():
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
         model.to(accelerator.device)
         layers = {cell.layer for cell in cells}
-        size = _expected_disk(corpus, model.config, feature_extractor, arguments, layers)
+        size = _expected_disk(whole, model.config, feature_extractor, arguments, layers)
         extraction = num_clips * _seconds_of(partial(_extract, model, feature_extractor)) / accelerator.num_processes
         lines.append(f"{row}: features of {len(layers)} layers, {_size(size)}, {_duration(extraction)} to extract")
         total, disk = total + extraction, disk + size
         frames = feature_extractor.num_frames(_probed_samples(feature_extractor))
+        times = {}  # folds differ by little
         for cell in tqdm(cells, desc=f"Timing {row}", leave=False):
             state = "done" if cell.is_done else "interrupted" if cell.folder.is_dir() else "to do"
             seconds = 0.0
             if not cell.is_done:
-                heads = _heads_of(cell, model.config)
-                seconds = _training_seconds(heads, cell.arguments, frames, len(corpus.splits["train"]), accelerator)
+                key = cell.architecture, cell.layer, cell.seed
+                if key not in times:
+                    heads = _heads_of(cell, model.config)
+                    train = len(corpus.splits["train"])
+                    times[key] = _training_seconds(heads, cell.arguments, frames, train, accelerator)
+                seconds = times[key]
             lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(seconds):>10}")
             total += seconds
     lines.append(f"In all: {_duration(total)} on this machine, at most; {_size(disk)} of features")

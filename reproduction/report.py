@@ -12,22 +12,25 @@ from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
 from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
-from ..evaluation.predictions import read_predictions, read_submission
+from ..evaluation.predictions import read_submission
 from ..evaluation.scores import HISTORY, MEAN, read_history
 from ..evaluation.selections import SELECTIONS
 from .figures import (
     LAYER_NAMES,
     plot_architectures,
     plot_best_shares,
+    plot_folds,
     plot_label_distribution,
     plot_layers,
     plot_training_loss,
 )
-from .results import cell_name, read_run, row_name, systems_of, write_results
-from .significance import paired_difference
+from .results import cell_name, row_name, run_name, systems_of, write_results
+from .scored import scored_on
+from .significance import mean_scores, paired_difference
 from .tables import NONE, claims_table, mean, number, table_1, table_2
 
 RESAMPLES = 1000
+SHOWN_GROUPS = 6  # whose names a row of the folds' table has
 PAPERS_CORPUS = next(info for info in CORPORA.values() if info.is_papers)
 NOT_THE_PAPERS = "**These are not the paper's results.**"
 OTHER_SIZES = (
@@ -48,13 +51,14 @@ NOTES_ON_OTHERS = {
 }
 
 
-def _read_sections():
-    """The page's template, section by section, by heading; the part before the first heading is under `""`."""
-    head, *sections = (Path(__file__).parent / "report.md").read_text(encoding="utf-8").split("\n## ")
+def _read_sections(name):
+    """A page's template, section by section, by heading; the part before the first heading is under `""`."""
+    head, *sections = (Path(__file__).parent / name).read_text(encoding="utf-8").split("\n## ")
     return {"": head.strip()} | {part.partition("\n")[0]: f"## {part.strip()}" for part in sections}
 
 
-SECTIONS = _read_sections()
+SECTIONS = _read_sections("report.md")
+SECTIONS_WITH_FOLDS = {**SECTIONS, **_read_sections("report_folds.md")}
 
 
 def write_report(grid, corpus, failed):
@@ -64,17 +68,18 @@ def write_report(grid, corpus, failed):
 
     Args:
         grid: `Grid`.
-        corpus: the `Corpus` of all cells.
+        corpus: the `Corpus` of the first cell, and of all others where the grid has no folds.
         failed: the last line of the error, by the name of a failed cell's folder.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file, if a finished cell's results or devel predictions are missing or
-            belong to another corpus.
+        FileNotFoundError, ValueError: naming the file, if a finished cell's results or the predictions that are scored
+            are missing or belong to another corpus.
     """
     (grid.output_dir / "figures").mkdir(parents=True, exist_ok=True)
-    runs = [read_run(cell, corpus.labels) for cell in grid.cells if cell.is_done]
+    scored = scored_on(grid, corpus)
+    runs = scored.runs(grid.cells)
     write_results(grid.output_dir / "results.csv", runs)
-    page = _Page(grid, corpus, failed, runs)
+    page = _Page(grid, corpus, failed, scored, runs)
     text = "\n\n".join(page.sections()) + "\n"
     with whole_file(grid.output_dir / "README.md", encoding="utf-8") as file:
         file.write(text)
@@ -83,12 +88,14 @@ def write_report(grid, corpus, failed):
 class _Page:
     """The sections of `README.md`; each writes its figure. A section without content is empty."""
 
-    def __init__(self, grid, corpus, failed, runs):
-        self.grid, self.failed = grid, failed
+    def __init__(self, grid, corpus, failed, scored, runs):
+        self.grid, self.failed, self.scored = grid, failed, scored
         self.figures = grid.output_dir / "figures"
         self.splits, self.labels, self.info = corpus.splits, corpus.labels, corpus.info
-        self.shares = {split: corpus.shares(split) for split in ("train", "devel")}
         self.corpus = _corpus_title(corpus.info, grid.cells[0].arguments)
+        self.has_folds = corpus.whole is not None
+        if self.has_folds:
+            self.corpus = f"{self.corpus}, {scored.title}"
         self.is_papers = corpus.info.is_papers
         self.runs = runs
         self.systems = systems_of(runs)
@@ -98,7 +105,7 @@ class _Page:
     def sections(self):
         sections = [self.head()]
         if self.runs:
-            sections += [self.table_1(), self.table_2()]
+            sections += [self.table_1(), self.table_2(), self.folds()]
         if self.best:
             sections += [self.figure_2(), self.figure_3(), self.layers(), self.significance(), self.claims()]
             sections += [self.training()]
@@ -107,13 +114,14 @@ class _Page:
 
     def section(self, heading, **slots):
         notes = NOTES_ON_PAPERS_CORPUS if self.is_papers else NOTES_ON_OTHERS
-        text = Template(SECTIONS[heading]).substitute(slots, note=notes.get(heading, ""))
+        template = (SECTIONS_WITH_FOLDS if self.has_folds else SECTIONS)[heading]
+        text = Template(template).substitute(slots, note=notes.get(heading, ""), units=self.scored.units)
         return "\n\n".join(paragraph for paragraph in text.split("\n\n") if paragraph.strip())
 
     def head(self):
         sizes = {split: len(clips) for split, clips in self.splits.items()}
-        counts = {"finished": len(self.runs), "planned": len(self.grid.cells)}
-        return self.section("", title=self.grid.title, caution=self.caution(sizes), clips=_sizes(sizes), **counts)
+        counts = {"finished": sum(cell.is_done for cell in self.grid.cells), "planned": len(self.grid.cells)}
+        return self.section("", title=self.grid.title, caution=self.caution(sizes), clips=self.scored.sizes, **counts)
 
     def caution(self, sizes):
         if self.is_papers:
@@ -123,9 +131,10 @@ class _Page:
             return caution
         if self.info.caution:
             return f"{NOT_THE_PAPERS} {self.info.caution}"
+        of_others = "clips" if self.has_folds else "corpora"
         return (
             f"{NOT_THE_PAPERS} They are on {self.corpus}; the paper's are on {PAPERS_CORPUS.title}. ρ on different "
-            "corpora cannot be compared, so no value of the paper is given."
+            f"{of_others} cannot be compared, so no value of the paper is given."
         )
 
     def table_1(self):
@@ -137,14 +146,57 @@ class _Page:
     def table_2(self):
         return self.section("Table 2: averages", table=table_2(self.systems, self.labels, self.is_papers))
 
+    def folds(self):
+        if not self.has_folds:
+            return ""
+        pooled = [self.pooled(system) for system in self.systems]
+        columns = [self.column_of_folds(*pair) for pair in zip(self.systems, pooled, strict=True)]
+        rows = []
+        for fold, clips in enumerate(self.scored.splits.values()):
+            rows.append([str(fold), f"{len(clips):,}", *self.groups_of(fold), *(column[fold] for column in columns)])
+        nothing = [""] * (len(rows[0]) - len(columns) - 1)
+        rows.append(["mean ± deviation", *nothing, *(column[-2] for column in columns)])
+        rows.append(["**pooled**, 95 % interval", *nothing, *(column[-1] for column in columns)])
+        header = ["fold", "clips", *([] if self.scored.groups is None else [self.scored.group_by])]
+        header += [f"{system.row}, {system.title}" for system in self.systems]
+        plot_folds(
+            self.figures / "folds",
+            self.systems,
+            pooled,
+            f"Mean ρ on each fold, and on all of them pooled\n{self.corpus}",
+        )
+        figure = _image("folds", "Mean ρ on each test fold, and on all of them together")
+        return self.section("Folds", table=markdown_table(header, rows), resamples=f"{RESAMPLES:,}", figure=figure)
+
+    def pooled(self, system):
+        """The system's `Score`, the mean over the emotions and its runs, on all test folds together."""
+        predictions = np.array([self.scored.predictions(run) for run in system.runs])
+        return mean_scores(predictions, self.scored.references, self.labels, self.scored.groups, RESAMPLES)[MEAN]
+
+    def column_of_folds(self, system, pooled):
+        """ρ on each fold, their mean and deviation, and ρ on all of them together with its interval, as texts."""
+        rhos = system.rhos_of_folds()
+        known = rhos[~np.isnan(rhos)]
+        deviation = np.std(known, ddof=1) if len(known) > 1 else math.nan
+        interval = f"{number(pooled.low)} to {number(pooled.high)}"
+        of_all = [f"{number(mean(rhos))} ± {number(deviation)}", f"{number(pooled.rho)} ({interval})"]
+        return [*map(number, rhos), *of_all]
+
+    def groups_of(self, fold):
+        """The column for a fold's groups: their names, or their number where there are many; none without groups."""
+        if self.scored.groups is None:
+            return []
+        groups = self.scored.of_groups[fold]
+        return [", ".join(groups) if len(groups) <= SHOWN_GROUPS else f"{len(groups):,} of them"]
+
     def figure_2(self):
-        stem, predictions = self.figures / "shares", self.devel_predictions(self.best)
-        title = f"True and predicted share on devel\n{cell_name(self.best.cell)}\n{self.corpus}"
-        plot_best_shares(stem, self.best, self.shares["devel"], predictions, title)
+        stem, predictions = self.figures / "shares", self.scored.predictions(self.best)
+        title = f"True and predicted share on {self.scored.name}\n{run_name(self.best.cell)}\n{self.corpus}"
+        plot_best_shares(stem, self.best, self.scored.references, predictions, title)
         return self.section(
             "Figure 2: true and predicted share",
             rho=number(self.best.scores[MEAN].rho),
-            cell=cell_name(self.best.cell),
+            cell=run_name(self.best.cell),
             figure=_image("shares", "Predicted against true share, a panel for each emotion"),
         )
 
@@ -159,7 +211,7 @@ class _Page:
         have_last = {system.feature_set for system in self.systems if system.layer == -1}
         shown = [system for system in self.systems if system.layer == -1 or system.feature_set not in have_last]
         title = f"Mean ρ of the architectures\n{self.corpus}"
-        plot_architectures(self.figures / "architectures", shown, title, published, baseline)
+        plot_architectures(self.figures / "architectures", shown, title, self.scored.name, published, baseline)
         figure = _image("architectures", "Mean ρ of each architecture, by features")
         return self.section("Figure 3: the architectures", figure=figure)
 
@@ -170,14 +222,15 @@ class _Page:
         swept = [system for system in self.systems if len(layers[system.feature_set]) > 1]
         if not swept:
             return ""
-        plot_layers(self.figures / "layers", swept, f"Mean ρ by layer of the backbone\n{self.corpus}")
+        title = f"Mean ρ by layer of the backbone\n{self.corpus}"
+        plot_layers(self.figures / "layers", swept, title, self.scored.name)
         rows = []
         for names in dict.fromkeys((system.feature_set, system.architecture) for system in swept):
             members = [system for system in swept if (system.feature_set, system.architecture) == names]
             best = max(members, key=lambda system: np.nan_to_num(system.rho(), nan=-np.inf))
             layer = str(LAYER_NAMES.get(best.layer, best.layer))
             rows.append([best.feature_set, best.title, layer, number(best.rho())])
-        table = markdown_table(["features", "architecture", "best layer on devel", "mean ρ"], rows)
+        table = markdown_table(["features", "architecture", f"best layer on {self.scored.name}", "mean ρ"], rows)
         return self.section("Layers", figure=_image("layers", "Mean ρ by layer of the backbone"), table=table)
 
     def significance(self):
@@ -190,16 +243,22 @@ class _Page:
         if not rows:
             return ""
         table = markdown_table(["features", "seeds", "difference of mean ρ", "95 % interval", ""], rows)
-        devel = f"{len(self.shares['devel']):,}"
-        return self.section("Architecture 2 against 1", resamples=f"{RESAMPLES:,}", devel=devel, table=table)
+        return self.section("Architecture 2 against 1", resamples=f"{RESAMPLES:,}", table=table)
 
     def compare(self, first, second):
         """The row of the table for two `System`s with the same features."""
-        predictions = [np.array([self.devel_predictions(run) for run in system.runs]) for system in (first, second)]
-        difference = paired_difference(*predictions, self.shares["devel"], RESAMPLES)
+        predictions = [np.array([self.scored.predictions(run) for run in system.runs]) for system in (first, second)]
+        difference = paired_difference(*predictions, self.scored.references, RESAMPLES, groups=self.scored.groups)
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, predictions)))
         interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
-        return [first.row, seeds, f"{difference.value:+.4f}", interval, _verdict(difference, first, second)]
+        return [first.row, seeds, f"{difference.value:+.4f}", interval, self.verdict(difference, first, second)]
+
+    def verdict(self, difference, first, second):
+        if difference.low > 0:
+            return f"{second.title} is better on these clips"
+        if difference.high < 0:
+            return f"{first.title} is better on these clips"
+        return f"no difference that {'these folds' if self.has_folds else 'this devel set'} can show"
 
     def claims(self):
         table = claims_table(self.systems, self.labels, self.corpus, has_baseline=self.is_papers)
@@ -215,10 +274,11 @@ class _Page:
         return self.section("Training", row=row, figure=_image("training_loss", "Training loss over epochs"))
 
     def distribution(self):
-        title = f"Distribution of the true shares, with medians of train\n{self.corpus}"
-        plot_label_distribution(self.figures / "labels", self.shares, self.labels, title)
+        name, all_shares = next(iter(self.scored.shares.items()))
+        title = f"Distribution of the true shares, with medians of {name}\n{self.corpus}"
+        plot_label_distribution(self.figures / "labels", self.scored.shares, self.labels, title)
         rows = []
-        for label, shares in zip(self.labels, self.shares["train"].T, strict=True):
+        for label, shares in zip(self.labels, all_shares.T, strict=True):
             known = shares[~np.isnan(shares)]
             values = [number(np.mean(known)), number(np.median(known))] if len(known) else [NONE, NONE]
             parts = [f"{100 * np.mean(part):.0f} %" if len(known) else NONE for part in (known <= 0.1, known > 0.5)]
@@ -227,7 +287,7 @@ class _Page:
         return self.section("Labels", table=table, figure=_image("labels", "Distribution of the true shares"))
 
     def submission(self):
-        if "test" not in self.splits or not self.runs:
+        if "test" not in self.splits or not self.runs or self.has_folds:
             return ""
         problems = []
         for run in self.runs:
@@ -243,7 +303,9 @@ class _Page:
         """Each flag's value or values; if each row of features has its own value, with the features."""
         features = {}  # of each value of each flag
         for cell in self.grid.cells:
-            for name, value in shown_settings(cell.arguments).items():
+            settings = shown_settings(cell.arguments)
+            settings.pop("fold", None)  # each cell has its own
+            for name, value in settings.items():
                 features.setdefault(name, {}).setdefault(str(value), {})[cell.feature_set] = None
         rows = []
         for name, of_value in features.items():
@@ -263,23 +325,11 @@ class _Page:
         lines = [f"- `{cell.folder.name}`: {cell_name(cell)}" for cell in missing]
         return self.section("Cells that are not done", cells="\n".join(lines)) if lines else ""
 
-    def devel_predictions(self, run):
-        path = run.cell.folder / "predictions_devel.csv"
-        return read_predictions(path, self.splits["devel"][FILENAME], self.labels)
-
 
 def _corpus_title(info, arguments):
     """What the page calls the corpus: a published one that is none of `CORPORA` by its own name."""
     is_known = info.is_named or not is_published(arguments.data.dataset)
     return info.title if is_known else shown_settings(arguments)["dataset"]
-
-
-def _verdict(difference, first, second):
-    if difference.low > 0:
-        return f"{second.title} is better on these clips"
-    if difference.high < 0:
-        return f"{first.title} is better on these clips"
-    return "no difference that this devel set can show"
 
 
 def _sizes(sizes):

@@ -15,10 +15,23 @@ from .grid import Cell
 
 @dataclass(frozen=True)
 class Run:
-    """A finished cell and its `Score`s on devel, by label and `MEAN`."""
+    """
+    What was trained with one seed.
 
-    cell: Cell
+    Attributes:
+        cells: its finished `Cell`s: one, or one for each fold.
+        scores: its `Score`s by label and `MEAN`: on devel, or on all test folds together.
+        of_folds: those on each test fold by itself; empty if there are no folds.
+    """
+
+    cells: tuple[Cell, ...]
     scores: dict
+    of_folds: tuple = ()
+
+    @property
+    def cell(self):
+        """The only cell, or that of the first fold."""
+        return self.cells[0]
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,13 @@ class System:
         rhos = self._known_rhos(label)
         return float(np.std(rhos, ddof=1)) if len(rhos) > 1 else math.nan
 
+    def rhos_of_folds(self, label=MEAN):
+        """(folds,) ρ on each test fold by itself, the mean over the seeds; NaN where no seed has one."""
+        rhos = np.array([[scores[label].rho for scores in run.of_folds] for run in self.runs])
+        known = ~np.isnan(rhos)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, rhos, 0).sum(axis=0) / known.sum(axis=0)
+
     def _known_rhos(self, label):
         rhos = [run.scores[label].rho for run in self.runs]
         return [rho for rho in rhos if not math.isnan(rho)]
@@ -77,6 +97,12 @@ def row_name(cell):
 
 def cell_name(cell):
     """What the report calls a cell."""
+    fold = "" if cell.fold is None else f", fold {cell.fold}"
+    return f"{run_name(cell)}{fold}"
+
+
+def run_name(cell):
+    """What the report calls the cell's run, of which it may be one of several folds."""
     return f"{row_name(cell)}, {ARCHITECTURES[cell.architecture].title}, seed {cell.seed}"
 
 
@@ -92,7 +118,7 @@ def read_run(cell, labels):
     Raises:
         ValueError: naming the file, if it does not hold the scores of these labels.
     """
-    return Run(cell, read_scores(cell.results, labels))
+    return Run((cell,), read_scores(cell.results, labels))
 
 
 def systems_of(runs):
@@ -104,15 +130,21 @@ def systems_of(runs):
 
 
 def write_results(path, runs):
-    """Writes a row for each run and label, and one for the mean; a number that does not exist is left empty."""
+    """
+    Writes a row for each run and label, and one for the mean; a number that does not exist is left empty. Where there
+    are folds, a column says of which one a row is: all together, or one by itself, which has no interval.
+    """
+    has_folds = any(run.of_folds for run in runs)
     with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["features", "architecture", "layer", "seed", "label", "rho", "low", "high"])
+        columns = ["features", "architecture", "layer", "seed", *(["fold"] if has_folds else []), "label"]
+        writer.writerow([*columns, "rho", "low", "high"])
         for run in runs:
             cell = run.cell
-            for label, score in run.scores.items():
-                numbers = (
-                    "" if math.isnan(number) else f"{number:.6f}" for number in (score.rho, score.low, score.high)
-                )
-                name = "mean" if label is MEAN else label
-                writer.writerow([cell.feature_set, cell.architecture, cell.layer, cell.seed, name, *numbers])
+            for fold, scores in {"all": run.scores, **dict(enumerate(run.of_folds))}.items():
+                for label, score in scores.items():
+                    numbers = (
+                        "" if math.isnan(number) else f"{number:.6f}" for number in (score.rho, score.low, score.high)
+                    )
+                    own = [cell.feature_set, cell.architecture, cell.layer, cell.seed, *([fold] if has_folds else [])]
+                    writer.writerow([*own, "mean" if label is MEAN else label, *numbers])

@@ -15,7 +15,7 @@ from ..training.launch import start
 from ..training.run import train
 from ..training.user_errors import UserError, checking, run_entry_point, together
 from .done import check_done_cells
-from .grid import claim_folder, make_random_backbones, read_grid
+from .grid import claim_folder, make_random_backbones, read_grid, with_folds
 from .plan import describe, prepare_features
 from .report import write_report
 
@@ -41,6 +41,7 @@ def _run(parsed):
     with accelerator.main_process_first():
         make_random_backbones(grid)
     corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    grid = together(partial(with_folds, grid, corpus.as_stored))
     check_done_cells(grid, corpus, accelerator)
     if flags.dry_run:
         accelerator.print(describe(grid, corpus, accelerator))

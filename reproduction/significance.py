@@ -1,20 +1,77 @@
-"""Whether one architecture is better than another: a paired bootstrap over clips."""
+"""
+Bootstraps over clips, or over groups of clips: intervals of a system's scores, and whether one system is better than
+another.
+"""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.scores import MEAN, Score
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two mean ρ on devel, with the ends of its 95 % interval."""
+    """Difference of two mean ρ, with the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
 
 
-def paired_difference(first, second, references, resamples, seed=0):
+def mean_scores(predictions, references, labels, groups=None, resamples=0, seed=0):
+    """
+    The scores of a system, each the mean over its runs, with intervals.
+
+    Args:
+        predictions: predicted shares (runs, clips, labels).
+        references: (clips, labels) true shares, NaN where one is not known.
+        labels: label names.
+        groups, seed: as in `resampled_counts`.
+        resamples: number of resamples; 0 for no intervals.
+
+    Returns:
+        `dict[str | None, Score]`: of `MEAN`, and of each label; NaN where there is no ρ.
+    """
+    of_label = [ResampledSpearman(predictions[:, :, index], true) for index, true in enumerate(references.T)]
+
+    def rhos(counts):
+        values = np.array([label.rhos(counts).mean() for label in of_label])
+        known = values[~np.isnan(values)]
+        return [known.mean() if len(known) else np.nan, *values]
+
+    resampled = np.array(
+        [rhos(counts) for counts in resampled_counts(len(references), groups, resamples, seed)]
+    ).reshape(resamples, 1 + len(labels))
+    scores = {}
+    for name, rho, column in zip((MEAN, *labels), rhos(np.ones(len(references))), resampled.T, strict=True):
+        has_interval = not (np.isnan(rho) or np.isnan(column).all())
+        ends = np.nanpercentile(column, [2.5, 97.5]) if has_interval else (math.nan, math.nan)
+        scores[name] = Score(float(rho), *map(float, ends))
+    return scores
+
+
+def resampled_counts(clips, groups, resamples, seed=0):
+    """
+    Args:
+        clips: number of clips.
+        groups: (clips,) the group of each; as many groups as there are are drawn, each with all of its clips. `None`
+            draws clips.
+        resamples: number of resamples.
+        seed: of the resampling.
+
+    Yields:
+        (clips,) how often each clip is in a resample.
+    """
+    rng = np.random.default_rng(seed)
+    group_of_clip = np.arange(clips) if groups is None else np.unique(groups, return_inverse=True)[1]
+    number = group_of_clip.max() + 1
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(number, size=number), minlength=number)[group_of_clip]
+
+
+def paired_difference(first, second, references, resamples, seed=0, groups=None):
     """
     Bootstraps the difference of two systems' scores. A system's score is the mean over its runs of the mean ρ over
     labels; in each resample, all runs of both are scored on the same clips.
@@ -23,14 +80,13 @@ def paired_difference(first, second, references, resamples, seed=0):
         first, second: predicted shares (runs, clips, labels) of each system; they may have different numbers of runs.
         references: (clips, labels) true shares, NaN where one is not known.
         resamples: number of resamples.
-        seed: of the resampling.
+        seed, groups: as in `resampled_counts`.
 
     Returns:
         `Difference`: second minus first, with percentiles over the resamples. NaN where no label has a ρ.
     """
     clips = len(references)
-    rng = np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(clips, size=clips), minlength=clips) for _ in range(resamples))
+    draws = resampled_counts(clips, groups, resamples, seed)
     predictions = np.concatenate([first, second])
     labels = [ResampledSpearman(predictions[:, :, index], true) for index, true in enumerate(references.T)]
 

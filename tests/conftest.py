@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +45,12 @@ SMALL_BACKBONE = {
 }
 SMALL_HEAD = {"conv_channels": (16, 8), "lstm_hidden_size": 12, "ffn_sizes": (8,)}
 SMALL_HEAD_FLAGS = ["--conv_channels", "16", "8", "--lstm_hidden_size", "12", "--ffn_sizes", "8"]
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests run first: a test process takes whole files, and one that starts late runs alone."""
+    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow_tests[item.path])
 
 
 def backbone_config(model_type="hubert", **fields):

@@ -7,12 +7,16 @@ from emoshare.dataset_script import Corpus
 from emoshare.evaluation.predictions import write_predictions
 from emoshare.evaluation.scores import HISTORY, MEAN, RESULTS, Score, Scorer, write_history
 from emoshare.evaluation.scores import write_scores as write_results
-from emoshare.reproduction.grid import Cell
+from emoshare.reproduction.grid import Cell, Grid, with_folds
 from emoshare.training.arguments import arguments_of
+from emoshare.training.corpus import corpus_of_run
 
 
-def fabricated_corpus(labels, sizes=None, unknown=(), name="csv"):
-    """A `Corpus` of shares in steps of 1/20; those of `unknown` labels, and of all in test, are not known."""
+def fabricated_corpus(labels, sizes=None, unknown=(), name="csv", speakers=0):
+    """
+    A `Corpus` of shares in steps of 1/20; those of `unknown` labels, and of all in test, are not known. With
+    `speakers`, each clip has one of so many, who speak in turn.
+    """
     rng = np.random.default_rng(0)
     splits = {}
     for split, size in (sizes or {"train": 60, "devel": 40, "test": 10}).items():
@@ -20,8 +24,10 @@ def fabricated_corpus(labels, sizes=None, unknown=(), name="csv"):
         for label in labels:
             shares = rng.binomial(20, rng.beta(0.6, 2.5, size=size)) / 20
             columns[label] = [None] * size if split == "test" or label in unknown else shares.tolist()
+        if speakers:
+            columns["speaker"] = [f"s{number % speakers}" for number in range(size)]
         splits[split] = Dataset.from_dict(columns)
-    return Corpus(name, DatasetDict(splits), list(labels))
+    return Corpus(name, DatasetDict(splits), list(labels), ["speaker"] if speakers else [])
 
 
 def plan_cell(folder, features, architecture="cnn_lstm", seed=0, layer="-1", backbone="acoustic", **flags):
@@ -31,9 +37,17 @@ def plan_cell(folder, features, architecture="cnn_lstm", seed=0, layer="-1", bac
     return Cell(features, arguments_of({**own, "output_dir": str(folder / name), **flags}, "test"))
 
 
+def cells_of_folds(folder, corpus, num_folds, *args, noise=0.2, group_by="speaker", **flags):
+    """Finished cells, one for each fold; `args` and `flags` as in `plan_cell`."""
+    first = plan_cell(folder, *args, folds=num_folds, fold=0, group_by=group_by, **flags)
+    cells = with_folds(Grid("A grid", folder, [first], {}), corpus).cells
+    return [finish_cell(cell, corpus_of_run(corpus, cell.arguments.data), noise) for cell in cells]
+
+
 def finish_cell(cell, corpus, noise=0.2, epochs=3):
     """Writes what a finished cell has: predictions near the true shares, and their scores."""
-    rng = np.random.default_rng([len(cell.feature_set), cell.seed, len(cell.architecture), int(100 * noise)])
+    seed = [len(cell.feature_set), cell.seed, len(cell.architecture), int(100 * noise)]
+    rng = np.random.default_rng(seed if cell.fold is None else [*seed, cell.fold])
     cell.folder.mkdir(parents=True)
     for split in ("devel", "test"):
         if split in corpus.splits:

@@ -63,9 +63,14 @@ def test_kills_that_do_harm_are_found(tmp_path):
     careful = kills.kill(Careful(tmp_path / "careful"), 6, 0, log)
     assert (careful.trials, careful.failures) == (6, [])
     for scenario, harm in [(Careless, "differs"), (Littering, "should not be there")]:
-        row = kills.kill(scenario(tmp_path / scenario.name), 6, 0, log)
-        assert row.trials == 6
-        assert any(harm in failure for failure in row.failures)
+        failures = []
+        for seed in range(10):  # on a busy machine, none of a few kills may come while a file is being written
+            row = kills.kill(scenario(tmp_path / f"{scenario.name}{seed}"), 6, seed, log)
+            assert row.trials == 6
+            failures += row.failures
+            if any(harm in failure for failure in failures):
+                break
+        assert any(harm in failure for failure in failures)
 
 
 def test_every_moment_between_file_operations_is_found(tmp_path):

@@ -13,10 +13,12 @@ from transformers import HfArgumentParser
 
 from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
+from ..dataset_script.folds import LEAST_FOLDS
 from ..evaluation.selections import SELECTIONS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
+LEAVE_ONE_OUT = "leave_one_out"
 _PROPERTIES = ("changes_results", "fixed_on_resume", "on_card", "is_config_field")  # of a flag, not for argparse
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -72,6 +74,15 @@ class DataArguments:
         + "; ".join(f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir),
     )
     max_train_samples: int | None = _flag(None, "train on this many clips only, the first ones")
+    folds: str | None = _flag(
+        None,
+        "divide all clips whose shares are known into this many folds, and take one as test, the next one as devel "
+        f"and the others as train; '{LEAVE_ONE_OUT}': a fold for each value of --group_by",
+    )
+    fold: int | None = _flag(None, "which of --folds is test, from 0")
+    group_by: str | None = _flag(
+        None, "a fact about the clips, such as speaker: those with the same value are in the same of --folds"
+    )
     decode_audio: bool = _place(
         False, "before training, decode each clip to its end to find damaged ones, instead of reading its header"
     )
@@ -89,10 +100,36 @@ class DataArguments:
                     f"--dataset: {self.dataset} holds clips and CSVs; expected --dataset csv --data_dir {self.dataset}"
                 )
             if self.data_dir is not None:
-                with_folder = " and ".join(name for name, info in CORPORA.items() if info.needs_data_dir)
+                with_folder = ", ".join(name for name, info in CORPORA.items() if info.needs_data_dir)
                 raise ValueError(f"--data_dir is for {with_folder}; got --dataset {self.dataset}")
         if self.max_train_samples is not None:
             _require_positive(self, "max_train_samples")
+        self._check_folds()
+
+    def _check_folds(self):
+        if self.folds is None:
+            for name in ("group_by", "fold"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is for --folds, which was not given")
+            return
+        is_number = self.folds.isdecimal() and int(self.folds) >= LEAST_FOLDS
+        if not is_number and self.folds != LEAVE_ONE_OUT:
+            raise ValueError(
+                f"--folds: got {self.folds!r}; expected a number from {LEAST_FOLDS}, for test, devel and train, or "
+                f"{LEAVE_ONE_OUT}"
+            )
+        if not is_number and self.group_by is None:
+            raise ValueError(f"--folds: {LEAVE_ONE_OUT} needs --group_by, the fact whose values have a fold each")
+        if self.fold is None:
+            raise ValueError("--folds: needs --fold, the number of the fold that is test, from 0")
+        if self.fold < 0 or (is_number and self.fold >= int(self.folds)):
+            most = f" to {int(self.folds) - 1}" if is_number else " or more"
+            raise ValueError(f"--fold: got {self.fold}; expected 0{most}")
+
+    @property
+    def num_folds(self):
+        """`--folds` as a number; `None` for a fold for each group."""
+        return None if self.folds == LEAVE_ONE_OUT else int(self.folds)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from functools import partial
 import datasets
 
 from ..dataset_script import load_corpus
+from ..dataset_script.folds import fold_of, num_unknown
 from .user_errors import together
 
 
@@ -17,18 +18,40 @@ def load_run_corpus(data, accelerator):
             then read.
 
     Returns:
-        `Corpus`, its train split cut to `max_train_samples` clips.
+        `Corpus`: see `corpus_of_run`.
 
     Raises:
-        UserError: if anything is wrong with the corpus; names file, split and row.
+        UserError: if anything is wrong with the corpus, or it cannot be divided into folds; names file, split and row.
     """
     load = partial(load_corpus, data.dataset, data_dir=data.data_dir)
     is_first = accelerator.is_local_main_process
     corpus = together(lambda: load() if is_first else None)
     corpus = together(lambda: corpus if is_first else load())
-    if data.max_train_samples is not None:
-        train = corpus.splits["train"]
-        train = train.take(min(data.max_train_samples, len(train)))
-        corpus = replace(corpus, splits=datasets.DatasetDict({**corpus.splits, "train": train}))
+    corpus = together(partial(corpus_of_run, corpus, data))
     accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in corpus.splits.items()))
+    unknown = num_unknown(corpus.as_stored) if data.folds is not None else 0
+    if unknown:
+        accelerator.print(f"{unknown} clips of the corpus's own test split are in no fold: not all shares are known")
     return corpus
+
+
+def corpus_of_run(corpus, data):
+    """
+    Args:
+        corpus: `Corpus`, with its own splits.
+        data: `DataArguments`.
+
+    Returns:
+        `Corpus`: split into `--folds`, if the run is on one of them; its train split cut to `max_train_samples` clips.
+
+    Raises:
+        ValueError: if the corpus cannot be divided into such folds.
+    """
+    if data.folds is not None:
+        corpus = fold_of(corpus, data.fold, data.num_folds, data.group_by)
+    if data.max_train_samples is None:
+        return corpus
+    train = corpus.splits["train"]
+    train = train.take(min(data.max_train_samples, len(train)))
+    origins = {split: clips[: len(train)] if split == "train" else clips for split, clips in corpus.origins.items()}
+    return replace(corpus, splits=datasets.DatasetDict({**corpus.splits, "train": train}), origins=origins)

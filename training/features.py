@@ -68,7 +68,7 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
     Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet.
 
     Args:
-        corpus: `Corpus`.
+        corpus: `Corpus`, with the splits by which features are stored.
         data: `DataArguments`.
         model, feature_extractor, cache_dir, accelerator, layers: as in `extract_layers`.
 

@@ -12,7 +12,7 @@ from ..evaluation.card import model_card, shown_settings
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
 from ..evaluation.predictions import predict, write_predictions
-from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, write_history, write_scores
+from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
 from .arguments import parse_arguments
 from .augmentation import check_listeners
@@ -21,6 +21,7 @@ from .corpus import load_run_corpus
 from .features import check_new_audio, extract_frame_features
 from .launch import start
 from .model import build_model
+from .store import ResplitFeatureStore
 from .trainer import HeadTrainer, predict_after_shuffling
 from .user_errors import checking, run_entry_point, together
 
@@ -65,14 +66,16 @@ def train(arguments, accelerator):
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
-    layers = [model.config.backbone_layer]
-    check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+    layers, whole = [model.config.backbone_layer], corpus.as_stored
+    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
     # Of the clips as they are now: until the results are written, somebody may change them or move them away.
     made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
     stores = {
-        split: extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype)
-        for split in corpus.splits
+        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype)
+        for split in whole.splits
     }
+    if whole is not corpus:
+        stores = {split: ResplitFeatureStore(stores, corpus, split) for split in corpus.splits}
 
     # By default, each emotion keeps the weights of its own best epoch on devel.
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
@@ -89,6 +92,9 @@ def train(arguments, accelerator):
     if accelerator.is_main_process:
         save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
     report(scores, predictions["devel"], progress.selected, accelerator, run.selection)
+    if corpus.whole is not None:
+        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(predictions["test"])
+        accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
         report_controls(corpus, scorer, predictions["devel"], shuffled, accelerator)

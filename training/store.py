@@ -100,6 +100,49 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         }
 
 
+class ResplitFeatureStore(FrameFeatureStore):
+    """
+    The frame features of a split of a corpus that was split in another way: a view of the stores of its own splits,
+    whose features stay where they are.
+
+    Args:
+        stores: the `FrameFeatureStore` of each split of `corpus.whole`, by split.
+        corpus: `Corpus` that `Corpus.resplit` made.
+        split: a split of this corpus.
+    """
+
+    def __init__(self, stores, corpus, split):
+        self.clips = corpus.splits[split]
+        self.labels = corpus.labels
+        self.shares = corpus.shares(split).astype(np.float32)
+        self.listeners = corpus.listeners(split).astype(np.float32)
+        self.metadata = corpus.metadata[split]
+        stores = [stores[name] for name in corpus.whole.splits]
+        names = "+".join(store.fingerprint for store in stores)
+        self.fingerprint = f"{names}-{Hasher.hash((self.labels, self.shares, corpus.origins[split]))}"
+        place = np.full(sum(len(store.clips) for store in stores), -1)  # of each clip of the whole corpus in this split
+        place[corpus.origins[split]] = np.arange(len(self.clips))
+        clip = place[_joined(stores, "clip_of_window", indices_of="clips")]
+        # The windows of a clip are in their order already.
+        windows = np.argsort(clip, kind="stable")[np.count_nonzero(clip < 0) :]
+        self.rows = _joined(stores, "rows", indices_of="features")[windows]
+        self.clip_of_window = clip[windows]
+        self.num_samples, self.num_frames, self.weights = (
+            _joined(stores, name)[windows] for name in ("num_samples", "num_frames", "weights")
+        )
+        self.shape, self.features = (
+            pa.chunked_array([chunk for store in stores for chunk in getattr(store, name).chunks])
+            for name in ("shape", "features")
+        )
+        self.dtype = stores[0].dtype
+
+
+def _joined(stores, name, indices_of=None):
+    """An array of each store, one after another; if it holds indices, what they are of is one after another, too."""
+    before = np.cumsum([0, *(len(getattr(store, indices_of)) if indices_of else 0 for store in stores[:-1])])
+    return np.concatenate([getattr(store, name) + start for store, start in zip(stores, before, strict=True)])
+
+
 def as_stored(features, dtype):
     """
     A float32 array in the form that the store keeps.

@@ -14,8 +14,9 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_the_builder_has_the_three_configs():
-    assert [config.name for config in EmotionShare.BUILDER_CONFIGS] == ["compare2023", "csv", "synthetic"]
+def test_the_builder_has_a_config_for_each_corpus():
+    names = [config.name for config in EmotionShare.BUILDER_CONFIGS]
+    assert names == ["compare2023", "crema_d", "csv", "emodb", "synthetic"]
     assert issubclass(EmotionShare, datasets.DatasetBuilder)
 
 
@@ -71,7 +72,7 @@ def test_synthetic_is_built_once(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "iemocap"}, "unknown corpus 'iemocap'; expected one of compare2023, csv, synthetic"),
+        ({"name": "iemocap"}, "unknown corpus 'iemocap'; expected one of compare2023, crema_d, csv, emodb, synthetic"),
         ({"name": "csv"}, "data_dir: the corpus 'csv' needs a folder"),
         ({"name": "synthetic", "data_dir": "somewhere"}, "makes its own"),
     ],

@@ -11,8 +11,9 @@ from conftest import read_csv, speech, torch_threads, write_corpus, write_csv
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.scores import MEAN, Score, write_scores
 from emoshare.reproduction.done import check_done_cells
-from emoshare.reproduction.grid import read_grid
+from emoshare.reproduction.grid import read_grid, with_folds
 from emoshare.reproduction.run import main
+from emoshare.training.corpus import corpus_of_run
 
 FLAGS = {"dataset": "csv", "num_train_epochs": 1, "bootstrap": 0, "conv_channels": [8], "lstm_hidden_size": 4}
 
@@ -80,6 +81,37 @@ def test_a_cell_of_another_corpus_is_refused_by_what_differs(change, difference,
     assert f"\n  {grid.cells[0].folder.name}: {difference}\n" in str(error.value)
     assert "delete their folders" in str(error.value)
     assert grid.cells[0].is_done
+
+
+def give_speakers(folder, speakers):
+    rows = [[f"train_{number:03d}.wav", speakers[number]] for number in range(6)]
+    rows += [[f"devel_{number:03d}.wav", speakers[6 + number]] for number in range(5)]
+    write_csv(folder / "corpus" / "lab" / "clips.csv", ["filename", "speaker"], rows)
+
+
+def test_a_cell_of_another_fold_is_refused_by_what_differs(folder):
+    entries = yaml.safe_load((folder / "grid.yaml").read_text())
+    (folder / "grid.yaml").write_text(yaml.safe_dump({**entries, "folds": "leave_one_out", "group_by": "speaker"}))
+    give_speakers(folder, "abcabcabcab")
+    grid = with_folds(read_grid(folder / "grid.yaml"), load(folder))
+    assert len(grid.cells) == 2 * 3
+    for cell in grid.cells[:4]:
+        finish(cell, corpus_of_run(load(folder), cell.arguments.data))
+    check(grid, folder)
+    give_speakers(folder, "xyzxyzxyzxy")  # the same clips by other names
+    check(grid, folder)
+    change_clip(folder)  # devel_001, of the second speaker: it is test, devel or train of each fold
+    with pytest.raises(ValueError, match=r"4 finished cell\(s\) are of another corpus:") as error:
+        check(grid, folder)
+    folders = [cell.folder.name for cell in grid.cells[:4]]
+    splits = ["devel", "test", "train", "devel"]
+    for name, split in zip(folders, splits, strict=True):
+        assert f"\n  {name}: other clips in {split}\n" in str(error.value)
+    give_speakers(folder, "xyzxyzxyzxx")
+    with pytest.raises(
+        ValueError, match=f"{folders[0]}: other clips in devel, other shares in devel, other clips in test"
+    ):
+        check(grid, folder)
 
 
 def test_what_changes_no_result_is_no_difference(folder, tmp_path):

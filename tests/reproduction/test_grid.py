@@ -3,8 +3,10 @@ import json
 import pytest
 import yaml
 from conftest import ROOT
+from datasets import Dataset, DatasetDict
 
-from emoshare.reproduction.grid import claim_folder, make_random_backbones, read_grid
+from emoshare.dataset_script import Corpus
+from emoshare.reproduction.grid import claim_folder, make_random_backbones, read_grid, with_folds
 
 HUBERT = {
     "model_type": "hubert",
@@ -64,6 +66,48 @@ def test_random_backbones_are_made_once_and_the_same_everywhere(tmp_path):
     (other,) = elsewhere.random_backbones
     assert other != folder
     assert (other / "model.safetensors").read_bytes() == weights
+
+
+def corpus_of(speakers):
+    columns = {"filename": list(map(str, range(len(speakers)))), "joy": [0.5] * len(speakers), "speaker": speakers}
+    return Corpus("csv", DatasetDict(train=Dataset.from_dict(columns)), ["joy"], ["speaker"])
+
+
+@pytest.mark.parametrize(("folds", "number"), [(3, 3), ("leave_one_out", 4)])
+def test_a_cell_for_each_fold(folds, number, tmp_path):
+    grid = read_grid(write_grid(tmp_path, folds=folds, group_by="speaker"))
+    cells = with_folds(grid, corpus_of(["adam", "eve", "ida", "bob"])).cells
+    assert len(grid.cells) == 8
+    assert [(cell.feature_set, cell.architecture, cell.seed, cell.fold) for cell in cells] == [
+        (cell.feature_set, cell.architecture, cell.seed, fold) for cell in grid.cells for fold in range(number)
+    ]
+    assert len({cell.folder for cell in cells}) == 8 * number
+    assert cells[number - 1].folder.name == f"{grid.cells[0].folder.name}-fold{number - 1}"
+    data = cells[-1].arguments.data
+    assert (data.folds, data.group_by) == (str(folds), "speaker")
+    assert len({cell.arguments.feature_cache_dir for cell in cells}) == 1
+
+
+def test_without_folds_there_are_the_same_cells(tmp_path):
+    grid = read_grid(write_grid(tmp_path))
+    assert with_folds(grid, corpus_of(["adam"])) is grid
+    assert grid.cells[0].fold is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"folds": 2}, "line 28: .*--folds: got '2'; expected a number from 3"),
+        ({"folds": "each"}, "line 28: .*--folds: got 'each'"),
+        ({"folds": [1, 2]}, r"line 28: .*folds is \[1, 2\]; expected a single value"),
+        ({"folds": "leave_one_out"}, "line 28: .*leave_one_out needs --group_by"),
+        ({"group_by": "speaker"}, "line 28: .*--group_by is for --folds"),
+        ({"fold": 1}, "line 28: unknown key 'fold'; expected title, .*, folds, group_by"),
+    ],
+)
+def test_wrong_folds_name_the_line(entries, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"grid\.yaml, {message}"):
+        read_grid(write_grid(tmp_path, **entries))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +196,13 @@ def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
     (cell.folder / "cell.json").write_text(json.dumps({**note, "learning_rate": "1e-4"}))
     with pytest.raises(ValueError, match=r"other settings: learning_rate was 0\.0001, now 0\.001; take"):
         claim_folder(cell)
+
+
+def test_the_grid_of_folds_is_valid(tmp_path):
+    grid = yaml.safe_load((ROOT / "configs" / "emodb_folds.yaml").read_text())
+    grid["train"]["dataset"] = "csv"
+    cells = with_folds(read_grid(write_grid(tmp_path, **grid), data_dir="DIR"), corpus_of(list("abcdefghij"))).cells
+    assert len(cells) == 3 * 10
 
 
 def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):

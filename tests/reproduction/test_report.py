@@ -3,14 +3,16 @@ import re
 import numpy as np
 import pytest
 from conftest import read_csv
-from fabricated_grid import fabricated_corpus, finish_cell, plan_cell
+from fabricated_grid import cells_of_folds, fabricated_corpus, finish_cell, plan_cell
 from PIL import Image
 
 from emoshare import EMOTIONS
+from emoshare.evaluation import figures as shares_figure
 from emoshare.evaluation.selections import SELECTIONS
-from emoshare.reproduction import report
+from emoshare.reproduction import figures, report
 from emoshare.reproduction.grid import Grid
 from emoshare.reproduction.report import write_report
+from emoshare.training.corpus import corpus_of_run
 
 LABELS = ["joy", "awe"]
 ARCHITECTURES = ("cnn_lstm", "cnn_lstm_attention")
@@ -82,6 +84,55 @@ def test_the_same_cells_give_the_same_files(tmp_path):
     assert len(files) == 10
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_a_grid_of_folds(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "SHOWN_GROUPS", 2)
+    save, drawn = figures.save_figure, ("architectures.svg", "folds.svg")
+    for module in (figures, shares_figure):  # not all are drawn, as each takes half a second
+        monkeypatch.setattr(
+            module, "save_figure", lambda figure, path: save(figure, path) if path.name in drawn else path.touch()
+        )
+    corpus = fabricated_corpus(LABELS, speakers=7)
+    cells = [
+        cell
+        for architecture, noise in zip(ARCHITECTURES, (0.3, 0.1), strict=True)
+        for seed in (0, 1)
+        for cell in cells_of_folds(tmp_path, corpus, 3, "mel", architecture, seed, noise=noise, bootstrap=20)
+    ]
+    cells[-1].results.unlink()
+    page = page_of(tmp_path / "report", cells, corpus_of_run(corpus, cells[0].arguments.data))
+    assert "They are on a corpus of one's own, 3 folds by speaker; the paper's are on" in page
+    assert "Clips: 100 in 3 folds by speaker, 29 to 41 each." in page
+    assert "Finished: 11 of 12 cells" in page
+    assert re.search(r"\| mel \| Architecture 1 \| 0\.\d{3} ± 0\.\d{3} \|", section(page, "Table 1"))
+    # The second seed of Architecture 2 lacks a fold.
+    assert re.search(r"\| mel \| Architecture 2 \| \*\*0\.\d{3}\*\* \| ", section(page, "Table 1"))
+    folds = section(page, "Folds")
+    assert "50 resamples of 7 groups by speaker" in folds
+    assert "| fold | clips | speaker | mel, Architecture 1 | mel, Architecture 2 |" in folds
+    of_folds = re.findall(r"^\| (\d) \| (\d+) \| (.*?) \| (0\.\d{3}) \| (0\.\d{3}) \|$", folds, re.MULTILINE)
+    assert [fold for fold, *_ in of_folds] == ["0", "1", "2"]
+    assert sum(int(clips) for _, clips, *_ in of_folds) == 100
+    assert sorted(len(re.findall("s\\d", speakers)) for _, _, speakers, *_ in of_folds) == [0, 2, 2]
+    assert "| 3 of them |" in folds
+    rhos = np.array([[float(rho) for rho in rhos] for *_, first, second in of_folds for rhos in [(first, second)]])
+    means = re.search(r"\| mean ± deviation \|  \|  \| (0\.\d{3}) ± (0\.\d{3}) \| (0\.\d{3}) ± ", folds)
+    assert float(means[1]) == pytest.approx(rhos[:, 0].mean(), abs=0.001)
+    assert float(means[2]) == pytest.approx(rhos[:, 0].std(ddof=1), abs=0.001)
+    assert float(means[3]) == pytest.approx(rhos[:, 1].mean(), abs=0.001)
+    assert re.search(r"\| \*\*pooled\*\*, 95 % interval \|  \|  \| 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) \| 0\.", folds)
+    assert "mel, Architecture 2, seed 0, on all test folds" in section(page, "Figure 2")
+    assert "50 resamples of 7 groups by speaker" in section(page, "Architecture 2 against 1")
+    assert "| mel | 2 and 1 | +0." in section(page, "Architecture 2 against 1")
+    assert section(page, "Cells that are not done").strip().endswith("mel, Architecture 2, seed 1, fold 2")
+    assert "Test predictions" not in page
+    assert "| fold |" not in section(page, "Settings")
+    assert "mean Spearman's ρ on the test folds" in (tmp_path / "report" / "figures" / "architectures.svg").read_text()
+    of_folds = (tmp_path / "report" / "figures" / "folds.svg").read_text()
+    for text in ("mean Spearman's ρ on the test folds", "a fold by itself", "95 % interval"):
+        assert f"<!-- {text} -->" in of_folds
+    assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels", "folds")
 
 
 def test_one_cell_of_many_is_enough(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emoshare.evaluation.scores import MEAN, Scorer
-from emoshare.reproduction.significance import ResampledSpearman, paired_difference
+from emoshare.reproduction.significance import ResampledSpearman, mean_scores, paired_difference, resampled_counts
 
 
 def shares(rng, *shape, decimals=1):
@@ -83,3 +83,68 @@ def test_without_a_rho_there_is_no_difference():
     rng = np.random.default_rng(4)
     difference = paired_difference(shares(rng, 1, 9, 1), shares(rng, 1, 9, 1), np.full((9, 1), np.nan), resamples=10)
     assert all(math.isnan(value) for value in (difference.value, difference.low, difference.high))
+
+
+def test_groups_are_drawn_whole():
+    groups = np.array(["eve", "adam", "eve", "ida", "eve", "ida"])
+    draws = list(resampled_counts(6, groups, resamples=200))
+    for counts in draws:
+        assert len({counts[0], counts[2], counts[4]}) == len({counts[3], counts[5]}) == 1
+        assert counts[0] + counts[1] + counts[3] == 3  # as many groups as there are
+    assert {tuple(counts[[0, 1, 3]]) for counts in draws} >= {(1, 1, 1), (3, 0, 0), (0, 1, 2)}
+
+
+def test_a_systems_scores_are_the_means_of_its_runs():
+    rng = np.random.default_rng(6)
+    references, predictions = shares(rng, 80, 2), shares(rng, 3, 80, 2)
+    runs = [Scorer(references, ["joy", "awe"]).scores(run, bootstrap=20, seed=5) for run in predictions]
+    scores = mean_scores(predictions, references, ["joy", "awe"])
+    for label in (MEAN, "joy", "awe"):
+        assert scores[label].rho == pytest.approx(np.mean([run[label].rho for run in runs]))
+        assert math.isnan(scores[label].low)
+    # One run, without groups: what the metric gives.
+    alone = mean_scores(predictions[:1], references, ["joy", "awe"], resamples=20, seed=5)
+    for label, score in runs[0].items():
+        assert (alone[label].low, alone[label].high) == pytest.approx((score.low, score.high))
+
+
+def test_a_label_without_rho_has_no_interval():
+    rng = np.random.default_rng(7)
+    references = np.column_stack([shares(rng, 30), np.full(30, 0.5)])
+    scores = mean_scores(shares(rng, 1, 30, 2), references, ["joy", "envy"], resamples=10)
+    assert all(math.isnan(value) for value in vars(scores["envy"]).values())
+    assert scores[MEAN] == scores["joy"]
+
+
+def test_an_interval_over_groups_covers_where_that_over_clips_does_not():
+    """Speakers of whom a model is right about some and wrong about others: 10 clips of each say the same."""
+    rng = np.random.default_rng(8)
+
+    def corpus(speakers):
+        true = rng.standard_normal((speakers, 10))
+        is_right = np.where(rng.random((speakers, 1)) < 0.8, 1, -1)
+        predicted = is_right * true + rng.standard_normal((speakers, 10))
+        return predicted.reshape(1, -1, 1), true.reshape(-1, 1), np.repeat(np.arange(speakers), 10)
+
+    predicted, true, _ = corpus(2000)
+    rho = mean_scores(predicted, true, ["joy"])[MEAN].rho
+    covered = {"groups": 0, "clips": 0}
+    for seed in range(40):
+        predicted, true, groups = corpus(30)
+        for over, own in {"groups": groups, "clips": None}.items():
+            score = mean_scores(predicted, true, ["joy"], own, resamples=100, seed=seed)[MEAN]
+            covered[over] += score.low <= rho <= score.high
+    assert covered["groups"] >= 34
+    assert covered["clips"] < 28
+
+
+def test_a_difference_may_be_over_groups():
+    rng = np.random.default_rng(9)
+    references, first, second = shares(rng, 90, 1), shares(rng, 1, 90, 1), shares(rng, 1, 90, 1)
+    groups = np.arange(90) // 30
+    over_clips = paired_difference(first, second, references, resamples=50)
+    over_groups = paired_difference(first, second, references, resamples=50, groups=groups)
+    alone = paired_difference(first, second, references, resamples=50, groups=np.arange(90))
+    assert over_groups.value == over_clips.value
+    assert (over_groups.low, over_groups.high) != (over_clips.low, over_clips.high)
+    assert alone == over_clips

@@ -11,7 +11,16 @@ from datasets import DatasetDict, load_from_disk
 from emoshare import EmoShareFeatureExtractor
 from emoshare.dataset_script import load_corpus
 from emoshare.training.features import extract_frame_features
-from emoshare.training.store import FrameFeatureStore, begin, finish, is_whole, shard_path, write_shard, written_clips
+from emoshare.training.store import (
+    FrameFeatureStore,
+    ResplitFeatureStore,
+    begin,
+    finish,
+    is_whole,
+    shard_path,
+    write_shard,
+    written_clips,
+)
 
 LABELS = ["joy", "awe"]
 
@@ -165,6 +174,56 @@ def test_two_stores_of_the_same_features_and_other_labels_differ(corpus, tmp_pat
     other = FrameFeatureStore(tmp_path / "store", replace(corpus, labels=LABELS[::-1]), "train")
     assert store.fingerprint != other.fingerprint
     shutil.rmtree(tmp_path / "store")
+
+
+@pytest.fixture
+def resplit(corpus, tmp_path):
+    """The splits of the corpus with windows of their own, in two shards, and three clips of both as a new split."""
+    stores = {}
+    for split, clips in corpus.splits.items():
+        windows = [window(clip, 0, 3 + clip, 10 * len(clips) + clip) for clip in range(len(clips))]
+        long = window(0, 50, 2, 10 * len(clips) + 0.5)
+        of_split = replace(corpus, splits=DatasetDict(train=clips))
+        (tmp_path / split).mkdir()
+        shards = [shard for shard in (windows[1:], [long, windows[0]]) if shard]
+        stores[split] = write_store(tmp_path / split, [shards], of_split)
+    other = corpus.resplit({"train": [0, 3, 5], "devel": [1, 4]})
+    return stores, other
+
+
+def test_a_split_of_several_stores_has_their_windows(resplit):
+    stores, corpus = resplit
+    store = ResplitFeatureStore(stores, corpus, "train")
+    items = [store[index] for index in range(len(store))]
+    # Clip 0 of train has two windows, and so has the only clip of devel, which is the sixth of all.
+    assert [item["frame_features"][0, 0] for item in items] == [50, 50.5, 53, 10, 10.5]
+    assert store.clip_of_window.tolist() == [0, 0, 1, 2, 2]
+    assert store.num_frames.tolist() == [3, 2, 6, 3, 2]
+    assert store.num_samples.tolist() == [103, 102, 106, 103, 102]
+    assert store.weights.tolist() == pytest.approx([103 / 205, 102 / 205, 1, 103 / 205, 102 / 205])
+    clips = corpus.splits["train"]
+    for item, clip in zip(items, store.clip_of_window.tolist(), strict=True):
+        np.testing.assert_allclose(item["labels"], [clips[clip]["joy"], clips[clip]["awe"]])
+    assert store.collate(items)["frame_features"].shape == (5, 6, 2)
+    assert vars(store).keys() == vars(stores["train"]).keys()
+    assert store.listeners.shape == (3,)
+
+
+def test_a_split_of_several_stores_copies_no_features(resplit):
+    stores, corpus = resplit
+    before = pa.total_allocated_bytes()
+    store = ResplitFeatureStore(stores, corpus, "train")
+    features = [item["frame_features"] for item in store]
+    assert pa.total_allocated_bytes() == before
+    assert not any(array.flags.owndata or array.flags.writeable for array in features)
+
+
+def test_other_splits_are_other_stores(resplit):
+    stores, corpus = resplit
+    whole = replace(corpus.whole, labels=[])  # so that no shares differ
+    splits = [whole.resplit({"train": clips}) for clips in ([0, 3, 5], [0, 3, 5], [0, 3, 4])]
+    first, same, other = (ResplitFeatureStore(stores, split, "train").fingerprint for split in splits)
+    assert first == same != other
 
 
 def test_an_extraction_is_such_a_store(corpus, tmp_path):

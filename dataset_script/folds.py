@@ -1,0 +1,104 @@
+"""Folds of a corpus for cross-validation: parts of about equal size that share no group of clips, such as a speaker."""
+
+from itertools import chain
+
+import numpy as np
+
+from .tables import FILENAME, Problems
+
+LEAST_FOLDS = 3  # one is test, the next one devel, and the others train
+
+
+def fold_of(corpus, fold, num_folds=None, group_by=None):
+    """
+    Args:
+        corpus: `Corpus`.
+        fold: number of the fold that is test, from 0. The next one (after the last, the first) is devel, and all others
+            together are train.
+        num_folds, group_by: as in `divide`, errors too.
+
+    Returns:
+        `Corpus` with these splits, each in the order of the corpus.
+
+    Raises:
+        ValueError: also if there is no such fold.
+    """
+    folds = divide(corpus, num_folds, group_by)
+    if fold >= len(folds):
+        raise ValueError(f"fold: got {fold}; expected 0 to {len(folds) - 1}, as there are {len(folds)} folds")
+    devel = (fold + 1) % len(folds)
+    train = [clips for number, clips in enumerate(folds) if number not in (fold, devel)]
+    return corpus.resplit({"train": np.sort(np.concatenate(train)), "devel": folds[devel], "test": folds[fold]})
+
+
+def divide(corpus, num_folds=None, group_by=None, seed=0):
+    """
+    Divides the clips of a corpus, of all its splits, into folds of about as many clips. Test clips that have a share
+    that is not known are left out.
+
+    Args:
+        corpus: `Corpus`.
+        num_folds: at least 3; `None` for a fold for each group.
+        group_by: a fact about the clips; those with the same value are a group, which is in one fold. `None`: each clip
+            is a group of its own.
+        seed: of the order in which groups of equal size are dealt out; nothing is drawn where each has its own fold.
+
+    Returns:
+        `list[np.ndarray]`: for each fold, the indices of its clips among all clips of the corpus, split after split,
+        ascending. A fold for each group is in the order of the groups' names.
+
+    Raises:
+        ValueError: if the corpus has no such fact, clips whose value is not known, or too few groups.
+    """
+    clips = _clips_with_shares(corpus)
+    groups = np.arange(len(clips)) if group_by is None else _groups(corpus, clips, group_by)
+    names, group_of_clip, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    least = LEAST_FOLDS if num_folds is None else num_folds
+    if len(names) < least:
+        what = "clips whose shares are known" if group_by is None else f"values of {group_by!r}"
+        raise ValueError(f"folds: got {len(names)} {what}; expected at least {least}, one for each fold")
+    if num_folds is None:
+        num_folds, fold_of_group = len(names), np.arange(len(names))
+    else:
+        fold_of_group = _deal_out(sizes, num_folds, seed)
+    return [clips[fold_of_group[group_of_clip] == fold] for fold in range(num_folds)]
+
+
+def num_unknown(corpus):
+    """How many clips of a corpus's test split have a share that is not known, and are therefore in no fold."""
+    return sum(map(len, corpus.splits.values())) - len(_clips_with_shares(corpus))
+
+
+def _clips_with_shares(corpus):
+    """Indices of all clips of train and devel, and of those of test whose shares are all known."""
+    is_in = [
+        ~np.isnan(corpus.shares(split)).any(axis=1) if split == "test" else np.ones(len(clips), dtype=bool)
+        for split, clips in corpus.splits.items()
+    ]
+    return np.flatnonzero(np.concatenate(is_in))
+
+
+def _groups(corpus, clips, group_by):
+    """The value of the fact of each of these clips."""
+    if not corpus.facts:
+        raise ValueError(f"group_by: got {group_by!r}, but the corpus has no facts about its clips")
+    if group_by not in corpus.facts:
+        raise ValueError(f"group_by: got {group_by!r}; expected a fact of the corpus: {', '.join(corpus.facts)}")
+    values = list(chain.from_iterable(facts[group_by] for facts in corpus.metadata.values()))
+    filenames = list(chain.from_iterable(split[FILENAME] for split in corpus.splits.values()))
+    problems = Problems(f"group_by {group_by}")
+    for clip in clips:
+        if values[clip] is None:
+            problems.add(*corpus.place(*corpus.split_of(clip)), f"{filenames[clip]}: its {group_by} is not known")
+    problems.raise_if_any()
+    return np.array([values[clip] for clip in clips])
+
+
+def _deal_out(sizes, num_folds, seed):
+    """The fold of each group of these sizes (in clips): the largest comes first, and goes where there are fewest."""
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    clips, fold_of_group = np.zeros(num_folds, dtype=int), np.empty(len(sizes), dtype=int)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        fold_of_group[group] = clips.argmin()
+        clips[fold_of_group[group]] += sizes[group]
+    return fold_of_group

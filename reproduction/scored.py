@@ -1,0 +1,131 @@
+"""What the runs of a grid are scored on: the devel split, or the test folds, all of them together."""
+
+import numpy as np
+
+from ..dataset_script.folds import divide
+from ..dataset_script.tables import FILENAME
+from ..evaluation.predictions import read_predictions
+from .results import Run, read_run
+from .significance import mean_scores
+
+
+def scored_on(grid, corpus):
+    """
+    Args:
+        grid: `Grid`.
+        corpus: the `Corpus` of its first cell.
+
+    Returns:
+        `Folds` of a grid that has folds, `Devel` of any other.
+    """
+    data = grid.cells[0].arguments.data
+    return Devel(corpus) if data.folds is None else Folds(corpus.as_stored, data)
+
+
+class Devel:
+    """
+    Runs are scored on devel; each is one cell.
+
+    Attributes:
+        name: for headings and figures.
+        references: (clips, labels) true shares of the scored clips, NaN where one is not known.
+        groups: (clips,) the group of each, or `None`.
+        units: what intervals are over, as text.
+        shares: true shares by what the figure of their distribution calls the clips.
+        sizes: of what clips there are, as text.
+    """
+
+    name = "devel"
+    groups = None
+
+    def __init__(self, corpus):
+        self.corpus = corpus
+        self.references = corpus.shares("devel")
+        self.shares = {"train": corpus.shares("train"), "devel": self.references}
+        self.units = f"{len(self.references):,} devel clips"
+        self.sizes = ", ".join(f"{len(clips):,} {split}" for split, clips in corpus.splits.items())
+
+    def runs(self, cells):
+        """The `Run`s of the cells that are done."""
+        return [read_run(cell, self.corpus.labels) for cell in cells if cell.is_done]
+
+    def predictions(self, run):
+        """(clips, labels) predicted shares of the scored clips."""
+        path = run.cell.folder / "predictions_devel.csv"
+        return read_predictions(path, self.corpus.splits["devel"][FILENAME], self.corpus.labels)
+
+
+class Folds:
+    """
+    Runs are scored on the predictions of all test folds together; each is a cell for each fold.
+
+    Args:
+        corpus: `Corpus` with its own splits.
+        data: `DataArguments` of a cell.
+
+    Attributes:
+        splits: the folds, a `datasets.DatasetDict`.
+        of_groups: for each fold its groups, as texts; `None` if clips were not grouped.
+        title: what the folds are, as text.
+        name, references, groups, units, shares, sizes: as those of `Devel`, of all folds in their order.
+    """
+
+    name = "the test folds"
+
+    def __init__(self, corpus, data):
+        folds = divide(corpus, data.num_folds, data.group_by)
+        corpus = corpus.resplit({f"fold {number}": clips for number, clips in enumerate(folds)})
+        self.labels, self.splits, self.group_by = corpus.labels, corpus.splits, data.group_by
+        self.of_fold = [corpus.shares(split) for split in corpus.splits]
+        self.references = np.concatenate(self.of_fold)
+        self.shares = {"all folds": self.references}
+        self.groups = self.of_groups = None
+        self.units, by = f"{len(self.references):,} clips", ""
+        if data.group_by is not None:
+            values = [facts[data.group_by] for facts in corpus.metadata.values()]
+            self.groups = np.concatenate(values)
+            self.of_groups = [[_text(value) for value in np.unique(of_fold)] for of_fold in values]
+            number = len(np.unique(self.groups))
+            self.units, by = f"{number:,} groups by {data.group_by}", f" by {data.group_by}"
+        self.title = f"{len(folds)} folds{by}"
+        fewest, most = min(map(len, folds)), max(map(len, folds))
+        each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        self.sizes = f"{len(self.references):,} in {self.title}, {each} each"
+
+    def runs(self, cells):
+        """The `Run`s of which the cells of all folds are done."""
+        of_run = {}
+        for cell in cells:
+            if cell.is_done:
+                of_run.setdefault((cell.feature_set, cell.layer, cell.architecture, cell.seed), []).append(cell)
+        return [self._run(tuple(own)) for own in of_run.values() if len(own) == len(self.splits)]
+
+    def _run(self, cells):
+        predictions, settings = self._of_folds(cells), cells[0].arguments.run
+        scores = mean_scores(
+            np.concatenate(predictions)[None],
+            self.references,
+            self.labels,
+            self.groups,
+            settings.bootstrap,
+            settings.seed,
+        )
+        of_folds = [
+            mean_scores(of_fold[None], true, self.labels)
+            for of_fold, true in zip(predictions, self.of_fold, strict=True)
+        ]
+        return Run(cells, scores, tuple(of_folds))
+
+    def predictions(self, run):
+        """(clips, labels) predicted shares of the scored clips."""
+        return np.concatenate(self._of_folds(run.cells))
+
+    def _of_folds(self, cells):
+        return [
+            read_predictions(cell.folder / "predictions_test.csv", clips[FILENAME], self.labels)
+            for cell, clips in zip(cells, self.splits.values(), strict=True)
+        ]
+
+
+def _text(value):
+    return value if isinstance(value, str) else f"{value:g}"
