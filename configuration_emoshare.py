@@ -190,6 +190,10 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             Whether there is one head per emotion, as in the paper, or one head with all outputs (a shared trunk).
         loss (`str`, *optional*, defaults to `"mse"`):
             A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Probability, at least 0 and less than 1, that training sets a value to 0: of the steps that the convolutions
+            make, between LSTM layers or within a transformer layer, after pooling, and after each hidden layer of the
+            feed-forward network.
         id2label (`dict[int, str]`, *optional*):
             The labels by index; the nine emotions of ComParE 2023 if not given.
         problem_type (`str`, *optional*, defaults to `"regression"`):
@@ -224,6 +228,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         output_activation="sigmoid",
         separate_heads=True,
         loss="mse",
+        dropout=0.0,
         id2label=None,
         problem_type="regression",
         **kwargs,
@@ -261,6 +266,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.output_activation = output_activation
         self.separate_heads = separate_heads
         self.loss = loss
+        self.dropout = dropout
         if not is_remote_code():
             # The installed package has registered its task. If the config listed it too, `pipeline()` would take it for
             # remote code and ask for `trust_remote_code`.
@@ -334,6 +340,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
                 raise ValueError(f"{field}: got {getattr(self, field)!r}; expected positive integers")
         if not self.conv_channels:
             raise ValueError("conv_channels: got none; expected at least one convolution")
+        if not _is_fraction(self.dropout):
+            raise ValueError(f"dropout: got {self.dropout!r}; expected a number from 0 to less than 1")
         if self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size: got {self.conv_kernel_size}; expected an odd number")
         architecture = ARCHITECTURES[self.architecture]
@@ -397,6 +405,10 @@ def _path_from(start, folder):
 def _check_layers(field, num_layers):
     if num_layers > MOST_LAYERS:
         raise ValueError(f"{field}: got {num_layers} layers; expected at most {MOST_LAYERS}")
+
+
+def _is_fraction(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _is_positive_int(value):

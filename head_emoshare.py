@@ -24,6 +24,10 @@ class EmotionHead(nn.Module):
     - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
     - regressor: a feed-forward network and the output activation.
 
+    In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what
+    the parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward
+    network.
+
     `ARCHITECTURES[config.architecture]` says which encoder and pooling. Each part is a submodule under the name that
     checkpoints have for it.
 
@@ -42,6 +46,7 @@ class EmotionHead(nn.Module):
             num_layers = family_of(config.backbone_config).num_layers(config.backbone_config)
             self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
         self.convolutions = Convolutions(config)
+        self.dropout = Dropout(config.dropout)
         self.lstm_norm = _norm_of_steps(config)
         encoder = ENCODERS[self.architecture.encoder](config)
         self.add_module(self.architecture.encoder, encoder)
@@ -82,9 +87,10 @@ class EmotionHead(nn.Module):
         steps = self.convolutions(features, lengths).to(self.dtype)  # (batch, steps, channels)
         step_lengths = lengths // self.pool_size
         mask = length_mask(step_lengths, steps.shape[1])
-        states, last_states = self.encoder(self.lstm_norm(steps), step_lengths, mask)
+        states, last_states = self.encoder(self.dropout(self.lstm_norm(steps)), step_lengths, mask)
         pooled, weights = self.pooling(states, last_states, mask)
-        return self.output_activation(self.output(self.ffn(pooled))), weights
+        hidden = self.ffn(pooled, self.dropout)
+        return self.output_activation(self.output(self.dropout(hidden))), weights
 
 
 class Convolutions(nn.ModuleList):
@@ -113,12 +119,44 @@ class Convolutions(nn.ModuleList):
         return nn.functional.max_pool1d(maps, self.pool_size).transpose(1, 2)
 
 
+class FeedForward(nn.Sequential):
+    """The layers of `_feed_forward`."""
+
+    def forward(self, states, dropout):
+        """(batch, width), and the dropout on what each linear layer takes -> (batch, last hidden size)"""
+        for layer in self:
+            states = layer(dropout(states) if isinstance(layer, nn.Linear) else states)
+        return states
+
+
+class Dropout(nn.Dropout):
+    """
+    With a random generator of its own where it is given one: heads that train on threads side by side would take turns
+    with the global one in an order that is never the same.
+
+    Attributes:
+        generator: `torch.Generator` on the device of the states; `None` for the global one.
+    """
+
+    generator = None
+
+    def forward(self, states):
+        """States of any shape -> the same shape"""
+        if not self.training or self.p == 0:
+            return states
+        if self.generator is None:
+            return super().forward(states)
+        kept = torch.rand(states.shape, generator=self.generator, device=states.device) >= self.p
+        return states * kept.to(states.dtype).div_(1 - self.p)
+
+
 class LSTMEncoder(nn.ModuleList):
     """One `nn.LSTM` per layer, because the attention's query takes every layer's state at a clip's own last step."""
 
     def __init__(self, config):
         widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
         super().__init__(nn.LSTM(*layer, batch_first=True) for layer in pairwise(widths))
+        self.add_module("dropout", Dropout(config.dropout))
         self.width = config.lstm_hidden_size
 
     def forward(self, steps, lengths, mask):
@@ -133,15 +171,17 @@ class LSTMEncoder(nn.ModuleList):
             States (batch, steps, width), and every layer's state at each clip's last step, first layer first,
             (batch, layers * width).
         """
-        last_states = []
-        for layer in self:
-            steps, _ = layer(steps)
+        first, *further, dropout = self
+        steps, _ = first(steps)
+        last_states = [last_step(steps, lengths)]
+        for layer in further:
+            steps, _ = layer(dropout(steps))
             last_states.append(last_step(steps, lengths))
         return steps, torch.cat(last_states, dim=-1)
 
 
 class TransformerEncoder(nn.ModuleList):
-    """Post-norm encoder layers, without dropout."""
+    """Post-norm encoder layers. There is no dropout on attention weights."""
 
     def __init__(self, config):
         width, attention_heads = config.conv_channels[-1], ARCHITECTURES[config.architecture].attention_heads
@@ -151,6 +191,7 @@ class TransformerEncoder(nn.ModuleList):
         )
         self.width = width
         for layer in self:
+            layer.dropout, layer.dropout1, layer.dropout2 = (Dropout(config.dropout) for _ in range(3))
             # Off is PyTorch's fused layer, which only inference has, and which reads weights of linear layers directly:
             # these cannot be quantised then.
             layer.activation_relu_or_gelu = 0
@@ -240,7 +281,7 @@ def _feed_forward(width, config):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         if config.normalization == "frame" or _has_released_norms(config):
             layers.append(nn.LayerNorm(width_out))
-    return nn.Sequential(*layers)
+    return FeedForward(*layers)
 
 
 def _has_released_norms(config):

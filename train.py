@@ -21,7 +21,8 @@ The story of a run, which `training/run.py` spells out in this order:
     corpus      clips, shares and facts are loaded and checked                      dataset_script/
     model       untrained heads, around a frozen backbone or on acoustic features   training/model.py
     features    the backbone runs once over every clip; its features are stored     training/features.py
-    training    heads side by side; each emotion keeps its own best devel epoch     training/trainer.py
+    training    heads side by side; each emotion keeps its own best devel epoch,
+                or what --selection says                                            training/trainer.py
     scores      devel and test are predicted, devel is scored with intervals        evaluation/
     files       model, card, figure, predictions; the results are written last      evaluation/
     controls    what the scores should be compared with, if asked for               evaluation/controls.py

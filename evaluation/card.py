@@ -12,6 +12,7 @@ from ..feature_extraction_emoshare import FEATURE_TYPES
 from .markdown import markdown_table
 from .paper import rhos_of, row_of
 from .scores import MEAN
+from .selections import SELECTIONS
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 
@@ -43,6 +44,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus):
         eval_results=_eval_results(scores, corpus.name, dataset_id) or None,
     )
     features = _features(arguments.model, model.config)
+    selection = SELECTIONS[arguments.run.selection]
     labels = model.config.labels
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         features=features,
@@ -51,6 +53,8 @@ def model_card(arguments, model, feature_extractor, scores, corpus):
         model_id=arguments.run.hub_model_id or arguments.run.output_dir,
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
         architecture=_architecture(model, features),
+        selection=selection.result,
+        limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
         results=_results_table(scores, _paper_rhos(arguments.model, corpus.info)),

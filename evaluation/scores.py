@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dataset_script.whole_files import whole_file
 from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, EmotionShareSpearman
+from .selections import SELECTIONS
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
@@ -198,25 +199,25 @@ def score_table(scores, notes=None):
     return "\n".join(lines)
 
 
-def report(scores, shares, best_epochs, accelerator):
+def report(scores, shares, best_epochs, accelerator, selection="best_epoch"):
     """
     Prints the devel scores of a run, the epoch from which each emotion's weights are, and which heads are dead.
 
     Args:
         scores: of `Scorer.scores`.
         shares: (clips, labels) predicted devel shares.
-        best_epochs: the epoch of each head's weights, 0 where there was no ρ to select by.
+        best_epochs: the epoch of each label's weights, 0 where there was no ρ to select by.
         accelerator: `accelerate.Accelerator`.
+        selection: the run's `--selection`.
     """
     labels = [label for label in scores if label is not MEAN]
-    epochs = best_epochs * len(labels) if len(best_epochs) == 1 else best_epochs
     dead = [label for label, is_dead in zip(labels, is_constant(shares), strict=True) if is_dead]
     notes = {
         label: (f"   epoch {epoch}" if epoch else "   last epoch: no rho to select by")
         + ("   dead" if label in dead else "")
-        for label, epoch in zip(labels, epochs, strict=True)
+        for label, epoch in zip(labels, best_epochs, strict=True)
     }
-    accelerator.print("\nSpearman's rho on devel (epochs are selected on devel, so a little optimistic)")
+    accelerator.print(f"\nSpearman's rho on devel ({SELECTIONS[selection].note})")
     accelerator.print(score_table(scores, notes))
     if dead:
         accelerator.print(
@@ -226,7 +227,7 @@ def report(scores, shares, best_epochs, accelerator):
         )
 
 
-def write_history(path, history, labels):
+def write_history(path, history, labels, selected=None):
     """
     Writes how a training run went, as CSV.
 
@@ -235,12 +236,15 @@ def write_history(path, history, labels):
         history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label, as
             `training.trainer.Progress` has it. A ρ that does not exist (NaN) is left empty.
         labels: label names.
+        selected: the epoch of each label's weights, for a column that is 1 in its row and 0 in others; `None` for no
+            such column.
     """
     with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["epoch", "label", "train_loss", "devel_spearman"])
+        writer.writerow(["epoch", "label", "train_loss", "devel_spearman", *([] if selected is None else ["selected"])])
         for epoch, label, loss, rho in history:
-            writer.writerow([epoch, labels[label], f"{loss:.6g}", "" if math.isnan(rho) else f"{rho:.6f}"])
+            row = [epoch, labels[label], f"{loss:.6g}", "" if math.isnan(rho) else f"{rho:.6f}"]
+            writer.writerow(row if selected is None else [*row, int(epoch == selected[label])])
 
 
 def read_history(path):

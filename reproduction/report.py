@@ -14,6 +14,7 @@ from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.predictions import read_submission
 from ..evaluation.scores import HISTORY, MEAN, read_history
+from ..evaluation.selections import SELECTIONS
 from .figures import (
     LAYER_NAMES,
     plot_architectures,
@@ -137,7 +138,10 @@ class _Page:
         )
 
     def table_1(self):
-        return self.section("Table 1: each emotion", table=table_1(self.systems, self.labels, self.is_papers))
+        table = table_1(self.systems, self.labels, self.is_papers)
+        selections = dict.fromkeys(run.cell.arguments.run.selection for run in self.runs)
+        selection = " ".join(SELECTIONS[name].results for name in selections)
+        return self.section("Table 1: each emotion", table=table, selection=selection)
 
     def table_2(self):
         return self.section("Table 2: averages", table=table_2(self.systems, self.labels, self.is_papers))

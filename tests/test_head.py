@@ -9,7 +9,7 @@ from torch import nn
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
 from emoshare.configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, Architecture
-from emoshare.head_emoshare import ENCODERS, POOLINGS
+from emoshare.head_emoshare import ENCODERS, POOLINGS, Dropout
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -70,6 +70,46 @@ def test_a_feed_forward_network_may_have_no_hidden_layer(name):
     model = small_model(architecture=name, ffn_sizes=())
     assert model.heads[0].output.in_features == model.heads[0].encoder.width
     assert model(input_features=torch.randn(2, 20, 40)).logits.shape == (2, 9)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_dropout_acts_in_training_alone_and_has_no_weights(name):
+    torch.manual_seed(0)
+    plain = small_model(architecture=name)
+    model = small_model(architecture=name, dropout=0.5)
+    model.load_state_dict(plain.state_dict())
+    features = torch.randn(2, 20, 40)
+    expected = plain(input_features=features).logits
+    assert torch.equal(model(input_features=features).logits, expected)
+    assert torch.equal(plain.train()(input_features=features).logits, expected)
+    first, second = (model.train()(input_features=features).logits for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_place_of_dropout_is_used(name):
+    model = small_model(architecture=name, dropout=0.5, id2label={0: "joy"}).train()
+    places = [part for part in model.modules() if isinstance(part, Dropout)]
+    seen = []
+    for place in places:
+        place.register_forward_hook(lambda part, states, dropped: seen.append((part, states[0], dropped)))
+    model(input_features=torch.randn(3, 20, 40)).logits.sum().backward()
+    assert {id(part) for part, _, _ in seen} == {id(part) for part in places}
+    assert all((dropped == 0).any() for _, _, dropped in seen)
+    # Steps; what each linear layer and the output take; what is between or within the encoder's layers.
+    of_head = [states.dim() for part, states, _ in seen if part is model.heads[0].dropout]
+    assert of_head == [3, 2, 2]
+
+
+def test_dropout_keeps_the_mean_with_a_generator_of_its_own():
+    dropout = Dropout(0.25).train()
+    dropout.generator = torch.Generator().manual_seed(1)
+    states = torch.ones(100_000, requires_grad=True)
+    dropped = dropout(states)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())
 
 
 def test_a_head_begins_its_documentation_with_its_parts():

@@ -15,6 +15,7 @@ from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
 from ..feature_extraction_emoshare import ACOUSTIC_FEATURES
 from ..dataset_script.folds import LEAST_FOLDS
+from ..evaluation.selections import SELECTIONS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
@@ -153,12 +154,14 @@ class ModelArguments:
     output_activation: str = _head_flag("output_activation", "last activation")
     separate_heads: bool = _head_flag("separate_heads", "one head per emotion, or one shared trunk with all outputs")
     loss: str = _head_flag("loss", "what training minimises")
+    dropout: float = _head_flag("dropout", "probability that training sets a value within a head to 0")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
 
     def __post_init__(self):
         if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
             raise ValueError(f"--backbone_layer: got {self.backbone_layer!r}; expected an integer or 'weighted'")
         _require_positive(self, "pool_size", "lstm_hidden_size", "lstm_num_layers", "max_frames", "chunk_length_s")
+        _require_fraction(self, "dropout")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--{name}: invalid choice: {getattr(self, name)!r}; expected {', '.join(allowed)}")
@@ -196,6 +199,25 @@ class RunArguments:
     )
     early_stopping_patience: int = _flag(
         10, "epochs without a better devel score after which an emotion's head is done", fixed_on_resume=False
+    )
+    selection: str = _flag(
+        "best_epoch",
+        "what weights a head keeps: those of its best epoch on devel; those of the last epoch, without early stopping; "
+        "or a running average, with early stopping on a smoothed devel score",
+        choices=list(SELECTIONS),
+    )
+    weight_decay: float = _flag(0.0, "of AdamW, on weights but not on biases and LayerNorms; 0 for Adam")
+    lr_scheduler: Literal["constant", "cosine"] = _flag(
+        "constant", "'cosine' brings the learning rate to 0 over all epochs"
+    )
+    warmup_ratio: float = _flag(0.0, "fraction of all steps over which the learning rate grows from 0")
+    max_grad_norm: float = _flag(0.0, "clips the norm of a head's gradient to this; 0 for no limit")
+    mixup: float = _flag(0.0, "ALPHA: mixes the clips of a batch in pairs, by a part from Beta(ALPHA, ALPHA); 0: none")
+    time_mask: float = _flag(0.0, "masks up to this fraction of a clip's frames")
+    feature_mask: float = _flag(0.0, "masks up to this fraction of a clip's features")
+    time_stretch: float = _flag(0.0, "stretches or shortens a clip's frames in time by up to this fraction")
+    listener_dropout: float = _flag(
+        0.0, "leaves out each listener with this probability, each epoch; needs the number of listeners"
     )
     seed: int = _flag(0, "of the initial weights and the order of clips")
     head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's head")
@@ -241,6 +263,10 @@ class RunArguments:
         for name in ("bootstrap", "restart_dead_heads", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
+        for name in ("weight_decay", "max_grad_norm", "mixup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
+        _require_fraction(self, "warmup_ratio", "time_mask", "feature_mask", "time_stretch", "listener_dropout")
 
 
 @dataclass
@@ -278,6 +304,13 @@ def _require_positive(arguments, *names):
         value = getattr(arguments, name)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name}: got {value}; expected a positive number")
+
+
+def _require_fraction(arguments, *names):
+    for name in names:
+        value = getattr(arguments, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"--{name}: got {value}; expected a number from 0 to less than 1")
 
 
 class _Parser(HfArgumentParser):

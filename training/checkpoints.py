@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from ..dataset_script.whole_files import put_in_place, sync_all, writing
+from .arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 CHECKPOINT = "checkpoint-epoch-"
 KEPT = ". The last checkpoint is kept"
@@ -156,7 +157,9 @@ def check_settings(folder, settings):
     """Raises ValueError if the checkpoint is from a run with other settings."""
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
-    then = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    # A flag that the checkpoint does not know did not exist yet, which is what its default is like.
+    defaults = Arguments(DataArguments(), ModelArguments(), RunArguments()).values("fixed_on_resume")
+    then = {**defaults, **json.loads((folder / SETTINGS).read_text(encoding="utf-8"))}
     now = json.loads(json.dumps(settings))
     changed = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
     if changed:

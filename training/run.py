@@ -15,6 +15,7 @@ from ..evaluation.predictions import predict, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
 from .arguments import parse_arguments
+from .augmentation import check_listeners
 from .batches import FeatureLoader
 from .corpus import load_run_corpus
 from .features import check_new_audio, extract_frame_features
@@ -22,7 +23,7 @@ from .launch import start
 from .model import build_model
 from .store import ResplitFeatureStore
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import run_entry_point, together
+from .user_errors import checking, run_entry_point, together
 
 
 def main(argv, name="train.py"):
@@ -59,6 +60,8 @@ def train(arguments, accelerator):
         together(create if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
+    with checking(is_of_all=True):
+        check_listeners(run, corpus)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
@@ -74,7 +77,7 @@ def train(arguments, accelerator):
     if whole is not corpus:
         stores = {split: ResplitFeatureStore(stores, corpus, split) for split in corpus.splits}
 
-    # Each emotion keeps the weights of its own best epoch on devel.
+    # By default, each emotion keeps the weights of its own best epoch on devel.
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
     progress = HeadTrainer(model, stores, scorer.rhos, arguments, accelerator).fit()
 
@@ -88,7 +91,7 @@ def train(arguments, accelerator):
 
     if accelerator.is_main_process:
         save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
-    report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], accelerator)
+    report(scores, predictions["devel"], progress.selected, accelerator, run.selection)
     if corpus.whole is not None:
         of_test = Scorer(corpus.shares("test"), corpus.labels).scores(predictions["test"])
         accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
@@ -115,7 +118,8 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             for split, shares in predictions.items():
                 filenames = corpus.splits[split][FILENAME]
                 write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-            write_history(folder / HISTORY, progress.history, corpus.labels)
+            selected = None if arguments.run.selection == "best_epoch" else progress.selected
+            write_history(folder / HISTORY, progress.history, corpus.labels, selected)
             title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
             plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
             model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")

@@ -34,6 +34,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         clips: the split, a `datasets.Dataset`.
         labels: label names.
         shares: (clips, labels) float32, NaN where a share is unknown.
+        listeners: (clips,) float32, the number of listeners behind a clip's shares, NaN where it is unknown.
         metadata: facts about the clips, by name, a value per clip.
         clip_of_window: (windows,) int64, index of each window's clip.
         num_samples: (windows,) int64, each window's length in samples.
@@ -47,6 +48,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.clips = corpus.splits[split]
         self.labels = corpus.labels
         self.shares = corpus.shares(split).astype(np.float32)
+        self.listeners = corpus.listeners(split).astype(np.float32)
         self.metadata = corpus.metadata[split]
         self.fingerprint = f"{folder.name}-{Hasher.hash((self.labels, self.shares))}"
         table = _mapped(folder)
@@ -113,6 +115,7 @@ class ResplitFeatureStore(FrameFeatureStore):
         self.clips = corpus.splits[split]
         self.labels = corpus.labels
         self.shares = corpus.shares(split).astype(np.float32)
+        self.listeners = corpus.listeners(split).astype(np.float32)
         self.metadata = corpus.metadata[split]
         stores = [stores[name] for name in corpus.whole.splits]
         names = "+".join(store.fingerprint for store in stores)

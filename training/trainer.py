@@ -1,6 +1,6 @@
 """
 Trains the heads on stored frame features, all in one pass over the data; each emotion keeps the weights of its own best
-devel epoch.
+devel epoch, or what else `--selection` says.
 
 A head is dead if it gives the same share for every clip. In the authors' released design this happens when its last
 ReLU closes for good: then it has no gradient and no ρ.
@@ -9,8 +9,8 @@ ReLU closes for good: then it has no gradient and no ρ.
 import copy
 import math
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,34 +20,18 @@ from accelerate.utils import broadcast, tqdm
 from ..evaluation.predictions import predict
 from ..evaluation.scores import is_constant
 from ..threads_emoshare import side_by_side
+from .augmentation import Augmentation
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
+from .optimization import PLAIN, HeadOptimizer, Optimization
 from .precision import training_dtype
+from .randomness import dropout_at
+from .selection import AVERAGED_EPOCHS, BestEpoch, RunningAverage
 from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
 # Increase it when the same settings train other weights: a run that began before does not resume.
 TRAINING_VERSION = 2
-
-
-@dataclass
-class BestEpoch:
-    """
-    What a head has reached: the paper trains and selects a network per emotion (section 2.4).
-
-    Attributes:
-        score: its ρ on devel.
-        epoch: its epoch; 0 if no epoch had a ρ, and the weights are the latest.
-        restarts: how often the head was dead and re-initialised.
-        restarted: after which epoch that was the last time.
-        weights: the head's state dict.
-    """
-
-    score: float = -math.inf
-    epoch: int = 0
-    restarts: int = 0
-    restarted: int = 0
-    weights: dict = field(default_factory=dict)
 
 
 class HeadInTraining:
@@ -59,18 +43,29 @@ class HeadInTraining:
         index: of the head.
         labels: indices of its labels: one, or all with a shared trunk.
         learning_rate: of Adam (paper, section 2.5).
+        optimization: `Optimization`.
+        selection: as `--selection`: which weights are kept.
     """
 
-    def __init__(self, model, index, labels, learning_rate):
+    def __init__(self, model, index, labels, learning_rate, optimization, selection):
         self.index = index
         self.labels = labels
         self.model = model.select(labels)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate, fused=True)
+        self.optimizer = HeadOptimizer(self.model, learning_rate, optimization)
+        self.selection = selection
+        self.average = None
+        if selection == "average":
+            self.average = RunningAverage(self.model, AVERAGED_EPOCHS * optimization.steps_per_epoch)
         self.best = BestEpoch()
 
-    def compute_gradients(self, batch):
+    def compute_gradients(self, batch, place=None):
         """
         Forward and backward pass on a batch, in the dtype of its features.
+
+        Args:
+            batch: of `FeatureLoader`.
+            place: seed of the run, epoch, step and process, which decide the dropout; `None` leaves it to the global
+                random state.
 
         Returns:
             The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
@@ -79,7 +74,10 @@ class HeadInTraining:
             steps of all processes is then the mean over all known shares, and so is what the gradients sum up to.
         """
         features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
-        with torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32):
+        with (
+            torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32),
+            nullcontext() if place is None else dropout_at(self.model, *place, self.index),
+        ):
             logits = self.model(frame_features=features, attention_mask=batch["attention_mask"]).logits
             loss = self.model.loss(logits, shares, weights)
         weight = (weights[:, None] * ~shares.isnan()).sum()  # which `loss` has divided by
@@ -89,36 +87,49 @@ class HeadInTraining:
 
     def update_weights(self):
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
+
+    def weights_to_score(self):
+        """Within this context, the model has the weights that devel is scored with: the averages, if there are any."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def keep_if_best(self, epoch, score):
-        """Takes the score of an epoch, NaN if there is none; keeps the weights if it is the best so far."""
-        if score > self.best.score:
-            self.best.score, self.best.epoch = float(score), epoch
-        if self.best.epoch in (0, epoch):
-            self.best.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        """Takes the score of an epoch, NaN if there is none; keeps the weights if they are the ones to keep so far."""
+        self.best.take(self.selection, epoch, score, self.model.state_dict())
+
+    def restart(self, epochs_done):
+        """Forgets what was learned: the model has new initial weights."""
+        self.best.restart(epochs_done)
+        self.optimizer.begin(epochs_done)
+        if self.average is not None:
+            self.average.begin()
 
     def state_dict(self):
-        return {
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": asdict(self.best),
-        }
+        state = {"weights": self.model.state_dict(), **self.optimizer.state_dict(), "best": asdict(self.best)}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
 
     def load_state_dict(self, state):
         self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.best = BestEpoch(**state["best"])
+        self.optimizer.begin(self.best.restarted)
+        self.optimizer.load_state_dict(state)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
-def heads_in_training(model, learning_rate):
+def heads_in_training(model, learning_rate, optimization=PLAIN, selection="best_epoch"):
     """The model's heads, each with its labels: one label per head, or all of a shared trunk."""
     labels = range(model.config.num_labels)
     of_head = [[label] for label in labels] if model.config.separate_heads else [list(labels)]
-    return [HeadInTraining(model, index, own, learning_rate) for index, own in enumerate(of_head)]
+    return [
+        HeadInTraining(model, index, own, learning_rate, optimization, selection) for index, own in enumerate(of_head)
+    ]
 
 
-def train_step(heads, batch, accelerator, num_threads):
+def train_step(heads, batch, accelerator, num_threads, place=None):
     """
     One step of all `heads` on a batch: forward, backward, and the update of the weights.
 
@@ -127,14 +138,15 @@ def train_step(heads, batch, accelerator, num_threads):
         batch: of `FeatureLoader`, its features in the dtype to train in.
         accelerator: `accelerate.Accelerator`.
         num_threads: heads that train at a time on a CPU.
+        place: as in `HeadInTraining.compute_gradients`.
 
     Returns:
         (heads,) the loss of each.
     """
     run = partial(side_by_side, num_threads=num_threads if batch["labels"].device.type == "cpu" else 1)
     if accelerator.num_processes == 1:
-        return torch.stack(run([partial(_step_alone, head, batch) for head in heads]))
-    losses = run([partial(head.compute_gradients, batch) for head in heads])
+        return torch.stack(run([partial(_step_alone, head, batch, place) for head in heads]))
+    losses = run([partial(head.compute_gradients, batch, place) for head in heads])
     _average_gradients(heads, accelerator)
     run([head.update_weights for head in heads])
     return torch.stack(losses)
@@ -157,8 +169,8 @@ def threads_for(model):
         torch.set_num_threads(num_threads)
 
 
-def _step_alone(head, batch):
-    loss = head.compute_gradients(batch)
+def _step_alone(head, batch, place):
+    loss = head.compute_gradients(batch, place)
     head.update_weights()
     return loss
 
@@ -180,6 +192,7 @@ class Progress:
     Args:
         model: `EmoShareModel`, whose heads train.
         run: `RunArguments`.
+        steps_per_epoch: on each process, by which schedules and averages are measured.
 
     Attributes:
         heads: `HeadInTraining`s, in the order of the model's heads.
@@ -188,10 +201,11 @@ class Progress:
         history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label.
     """
 
-    def __init__(self, model, run):
+    def __init__(self, model, run, steps_per_epoch=1):
         self.model = model
         self.run = run
-        self.heads = heads_in_training(model, run.learning_rate)
+        self.optimization = Optimization.of_run(run, steps_per_epoch)
+        self.heads = heads_in_training(model, run.learning_rate, self.optimization, run.selection)
         self.epochs_done = 0
         self.dead = []
         self.history = []
@@ -204,6 +218,11 @@ class Progress:
             for head in self.heads
             if self.epochs_done - max(head.best.epoch, head.best.restarted) < self.run.early_stopping_patience
         ]
+
+    @property
+    def selected(self):
+        """The epoch of each label's weights, in the order of the labels; 0 if there was no ρ to select by."""
+        return [head.best.epoch for head in self.heads for _ in head.labels]
 
     def update(self, losses, rhos, is_dead):
         """
@@ -236,11 +255,9 @@ class Progress:
         for label in self.dead:
             head, best = self.heads[label], self.heads[label].best
             if best.restarts < self.run.restart_dead_heads:
-                best.restarts += 1
-                best.restarted = self.epochs_done
+                head.restart(self.epochs_done)
                 seeds[label] = (self.run.head_seeds[label] if self.run.head_seeds else self.run.seed) + best.restarts
                 self.model.initialize_head(head.index, seeds[label])
-                head.optimizer.state.clear()
         return seeds
 
     def restore_best(self):
@@ -261,7 +278,8 @@ class Progress:
 
 class HeadTrainer:
     """
-    Trains a model's heads on the train split, and leaves each with the weights of its best epoch on devel.
+    Trains a model's heads on the train split, and leaves each with the weights that `--selection` chooses: by default,
+    those of its best epoch on devel.
 
     Args:
         model: `EmoShareModel`.
@@ -282,7 +300,8 @@ class HeadTrainer:
         batch_size = self.run.per_device_train_batch_size
         self.loader = FeatureLoader(stores["train"], model.config, batch_size, accelerator, seed=self.run.seed)
         self.devel_loader = FeatureLoader(stores["devel"], model.config, batch_size, accelerator)
-        self.progress = Progress(model, self.run)
+        self.augmentation = Augmentation(self.run, model.config, stores["train"], accelerator)
+        self.progress = Progress(model, self.run, len(self.loader))
         self._make_weights_equal_on_all_processes()
 
     def fit(self):
@@ -306,9 +325,12 @@ class HeadTrainer:
             heads = progress.training
             epoch = self.train_epoch(heads)
             labels = labels_of(heads)
-            shares = predict(self.model.select(labels), self.devel_loader, accelerator)
-            rhos = self.score(shares, labels)
-            progress.update(epoch.losses, rhos, is_constant(shares))
+            with ExitStack() as stack:
+                for head in heads:
+                    stack.enter_context(head.weights_to_score())
+                shares = predict(self.model.select(labels), self.devel_loader, accelerator)
+                rhos = self.score(shares, labels)
+                progress.update(epoch.losses, rhos, is_constant(shares))
             self._report(epoch, dict(zip(labels, rhos, strict=True)))
             is_over = progress.epochs_done == self.run.num_train_epochs or not progress.training
             if is_over or clock.is_due():
@@ -320,8 +342,11 @@ class HeadTrainer:
     @property
     def settings(self):
         """What must be the same when a run resumes from a checkpoint, as a flat dict."""
+        settings = self.arguments.values("fixed_on_resume")
+        if self.progress.optimization.depends_on_epochs:
+            settings["num_train_epochs"] = self.run.num_train_epochs
         return {
-            **self.arguments.values("fixed_on_resume"),
+            **settings,
             "train": self.loader.store.fingerprint,
             "devel": self.devel_loader.store.fingerprint,
             "dtype": str(self.dtype),
@@ -333,15 +358,18 @@ class HeadTrainer:
         """One pass over the training data for all of `heads`, which share the reading of features."""
         number = self.progress.epochs_done
         self.loader.set_epoch(number)
+        self.augmentation.set_epoch(number)
         for head in heads:
             head.model.train()
         started, waited = time.perf_counter(), self.loader.waited
         losses = []
         description = f"Epoch {number + 1}/{self.run.num_train_epochs}"
         with threads_for(self.model) as num_threads:
-            for batch in tqdm(self.loader, desc=description, unit=" batches", leave=False):
+            for step, batch in enumerate(tqdm(self.loader, desc=description, unit=" batches", leave=False)):
                 batch["frame_features"] = batch["frame_features"].to(self.dtype)
-                losses.append(train_step(heads, batch, self.accelerator, num_threads))
+                batch = self.augmentation(batch, step)
+                place = (self.run.seed, number, step, self.accelerator.process_index)
+                losses.append(train_step(heads, batch, self.accelerator, num_threads, place))
         losses = self.accelerator.reduce(torch.stack(losses).mean(dim=0), reduction="mean").tolist()
         seconds = time.perf_counter() - started
         return Epoch(losses, seconds, (self.loader.waited - waited) / seconds)
@@ -394,6 +422,7 @@ def predict_after_shuffling(model, stores, score, arguments, accelerator):
         model.initialize_head(index, arguments.run.seed + index)
     train = copy.copy(stores["train"])
     train.shares = np.random.default_rng(arguments.run.seed).permuted(train.shares, axis=0)
+    arguments = replace(arguments, run=replace(arguments.run, num_train_epochs=SHUFFLED_EPOCHS))
     trainer = HeadTrainer(model, {**stores, "train": train}, score, arguments, accelerator)
     for _ in range(SHUFFLED_EPOCHS):
         trainer.train_epoch(trainer.progress.heads)

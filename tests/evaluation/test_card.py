@@ -10,12 +10,14 @@ from emoshare.dataset_script import Corpus
 from emoshare.dataset_script.corpora import corpus_named
 from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
+from emoshare.evaluation.selections import SELECTIONS
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, **fields):
+def card_of(dataset, backbone, rho=0.5, corpus=None, run=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
-    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), RunArguments(output_dir="outputs/here"))
+    run = RunArguments(output_dir="outputs/here", **(run or {}))
+    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
     scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
     return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus_of_full_size(corpus or dataset))
@@ -81,6 +83,14 @@ def test_the_synthetic_corpus_is_called_synthetic():
     other = card_of("csv", "acoustic")
     assert "nothing about people" not in other.text
     assert "synthetic" not in other.data.tags
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_card_says_how_weights_were_selected(selection):
+    text = card_of("csv", "acoustic", run={"selection": selection}).text
+    assert f"(9925 clips). {SELECTIONS[selection].result} Intervals are" in text
+    assert SELECTIONS[selection].limit in text
+    assert f"| selection | {selection} |" in text
 
 
 def test_a_score_that_does_not_exist_is_no_result(tmp_path):

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
 from emoshare.evaluation.scores import (
     MEAN,
@@ -10,10 +11,12 @@ from emoshare.evaluation.scores import (
     Scorer,
     read_history,
     read_scores,
+    report,
     score_table,
     write_history,
     write_scores,
 )
+from emoshare.evaluation.selections import SELECTIONS
 
 LABELS = ["joy", "awe"]
 
@@ -99,6 +102,26 @@ def test_written_history_comes_back(tmp_path):
         "epoch,label,train_loss,devel_spearman\n1,joy,0.5,0.100000\n1,awe,0.25,\n2,joy,0.125,0.200000\n"
     )
     assert read_history(tmp_path / "history.csv") == {"joy": ([1, 2], [0.5, 0.125]), "awe": ([1], [0.25])}
+
+
+def test_a_history_may_say_which_epochs_were_selected(tmp_path):
+    history = [(1, 0, 0.5, 0.1), (1, 1, 0.25, 0.3), (2, 0, 0.125, 0.2)]
+    write_history(tmp_path / "history.csv", history, LABELS, [2, 1])
+    assert (tmp_path / "history.csv").read_text().splitlines() == [
+        "epoch,label,train_loss,devel_spearman,selected",
+        "1,joy,0.5,0.100000,0",
+        "1,awe,0.25,0.300000,1",
+        "2,joy,0.125,0.200000,1",
+    ]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_report_says_how_weights_were_selected(selection, capsys):
+    scores, shares = {MEAN: Score(0.5), "joy": Score(0.5)}, np.array([[0.1], [0.2]])
+    report(scores, shares, [7], Accelerator(cpu=True), selection)
+    printed = capsys.readouterr().out
+    assert f"Spearman's rho on devel ({SELECTIONS[selection].note})" in printed
+    assert "epoch 7" in printed
 
 
 def test_training_losses_end_where_the_training_ended(tmp_path):

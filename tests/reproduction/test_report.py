@@ -8,6 +8,7 @@ from PIL import Image
 
 from emoshare import EMOTIONS
 from emoshare.evaluation import figures as shares_figure
+from emoshare.evaluation.selections import SELECTIONS
 from emoshare.reproduction import figures, report
 from emoshare.reproduction.grid import Grid
 from emoshare.reproduction.report import write_report
@@ -50,12 +51,15 @@ def both(*names):
 
 def test_a_whole_grid(tmp_path):
     corpus = fabricated_corpus(LABELS)
-    cells = cells_of(tmp_path, corpus, seeds=(0, 1, 2)) + cells_of(tmp_path, corpus, "mfcc", noises=(0.2, 0.2))
+    cells = cells_of(tmp_path, corpus, seeds=(0, 1, 2))
+    cells += cells_of(tmp_path, corpus, "mfcc", noises=(0.2, 0.2), selection="last_epoch")
     page = page_of(tmp_path / "report", cells, corpus)
     assert page.startswith("# A grid\n\n**These are not the paper's results.**")
     assert "Clips: 60 train, 40 devel, 10 test. Finished: 8 of 8 cells." in page
     assert "0.428" not in page  # no value of the paper's Table 1 for another corpus
     assert re.search(r"\| mel \| Architecture 2 \| \*\*0\.\d{3}\*\* ± 0\.\d{3} \|", section(page, "Table 1"))
+    for selection in ("best_epoch", "last_epoch"):
+        assert SELECTIONS[selection].results in section(page, "Table 1")
     assert "mel, Architecture 2, seed" in section(page, "Figure 2")
     assert "| mel | 3 | +" in section(page, "Architecture 2 against 1")
     assert section(page, "Architecture 2 against 1").count("Architecture 2 is better on these clips") == 1

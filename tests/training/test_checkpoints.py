@@ -33,6 +33,13 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
         check_settings(tmp_path / "elsewhere", settings)
 
 
+def test_a_flag_that_did_not_exist_yet_had_its_default(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 0}')
+    check_settings(tmp_path, {"seed": 0, "mixup": 0.0, "selection": "best_epoch"})
+    with pytest.raises(ValueError, match=r"mixup: 0\.0 then, 0\.2 now"):
+        check_settings(tmp_path, {"seed": 0, "mixup": 0.2})
+
+
 def test_only_checkpoints_are_taken_for_checkpoints(tmp_path):
     for name in ("checkpoint-epoch-9", "checkpoint-epoch-10", "checkpoint-epoch-3.bak"):
         (tmp_path / name).mkdir()

@@ -111,3 +111,10 @@ def test_a_value_error_in_training_is_a_bug_and_keeps_its_traceback(flags, tmp_p
     monkeypatch.setattr(run.HeadTrainer, "train_epoch", fail)
     with pytest.raises(ValueError, match="broadcast"):
         run.main([*flags, "--output_dir", str(tmp_path / "output")])
+
+
+def test_without_listeners_none_can_be_dropped(flags, tmp_path, capsys):
+    assert run.main([*flags, "--output_dir", str(tmp_path / "output"), "--listener_dropout", "0.2"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "train.py: error: --listener_dropout: needs the number of listeners of each clip" in error
+    assert not list((tmp_path).glob("features/*"))

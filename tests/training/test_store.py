@@ -205,6 +205,8 @@ def test_a_split_of_several_stores_has_their_windows(resplit):
     for item, clip in zip(items, store.clip_of_window.tolist(), strict=True):
         np.testing.assert_allclose(item["labels"], [clips[clip]["joy"], clips[clip]["awe"]])
     assert store.collate(items)["frame_features"].shape == (5, 6, 2)
+    assert vars(store).keys() == vars(stores["train"]).keys()
+    assert store.listeners.shape == (3,)
 
 
 def test_a_split_of_several_stores_copies_no_features(resplit):

@@ -1,3 +1,4 @@
+import copy
 import shutil
 import sys
 from pathlib import Path
@@ -136,7 +137,8 @@ def stores(tmp_path_factory):
 
 
 def train(model, stores, score, output_dir, **fields):
-    run = RunArguments(output_dir=str(output_dir), learning_rate=1e-3, per_device_train_batch_size=2, **fields)
+    fields = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, **fields}
+    run = RunArguments(output_dir=str(output_dir), **fields)
     arguments = Arguments(DataArguments(), ModelArguments(), run)
     return HeadTrainer(model, stores, score, arguments, Accelerator(cpu=True)).fit()
 
@@ -226,6 +228,159 @@ def test_a_restart_is_not_lost_on_resuming(stores, tmp_path):
     assert state.heads[0].best.restarts >= 1
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+# Each of the flags that are off by default.
+REGULARISED = {
+    "weight_decay": 0.1,
+    "lr_scheduler": "cosine",
+    "warmup_ratio": 0.4,
+    "max_grad_norm": 0.01,
+    "mixup": 0.4,
+    "time_mask": 0.3,
+    "feature_mask": 0.3,
+    "time_stretch": 0.1,
+    "listener_dropout": 0.5,
+    "selection": "average",
+}
+
+
+@pytest.fixture(scope="module")
+def votes(stores):
+    """The stores, each clip of which was heard by 9 listeners."""
+    found = {split: copy.copy(store) for split, store in stores.items()}
+    for store in found.values():
+        store.listeners = np.full(len(store.shares), 9, dtype=np.float32)
+    return found
+
+
+def trained_weights(stores, output_dir, dropout=0.0, score=spread, **fields):
+    torch.manual_seed(5)
+    model = small_model(id2label=LABELS, dropout=dropout)
+    state = train(model, stores, score, output_dir, **{"num_train_epochs": 2, **fields})
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), state
+
+
+def test_every_flag_of_regularisation_does_something(votes, tmp_path):
+    batch = {"per_device_train_batch_size": 4}  # of more than one clip
+    plain, _ = trained_weights(votes, tmp_path, **batch)
+    for flags in [{"dropout": 0.3}, *({name: value} for name, value in REGULARISED.items())]:
+        assert not torch.equal(plain, trained_weights(votes, tmp_path, **batch, **flags)[0]), flags
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+def test_a_regularised_run_that_was_killed_ends_as_if_it_had_not_been(separate_heads, votes, tmp_path):
+    def run(folder, killed_after=99, **fields):
+        torch.manual_seed(5)
+        model = small_model(id2label=LABELS, dropout=0.3, separate_heads=separate_heads)
+        scored = []
+
+        def score(shares, labels):
+            scored.append(labels)
+            if len(scored) > killed_after:
+                raise KeyboardInterrupt
+            return spread(shares, labels)
+
+        fields = {**REGULARISED, "num_train_epochs": 5, "checkpoint_minutes": 0, **fields}
+        fields["per_device_train_batch_size"] = 4  # of more than one clip, which are mixed
+        state = train(model, votes, score, tmp_path / folder, **fields)
+        return model.state_dict(), [(head.best.epoch, head.best.latest) for head in state.heads], state.history
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", killed_after=2)
+    parts = run("parts", resume_from_checkpoint="last")
+    assert whole[1:] == parts[1:]
+    assert all(torch.equal(tensor, parts[0][name]) for name, tensor in whole[0].items())
+
+
+def test_devel_is_scored_with_the_averages_which_are_kept(stores, tmp_path):
+    seen = []
+
+    def score(shares, labels):
+        seen.append((shares.copy(), model.heads[0].output.bias.item()))
+        return spread(shares, labels)
+
+    torch.manual_seed(5)
+    model = small_model(id2label=LABELS)
+    state = train(model, stores, score, tmp_path, num_train_epochs=3, selection="average")
+    assert [head.best.epoch for head in state.heads] == state.selected
+    assert model.heads[0].output.bias.item() == seen[state.selected[0] - 1][1]
+    latest, _ = trained_weights(stores, tmp_path, num_train_epochs=3, selection="last_epoch")
+    kept = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert not torch.equal(latest, kept)
+    torch.testing.assert_close(latest, kept, atol=0.05, rtol=0)
+
+
+def test_the_last_epoch_is_kept_whatever_devel_says(stores, tmp_path):
+    def falling(shares, labels):
+        scored.append(labels)
+        return np.full(len(labels), 1.0 / len(scored))
+
+    scored = []
+    fields = {"num_train_epochs": 4, "early_stopping_patience": 1, "score": falling}
+    kept, state = trained_weights(stores, tmp_path, selection="last_epoch", **fields)
+    assert state.selected == [4, 4]
+    scored.clear()
+    # Plain training, in which every epoch is better than the one before, keeps the last one too.
+    assert torch.equal(kept, trained_weights(stores, tmp_path, num_train_epochs=4, score=RisingScore())[0])
+
+
+class RisingScore:
+    calls = 0
+
+    def __call__(self, shares, labels):
+        self.calls += 1
+        return np.full(len(labels), self.calls / 10)
+
+
+def test_a_head_that_restarts_has_an_average_and_a_schedule_of_its_own(stores, tmp_path):
+    def run(folder, killed_after=99, **fields):
+        model, scored = dying_model(), []
+
+        def score(shares, labels):
+            scored.append(labels)
+            if len(scored) > killed_after:
+                raise KeyboardInterrupt
+            return spread(shares, labels)
+
+        fields |= {"restart_dead_heads": 5, "early_stopping_patience": 9, "num_train_epochs": 6}
+        fields |= {"selection": "average", "lr_scheduler": "cosine", "checkpoint_minutes": 0}
+        return model, train(model, stores, score, tmp_path / folder, **fields)
+
+    model, state = run("whole")
+    restarted, other = state.heads
+    assert 0 < restarted.best.restarted < 5
+    steps_per_epoch = other.average.steps // 6
+    assert restarted.average.steps == (6 - restarted.best.restarted) * steps_per_epoch
+    assert restarted.optimizer.schedule.last_epoch == restarted.average.steps
+    assert restarted.optimizer.adam.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", killed_after=5)  # when the head is alive
+    resumed, _ = run("parts", resume_from_checkpoint="last")
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_heads_do_not_drop_out_alike(stores):
+    model = small_model(id2label=LABELS, dropout=0.5).train()
+    model.heads[1].load_state_dict(model.heads[0].state_dict())
+    loader = FeatureLoader(stores["train"], model.config, 4, Accelerator(cpu=True))
+    batch = next(iter(loader))
+    batch["frame_features"] = batch["frame_features"].float()
+    batch["labels"][:, 1] = batch["labels"][:, 0]
+    heads = trainer.heads_in_training(model, 0.1)
+    losses = [head.compute_gradients(batch, (0, 0, 0, 0)) for head in heads]
+    assert losses[0] != losses[1]
+    assert losses[0] == heads[0].compute_gradients(batch, (0, 0, 0, 0))
+    assert losses[0] != heads[0].compute_gradients(batch, (0, 0, 0, 1))
+
+
+def test_a_run_with_a_schedule_does_not_resume_with_other_epochs(stores, tmp_path):
+    """Whose first epochs would have had other learning rates."""
+    trained_weights(stores, tmp_path, num_train_epochs=1, lr_scheduler="cosine")
+    with pytest.raises(ValueError, match="num_train_epochs: 1 then, 2 now"):
+        trained_weights(stores, tmp_path, lr_scheduler="cosine", resume_from_checkpoint="last")
 
 
 def test_what_is_left_of_an_older_checkpoint_does_not_stay(stores, tmp_path):
@@ -359,7 +514,7 @@ def test_the_number_of_threads_changes_nothing(stores, tmp_path):
     weights = {}
     for threads in (1, 2, 3):
         torch.manual_seed(1)
-        model = small_model(id2label={index: str(index) for index in range(2)})
+        model = small_model(id2label={index: str(index) for index in range(2)}, dropout=0.2)
         with torch_threads(threads):
             state = train(model, stores, spread, tmp_path / str(threads), num_train_epochs=3)
         weights[threads] = (model.state_dict(), state.history)
@@ -423,6 +578,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from emoshare import EmoShareConfig, EmoShareModel
+from emoshare.training.optimization import Optimization
 from emoshare.training.trainer import heads_in_training, train_step
 
 accelerator = Accelerator(cpu=True)
@@ -445,8 +601,12 @@ def batch(process):
     }
 
 
-train_step(heads_in_training(model, 0.1), batch(accelerator.process_index), accelerator, 2)
+OPTIONS = Optimization(weight_decay=0.1, max_grad_norm=0.01), "average"
+heads = heads_in_training(model, 0.1, *OPTIONS)
+train_step(heads, batch(accelerator.process_index), accelerator, 2)
 weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+for other in gather_object([[average for head in heads for average in head.average.averages]]):
+    assert torch.equal(torch.cat([average.flatten() for average in other]), weights)  # of one step
 for other in gather_object([weights]):
     assert torch.equal(other, weights)  # the processes took the same step
 
@@ -455,7 +615,7 @@ torch.manual_seed(0)
 alone = EmoShareModel(config)
 both = {name: torch.cat([batch(0)[name], batch(1)[name]]) for name in batch(0)}
 both["weight_per_step"] = torch.full((2,), 6.0)
-heads = heads_in_training(alone, 0.1)
+heads = heads_in_training(alone, 0.1, *OPTIONS)
 for head in heads:
     head.compute_gradients(both)
     head.update_weights()

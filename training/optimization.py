@@ -1,0 +1,110 @@
+"""How a head's weights are updated: the optimizer, its learning rate over time, and the limit of its gradients."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """
+    Attributes:
+        weight_decay: of AdamW; 0 for Adam.
+        schedule: `"constant"`, or `"cosine"` from the learning rate to 0.
+        warmup_ratio: fraction of the steps over which the learning rate grows from 0.
+        max_grad_norm: the most that the norm of a head's gradient may be; 0 for no limit.
+        epochs: planned.
+        steps_per_epoch: on each process.
+    """
+
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    max_grad_norm: float = 0.0
+    epochs: int = 1
+    steps_per_epoch: int = 1
+
+    @classmethod
+    def of_run(cls, run, steps_per_epoch):
+        """That of `RunArguments`."""
+        return cls(
+            run.weight_decay,
+            run.lr_scheduler,
+            run.warmup_ratio,
+            run.max_grad_norm,
+            run.num_train_epochs,
+            steps_per_epoch,
+        )
+
+    @property
+    def depends_on_epochs(self):
+        """Whether another number of epochs changes the learning rate of the first ones too."""
+        return self.schedule != "constant" or self.warmup_ratio > 0
+
+
+PLAIN = Optimization()  # Adam with a constant learning rate
+
+
+class HeadOptimizer:
+    """
+    Args:
+        model: `EmoShareModel` with one head.
+        learning_rate: of Adam (paper, section 2.5).
+        settings: `Optimization`.
+    """
+
+    def __init__(self, model, learning_rate, settings):
+        self.model = model
+        self.learning_rate = learning_rate
+        self.settings = settings
+        self.begin(0)
+
+    def begin(self, epochs_done):
+        """Forgets all steps. The learning rate is scheduled over the epochs that remain after the first ones."""
+        self.adam = self._adam()
+        self.schedule = None
+        if self.settings.depends_on_epochs:
+            steps = (self.settings.epochs - epochs_done) * self.settings.steps_per_epoch
+            warmup_steps = round(self.settings.warmup_ratio * steps)
+            if self.settings.schedule == "cosine":
+                self.schedule = get_cosine_schedule_with_warmup(self.adam, warmup_steps, steps)
+            else:
+                self.schedule = get_constant_schedule_with_warmup(self.adam, warmup_steps)
+
+    def _adam(self):
+        weight_decay = self.settings.weight_decay
+        if not weight_decay:
+            return torch.optim.Adam(self.model.parameters(), lr=self.learning_rate, fused=True)
+        groups = {True: [], False: []}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                is_matrix = parameter.dim() > 1 and not isinstance(module, nn.LayerNorm)
+                groups[is_matrix].append(parameter)
+        return torch.optim.AdamW(
+            [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}],
+            lr=self.learning_rate,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+
+    def step(self):
+        """Updates the weights by their gradients, which are then cleared."""
+        if self.settings.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.adam.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        self.adam.zero_grad()
+
+    def state_dict(self):
+        state = {"optimizer": self.adam.state_dict()}
+        if self.schedule is not None:
+            state["schedule"] = self.schedule.state_dict()
+        return state
+
+    def load_state_dict(self, state):
+        self.adam.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])

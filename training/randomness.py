@@ -1,0 +1,49 @@
+"""
+Random generators of a training run, each made from the seed of the run and the place where its numbers are used.
+
+Nothing depends on what was drawn before: a run that resumes draws the same numbers, and heads that train on threads
+side by side do not wait for each other.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..head_emoshare import Dropout
+
+# What numbers are for: the first part of a place.
+AUGMENTATION, LISTENERS, DROPOUT = range(3)
+
+
+def generator_at(seed, *place):
+    """
+    Args:
+        seed: of the run.
+        place: what the numbers are for, and where: integers, such as the epoch and the step.
+
+    Returns:
+        `np.random.Generator`.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=place))
+
+
+@contextmanager
+def dropout_at(model, seed, *place):
+    """
+    Within it, each `Dropout` of a model draws from a generator of its own.
+
+    Args:
+        model: `EmoShareModel`, on its device.
+        seed, place: as in `generator_at`.
+    """
+    parts = [part for part in model.modules() if isinstance(part, Dropout) and part.p]
+    if parts:
+        seeds = generator_at(seed, DROPOUT, *place).integers(2**63, size=len(parts))
+        for part, own in zip(parts, seeds, strict=True):
+            part.generator = torch.Generator(model.device).manual_seed(int(own))
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.generator = None

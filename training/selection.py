@@ -1,0 +1,106 @@
+"""Which weights a head keeps: those of an epoch that its devel scores choose, of the last epoch, or an average."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+AVERAGED_EPOCHS = 3  # over about as many is the running average of weights
+SMOOTHED_EPOCHS = 5  # over as many is the mean of the devel scores that chooses an epoch of averaged weights
+
+
+@dataclass
+class BestEpoch:
+    """
+    What a head has reached: the paper trains and selects a network per emotion (section 2.4).
+
+    Attributes:
+        score: its ρ on devel; with `--selection average`, the smoothed one.
+        epoch: its epoch; 0 if no epoch had a ρ, and the weights are the latest.
+        restarts: how often the head was dead and re-initialised.
+        restarted: after which epoch that was the last time.
+        weights: the head's state dict.
+        latest: with `--selection average`, the ρ of the latest epochs since then, NaN where there was none.
+    """
+
+    score: float = -math.inf
+    epoch: int = 0
+    restarts: int = 0
+    restarted: int = 0
+    weights: dict = field(default_factory=dict)
+    latest: list[float] = field(default_factory=list)
+
+    def take(self, selection, epoch, score, weights):
+        """
+        Args:
+            selection: as `--selection`.
+            epoch: that is over.
+            score: its ρ on devel, NaN if there is none.
+            weights: the head's state dict, which is copied if it is to be kept.
+        """
+        if selection == "average":
+            score = self._smoothed(score)
+        if score > self.score or selection == "last_epoch":
+            self.score, self.epoch = float(score), epoch
+        if self.epoch in (0, epoch):
+            self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def _smoothed(self, score):
+        """
+        The mean over the latest epochs. Those that have no ρ, or lie before the first, count as 0, so that a lucky
+        first epoch does not win.
+        """
+        self.latest = [*self.latest, float(score)][-SMOOTHED_EPOCHS:]
+        if math.isnan(score):
+            return score
+        return sum(rho for rho in self.latest if not math.isnan(rho)) / SMOOTHED_EPOCHS
+
+    def restart(self, epoch):
+        """Notes that the head begins again with new weights after this epoch."""
+        self.restarts += 1
+        self.restarted = epoch
+        self.latest = []
+
+
+class RunningAverage:
+    """
+    The mean of a head's weights: at first over all steps, and then an exponential moving average whose decay in a step
+    is 1 - 1 / `num_steps`.
+
+    Args:
+        model: `EmoShareModel` with one head.
+        num_steps: over which the average is taken.
+    """
+
+    def __init__(self, model, num_steps):
+        self.parameters = [parameter.detach() for parameter in model.parameters()]
+        self.num_steps = num_steps
+        self.begin()
+
+    def begin(self):
+        """Forgets all steps."""
+        self.steps = 0
+        self.averages = [parameter.clone() for parameter in self.parameters]
+
+    def update(self):
+        """Takes the weights after a step."""
+        self.steps += 1
+        torch._foreach_lerp_(self.averages, self.parameters, 1 / min(self.steps, self.num_steps))
+
+    @contextmanager
+    def in_place(self):
+        """Within it, the model has the averages for weights."""
+        latest = [parameter.clone() for parameter in self.parameters]
+        torch._foreach_copy_(self.parameters, self.averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self.parameters, latest)
+
+    def state_dict(self):
+        return {"steps": self.steps, "averages": self.averages}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        torch._foreach_copy_(self.averages, state["averages"])
