@@ -41,13 +41,14 @@ EMOTIONS = (
 @dataclass(frozen=True)
 class Architecture:
     """
-    How a head is put together after its convolutions. Adding one takes an entry in `ARCHITECTURES`, and nothing else if
-    its parts are in the tables `ENCODERS` and `POOLINGS` of `head_emoshare`.
+    How a head is put together. Adding one takes an entry in `ARCHITECTURES`, and nothing else if its parts are in the
+    tables `STEMS`, `ENCODERS` and `POOLINGS` that `head_emoshare` knows.
 
     Attributes:
         encoder: the part that relates steps to each other; a key of `ENCODERS`.
-        pooling: the part that makes one vector of all steps; a key of `POOLINGS`. `"attention"` needs an encoder that
-            returns last states.
+        pooling: the part that makes one vector of all steps; a key of `POOLINGS` of `pooling_emoshare`. `"attention"`
+            needs an encoder that returns last states; `"statistics"` and `"functionals"` need the frames as they are,
+            without stem and encoder.
         ffn_sizes: default hidden sizes of the feed-forward network.
         title: short name in tables and figures.
         summary: its parts in a few words, for legends.
@@ -56,6 +57,7 @@ class Architecture:
         is_released: whether the authors released this network, so that `normalization="sequence"` can reproduce it.
         has_released_norms: whether the released network has LayerNorms.
         attention_heads: number of the encoder's attention heads, which must divide its width; `None` if it has none.
+        stem: the part that makes steps of frames; a key of `STEMS`.
     """
 
     encoder: str
@@ -68,6 +70,7 @@ class Architecture:
     is_released: bool = False
     has_released_norms: bool = False
     attention_heads: int | None = None
+    stem: str = "convolutions"
 
 
 # The first two have the sizes of the authors' released code. The transformer was not released, and its feed-forward
@@ -103,6 +106,35 @@ ARCHITECTURES = {
         description="The multi-headed transformer that the paper mentions (section 3.2), in sizes of our own: "
         "convolutions, two encoder layers, the mean over time and a feed-forward network",
         attention_heads=8,
+    ),
+    "cnn_lstm_statistics": Architecture(
+        encoder="lstm",
+        pooling="attentive_statistics",
+        ffn_sizes=(256, 128, 64),
+        title="Attentive statistics (ours)",
+        summary="CNN, LSTM, attentive statistics",
+        description="Convolutions, an LSTM, mean and standard deviation over time weighted by four attention queries, "
+        "and a feed-forward network",
+        has_attention=True,
+    ),
+    "statistics": Architecture(
+        stem="no_stem",
+        encoder="no_encoder",
+        pooling="statistics",
+        ffn_sizes=(),
+        title="Linear probe (ours)",
+        summary="mean and deviation, linear",
+        description="A linear probe: mean and standard deviation of the frame features over time, and one linear layer",
+    ),
+    "functionals": Architecture(
+        stem="no_stem",
+        encoder="no_encoder",
+        pooling="functionals",
+        ffn_sizes=(256,),
+        title="Functionals (ours)",
+        summary="functionals, FFN",
+        description="What classical systems compute over a clip: mean, standard deviation and quantiles over time of "
+        "each frame feature and of its slope, and a feed-forward network",
     ),
 }
 NORMALIZATIONS = ("frame", "none", "sequence")
@@ -162,7 +194,10 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             A key of `ARCHITECTURES`: `"cnn_lstm"` (the paper's Architecture 1), `"cnn_lstm_attention"` (Architecture 2)
             or `"transformer"` (the multi-headed transformer that the paper tried and dropped, section 3.2; it gives no
             sizes, so they are ours): two encoder layers instead of the LSTM, as wide as the last convolution, with 8
-            heads and a feed-forward network four times as wide.
+            heads and a feed-forward network four times as wide. Ours: `"cnn_lstm_statistics"` (attentive statistics
+            pooling with four queries after the LSTM), `"statistics"` (mean and deviation of the frame features, and one
+            linear layer: a linear probe) and `"functionals"` (the functionals of classical systems, and a feed-forward
+            network), both without convolutions and LSTM: fields of these have no effect then.
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):

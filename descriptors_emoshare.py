@@ -68,9 +68,7 @@ def _spectral(frames, sampling_rate):
     centroid = density @ hertz
     spread = (density * (hertz - centroid[:, None]).square()).sum(dim=1).sqrt()
     below, whole = power.cumsum(dim=1), power.sum(dim=1, keepdim=True)
-    rolloffs = [
-        hertz[(below < part * whole).sum(dim=1).clamp(max=len(hertz) - 1)] for part in (0.25, 0.5, 0.75, 0.9)
-    ]
+    rolloffs = [hertz[(below < part * whole).sum(dim=1).clamp(max=len(hertz) - 1)] for part in (0.25, 0.5, 0.75, 0.9)]
     amplitude = power.sqrt()
     amplitude = amplitude / amplitude.norm(dim=1, keepdim=True).clamp(min=FLOOR)
     flux = torch.nn.functional.pad((amplitude[1:] - amplitude[:-1]).square().sum(dim=1), (1, 0))
@@ -106,7 +104,9 @@ def _voice(waveform, frames, sampling_rate, hop_length):
     peak = correlation[torch.arange(len(lag)), lag].clamp(0, 0.999)
     is_voiced = ((peak > VOICED) & (frames.square().mean(dim=1) > 0.01)).float()
     log_pitch = (sampling_rate / lag).log() - np.log(180)
-    log_pitch = torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(dim=1).values
+    log_pitch = (
+        torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(dim=1).values
+    )
     harmonics = (peak.clamp(min=0.05) / (1 - peak).clamp(min=0.01)).log()
     return [2.5 * log_pitch * is_voiced, is_voiced, peak, harmonics]
 

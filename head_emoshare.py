@@ -1,6 +1,6 @@
 """The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import nn
@@ -8,8 +8,9 @@ from transformers.activations import ACT2FN
 
 from .backbone_emoshare import family_of
 from .configuration_emoshare import ARCHITECTURES
-from .frames_emoshare import last_step, length_mask, masked_mean
+from .frames_emoshare import last_step, length_mask
 from .offload_emoshare import weights_in_place
+from .pooling_emoshare import POOLINGS
 
 TRANSFORMER_LAYERS = 2
 
@@ -19,16 +20,16 @@ class EmotionHead(nn.Module):
     CNN > LSTM > attention > feed-forward: frame features to the share of one emotion, or of all with a shared trunk
     (paper, section 2.4; here Architecture 2).
 
-    - stem: convolutions with ReLU, and max-pooling from frames to steps;
-    - encoder: an LSTM, or transformer layers, which see the order of frames only through the stem;
-    - pooling: the mean over time (Eq. 1), or attention (Eq. 2a, 2b);
+    - stem: convolutions with ReLU, and max-pooling from frames to steps; or none, so that the steps are the frames;
+    - encoder: an LSTM, or transformer layers, which see the order of frames only through the stem; or none;
+    - pooling: the mean over time (Eq. 1), attention (Eq. 2a, 2b), or statistics over time;
     - regressor: a feed-forward network and the output activation.
 
     In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what
     the parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward
     network.
 
-    `ARCHITECTURES[config.architecture]` says which encoder and pooling. Each part is a submodule under the name that
+    `ARCHITECTURES[config.architecture]` says which stem, encoder and pooling. Each part is a submodule under the name that
     checkpoints have for it.
 
     Args:
@@ -39,26 +40,31 @@ class EmotionHead(nn.Module):
     def __init__(self, config, num_outputs=1):
         super().__init__()
         self.architecture = ARCHITECTURES[config.architecture]
-        self.pool_size = config.pool_size
         self.layer_weights = None
         if config.backbone_layer == "weighted":
             # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
             num_layers = family_of(config.backbone_config).num_layers(config.backbone_config)
             self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
-        self.convolutions = Convolutions(config)
+        stem = STEMS[self.architecture.stem](config)
+        self.add_module(self.architecture.stem, stem)
         self.dropout = Dropout(config.dropout)
         self.lstm_norm = _norm_of_steps(config)
-        encoder = ENCODERS[self.architecture.encoder](config)
+        encoder = ENCODERS[self.architecture.encoder](config, stem.width)
         self.add_module(self.architecture.encoder, encoder)
-        self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
-        self.ffn = _feed_forward(encoder.width, config)
-        self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
+        pooling = POOLINGS[self.architecture.pooling](config, encoder.width)
+        self.add_module(self.architecture.pooling, pooling)
+        self.ffn = _feed_forward(pooling.width, config)
+        self.output = nn.Linear([pooling.width, *config.ffn_sizes][-1], num_outputs)
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
     def dtype(self):
-        """Of the weights; that of the convolutions, which stay what they are in a quantised head."""
-        return self.convolutions[0].weight.dtype
+        """Of the weights that stay what they are in a quantised head; those of linear layers do not."""
+        return next(chain(self.parameters(), self.buffers())).dtype
+
+    @property
+    def stem(self):
+        return self.get_submodule(self.architecture.stem)
 
     @property
     def encoder(self):
@@ -79,18 +85,25 @@ class EmotionHead(nn.Module):
             Shares (batch, outputs), and attention weights (batch, steps) or `None`.
         """
         with weights_in_place(self):
-            return self._shares(features, lengths)
+            states, last_states, mask = self._states(features, lengths)
+            pooled, weights = self.pooling(states, last_states, mask)
+            hidden = self.ffn(pooled, self.dropout)
+            return self.output_activation(self.output(self.dropout(hidden))), weights
 
-    def _shares(self, features, lengths):
+    def statistics(self, features, lengths):
+        """The statistics (batch, statistics) over time that a pooling of this kind takes, before it scales them."""
+        states, _, mask = self._states(features, lengths)
+        return self.pooling.statistics(states, mask)
+
+    def _states(self, features, lengths):
         if self.layer_weights is not None:
             features = torch.einsum("l,blfw->bfw", self.layer_weights.softmax(dim=0).to(features.dtype), features)
-        steps = self.convolutions(features, lengths).to(self.dtype)  # (batch, steps, channels)
-        step_lengths = lengths // self.pool_size
+        steps = self.stem(features, lengths).to(self.dtype)  # (batch, steps, channels)
+        step_lengths = lengths // self.stem.pool_size
         mask = length_mask(step_lengths, steps.shape[1])
-        states, last_states = self.encoder(self.dropout(self.lstm_norm(steps)), step_lengths, mask)
-        pooled, weights = self.pooling(states, last_states, mask)
-        hidden = self.ffn(pooled, self.dropout)
-        return self.output_activation(self.output(self.dropout(hidden))), weights
+        if self.architecture.stem != "no_stem":
+            steps = self.dropout(self.lstm_norm(steps))
+        return *self.encoder(steps, step_lengths, mask), mask
 
 
 class Convolutions(nn.ModuleList):
@@ -102,6 +115,7 @@ class Convolutions(nn.ModuleList):
             nn.Conv1d(width_in, width_out, config.conv_kernel_size, padding="same")
             for width_in, width_out in pairwise(widths)
         )
+        self.width = config.conv_channels[-1]
         self.pool_size = config.pool_size
         # The released network pads every clip to this length, and masks no convolution.
         self.padded_frames = config.max_frames if config.normalization == "sequence" else None
@@ -117,6 +131,19 @@ class Convolutions(nn.ModuleList):
         for convolution in self:
             maps = _convolve(convolution, maps).relu() * mask[:, None]
         return nn.functional.max_pool1d(maps, self.pool_size).transpose(1, 2)
+
+
+class NoStem(nn.Module):
+    """The steps are the frames."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.width = config.feature_size
+        self.pool_size = 1
+
+    def forward(self, features, lengths):
+        """(batch, frames, width) and (batch,) frames -> (batch, frames, width), zero on padding"""
+        return features.masked_fill(~length_mask(lengths, features.shape[1])[..., None], 0)
 
 
 class FeedForward(nn.Sequential):
@@ -153,8 +180,8 @@ class Dropout(nn.Dropout):
 class LSTMEncoder(nn.ModuleList):
     """One `nn.LSTM` per layer, because the attention's query takes every layer's state at a clip's own last step."""
 
-    def __init__(self, config):
-        widths = [config.conv_channels[-1]] + [config.lstm_hidden_size] * config.lstm_num_layers
+    def __init__(self, config, width):
+        widths = [width] + [config.lstm_hidden_size] * config.lstm_num_layers
         super().__init__(nn.LSTM(*layer, batch_first=True) for layer in pairwise(widths))
         self.add_module("dropout", Dropout(config.dropout))
         self.width = config.lstm_hidden_size
@@ -183,8 +210,8 @@ class LSTMEncoder(nn.ModuleList):
 class TransformerEncoder(nn.ModuleList):
     """Post-norm encoder layers. There is no dropout on attention weights."""
 
-    def __init__(self, config):
-        width, attention_heads = config.conv_channels[-1], ARCHITECTURES[config.architecture].attention_heads
+    def __init__(self, config, width):
+        attention_heads = ARCHITECTURES[config.architecture].attention_heads
         super().__init__(
             nn.TransformerEncoderLayer(width, attention_heads, 4 * width, dropout=0.0, batch_first=True)
             for _ in range(TRANSFORMER_LAYERS)
@@ -203,51 +230,21 @@ class TransformerEncoder(nn.ModuleList):
         return steps, None
 
 
-class MeanPooling(nn.Module):
-    """The mean over a clip's own steps (Eq. 1)."""
+class NoEncoder(nn.Module):
+    """Leaves the steps as they are."""
 
-    def __init__(self, config):
+    def __init__(self, config, width):
         super().__init__()
+        self.width = width
 
-    def forward(self, states, last_states, mask):
-        """As `AttentionPooling.forward`; there are no weights."""
-        return masked_mean(states, mask), None
-
-
-class AttentionPooling(nn.Module):
-    """
-    Scaled dot-product attention over all steps (Eq. 2a and 2b), with one query made from the last LSTM states. The
-    scores are divided by the square root of the LSTM's width, as in the authors' code.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        width = config.lstm_hidden_size
-        self.query = nn.Linear(config.lstm_num_layers * width, width)
-        self.weight_norm = nn.Identity()
-        if config.normalization == "sequence":
-            self.weight_norm = nn.LayerNorm((1, config.max_frames // config.pool_size))
-
-    def forward(self, states, last_states, mask):
-        """
-        Args:
-            states: (batch, steps, width), the encoder's output: keys and values.
-            last_states: (batch, layers * width), each layer's state at the clip's last step.
-            mask: (batch, steps) bool, true on a clip's own steps.
-
-        Returns:
-            The weighted sum (batch, width) and the weights (batch, steps).
-        """
-        query = self.query(last_states)
-        scores = torch.einsum("bw,bsw->bs", query, states) / states.shape[-1] ** 0.5
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        weights = self.weight_norm(weights[:, None])[:, 0] * mask
-        return torch.einsum("bs,bsw->bw", weights, states), weights
+    def forward(self, steps, lengths, mask):
+        """As `LSTMEncoder.forward`; there are no last states."""
+        return steps, None
 
 
-# The parts that an `Architecture` names. Checkpoints have their weights under these names.
-ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder}
-POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
+# The parts that an `Architecture` names, with `POOLINGS`. Checkpoints have their weights under these names.
+STEMS = {"convolutions": Convolutions, "no_stem": NoStem}
+ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder, "no_encoder": NoEncoder}
 
 
 def _convolve(convolution, maps):
@@ -264,7 +261,9 @@ def _convolve(convolution, maps):
 
 
 def _norm_of_steps(config):
-    """LayerNorm between stem and encoder, if the normalization has one there."""
+    """LayerNorm between stem and encoder, if there is a stem, and the normalization has one there."""
+    if ARCHITECTURES[config.architecture].stem == "no_stem":
+        return nn.Identity()
     channels = config.conv_channels[-1]
     if config.normalization == "frame":
         return nn.LayerNorm(channels)

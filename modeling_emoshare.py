@@ -311,7 +311,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             new = type(head)(self.config, num_outputs=head.output.out_features)
-        head.load_state_dict(new.state_dict())
+        # What is no parameter stays: the scale of the training set.
+        head.load_state_dict(dict(new.named_parameters()), strict=False)
 
     def frame_features(self, inputs, attention_mask=None, layers=None):
         """

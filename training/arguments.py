@@ -13,9 +13,9 @@ from transformers import HfArgumentParser
 
 from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
-from ..feature_extraction_emoshare import ACOUSTIC_FEATURES
 from ..dataset_script.folds import LEAST_FOLDS
 from ..evaluation.selections import SELECTIONS
+from ..feature_extraction_emoshare import ACOUSTIC_FEATURES
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"

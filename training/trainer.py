@@ -27,6 +27,7 @@ from .optimization import PLAIN, HeadOptimizer, Optimization
 from .precision import training_dtype
 from .randomness import dropout_at
 from .selection import AVERAGED_EPOCHS, BestEpoch, RunningAverage
+from .standardization import fit_standardization
 from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
@@ -303,6 +304,7 @@ class HeadTrainer:
         self.augmentation = Augmentation(self.run, model.config, stores["train"], accelerator)
         self.progress = Progress(model, self.run, len(self.loader))
         self._make_weights_equal_on_all_processes()
+        fit_standardization(self.model, self.loader, accelerator)
 
     def fit(self):
         """

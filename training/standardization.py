@@ -1,0 +1,39 @@
+"""The scale of the statistics over time that some heads take: zero mean and unit deviation over the training set."""
+
+import torch
+from accelerate.utils import tqdm
+
+from ..pooling_emoshare import StatisticsPooling
+
+LEAST_DEVIATION = 1e-4  # a statistic that hardly ever changes is not blown up
+
+
+def fit_standardization(model, loader, accelerator):
+    """
+    Sets the mean and deviation of `Standardization` in a model's heads, if they have one. A clip of several windows
+    counts as much as one of a single window.
+
+    Args:
+        model: `EmoShareModel`.
+        loader: `FeatureLoader` of the train split.
+        accelerator: `accelerate.Accelerator`; each process sees its part of the clips.
+    """
+    heads = [head for head in model.heads if isinstance(head.pooling, StatisticsPooling)]
+    if not heads:
+        return
+    # All heads take the same statistics, of the frames as they are.
+    width = len(heads[0].pooling.standardization.mean)
+    sums = torch.zeros(1 + 2 * width, dtype=torch.float64)  # of weights, statistics, and their squares
+    loader.set_epoch(0)
+    with torch.no_grad():
+        for batch in tqdm(loader, desc="Scale of the statistics", unit=" batches", leave=False):
+            features, lengths = batch["frame_features"].float(), batch["attention_mask"].sum(dim=1)
+            statistics = heads[0].statistics(features, lengths).double().cpu()
+            weights = batch["weights"].double().cpu()
+            sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
+    total, first, second = accelerator.reduce(sums.to(accelerator.device)).cpu().split([1, width, width])
+    mean = first / total
+    deviation = (second / total - mean.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
+    for head in heads:
+        head.pooling.standardization.mean.copy_(mean)
+        head.pooling.standardization.deviation.copy_(deviation)
