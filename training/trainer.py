@@ -22,6 +22,7 @@ from ..evaluation.scores import is_constant
 from ..threads_emoshare import side_by_side
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
+from .label_weights import LABEL_WEIGHTS
 from .precision import training_dtype
 from .user_errors import checking
 
@@ -76,13 +77,18 @@ class HeadInTraining:
             The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
             batch's own mean, in which a long clip would count for more: it is the sum over the known shares, each by
             its window's weight, divided by what such a sum is on average over the epoch's steps. The mean over the
-            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to.
+            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to. A
+            loss that compares the clips of a batch with each other is that of the batch as a whole, of this process's
+            own clips, and counts by how many they are.
         """
         features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
+        if weights.dim() == 2:  # of each share
+            weights = weights[:, self.labels]
         with torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32):
-            logits = self.model(frame_features=features, attention_mask=batch["attention_mask"]).logits
-            loss = self.model.loss(logits, shares, weights)
-        weight = (weights[:, None] * ~shares.isnan()).sum()  # which `loss` has divided by
+            output = self.model(frame_features=features, attention_mask=batch["attention_mask"])
+            loss = self.model.loss(output.logits, shares, weights, batch.get("listeners"), output.concentrations)
+        of_shares = weights if weights.dim() == 2 else weights[:, None]
+        weight = (of_shares * ~shares.isnan()).sum()  # which `loss` has divided by
         loss = loss * weight / batch["weight_per_step"][self.labels].sum().clamp(min=1e-9)
         loss.backward()
         return loss.detach()
@@ -280,7 +286,10 @@ class HeadTrainer:
         self.labels = model.config.labels
         self.dtype = training_dtype(self.run.mixed_precision, accelerator.device)
         batch_size = self.run.per_device_train_batch_size
-        self.loader = FeatureLoader(stores["train"], model.config, batch_size, accelerator, seed=self.run.seed)
+        share_weights = LABEL_WEIGHTS[self.run.label_weights](stores["train"].shares)
+        self.loader = FeatureLoader(
+            stores["train"], model.config, batch_size, accelerator, seed=self.run.seed, share_weights=share_weights
+        )
         self.devel_loader = FeatureLoader(stores["devel"], model.config, batch_size, accelerator)
         self.progress = Progress(model, self.run)
         self._make_weights_equal_on_all_processes()
