@@ -1,5 +1,6 @@
 """The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -68,6 +69,11 @@ class EmotionHead(nn.Module):
     @property
     def pooling(self):
         return self.get_submodule(self.architecture.pooling)
+
+    def scale_concentrations(self, factor):
+        """Multiplies all concentrations that this head will give."""
+        with torch.no_grad():
+            self.output.bias[self.num_outputs :] += math.log(factor)
 
     def forward(self, features, lengths):
         """

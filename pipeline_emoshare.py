@@ -270,9 +270,9 @@ class EmotionSharePipeline(ChunkPipeline):
         labelled = [{"label": label, "score": float(share)} for label, share in zip(labels, shares, strict=True)]
         if return_interval:
             (concentrations,) = average_by_duration(_rows(windows, "concentrations"), durations)
-            intervals = zip(*share_intervals(shares, concentrations, listeners), strict=True)
-            for share, interval in zip(labelled, intervals, strict=True):
-                share["interval"] = [float(end) for end in interval]
+            low, high, _ = share_intervals(shares, concentrations, listeners)
+            for share, *interval in zip(labelled, low, high, strict=True):
+                share["interval"] = list(map(float, interval))
         result = {"shares": sorted(labelled, key=lambda share: -share["score"])[:top_k]}
         if return_timeline:
             result["timeline"] = [

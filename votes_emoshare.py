@@ -45,7 +45,7 @@ def share_intervals(shares, concentrations, listeners, level=LEVEL):
         level: probability that the interval is to hold.
 
     Returns:
-        The lower and the upper ends, (...) float64 each.
+        The lower ends, the upper ends, and the probability that each holds the share of such a panel: (...) float64.
     """
     votes = np.arange(listeners + 1)
     probabilities = np.exp(log_likelihood(votes, listeners, shares[..., None], concentrations[..., None]))
@@ -58,7 +58,7 @@ def share_intervals(shares, concentrations, listeners, level=LEVEL):
         low, high, held = (np.where(nearer, *pair) for pair in ((first, low), (first + width, high), (most, held)))
         if (most >= level).all():
             break
-    return low / listeners, high / listeners
+    return low / listeners, high / listeners, held
 
 
 def _log_beta(first, second):

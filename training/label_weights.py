@@ -7,12 +7,7 @@ BINS = 100
 KERNEL_WIDTH = 0.05
 
 
-def unweighted(shares):
-    """All shares alike: there are no weights."""
-    return None
-
-
-def smoothed(shares):
+def smoothed_weights(shares):
     """
     Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021): each share is
     weighed by the inverse of how dense the label's shares are around it. The density is a histogram that is smoothed by
@@ -37,6 +32,3 @@ def smoothed(shares):
         inverse = 1 / density[bins]
         weights[known, label] = inverse / inverse.mean()
     return weights
-
-
-LABEL_WEIGHTS = {"none": unweighted, "smoothed": smoothed}

@@ -22,7 +22,7 @@ from ..evaluation.scores import is_constant
 from ..threads_emoshare import side_by_side
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
-from .label_weights import LABEL_WEIGHTS
+from .label_weights import smoothed_weights
 from .precision import training_dtype
 from .user_errors import checking
 
@@ -286,10 +286,9 @@ class HeadTrainer:
         self.labels = model.config.labels
         self.dtype = training_dtype(self.run.mixed_precision, accelerator.device)
         batch_size = self.run.per_device_train_batch_size
-        share_weights = LABEL_WEIGHTS[self.run.label_weights](stores["train"].shares)
-        self.loader = FeatureLoader(
-            stores["train"], model.config, batch_size, accelerator, seed=self.run.seed, share_weights=share_weights
-        )
+        train = stores["train"]
+        share_weights = smoothed_weights(train.shares) if self.run.label_weights == "smoothed" else None
+        self.loader = FeatureLoader(train, model.config, batch_size, accelerator, self.run.seed, share_weights)
         self.devel_loader = FeatureLoader(stores["devel"], model.config, batch_size, accelerator)
         self.progress = Progress(model, self.run)
         self._make_weights_equal_on_all_processes()
