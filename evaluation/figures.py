@@ -61,7 +61,7 @@ def plot_calibration(path, calibrations, title):
         calibrations: `Calibration`s, by split.
         title: above both panels.
     """
-    figure = Figure((2 * COLUMNS * PANEL_INCHES / 2, PANEL_INCHES + 1.2), layout="constrained")
+    figure = Figure((COLUMNS * PANEL_INCHES, PANEL_INCHES + 1.2), layout="constrained")
     figure.suptitle(title)
     shares, intervals = figure.subplots(1, 2)
     for split, calibration in calibrations.items():

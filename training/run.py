@@ -117,12 +117,12 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
                 filenames = corpus.splits[split][FILENAME]
                 write_predictions(folder / f"predictions_{split}.csv", filenames, of_split.shares, corpus.labels)
             write_history(folder / HISTORY, progress.history, corpus.labels)
-            on_corpus = f"on devel ({shown_settings(arguments)['dataset']})"
-            title, shares = f"Predicted and true shares {on_corpus}", predictions["devel"].shares
+            dataset, shares = shown_settings(arguments)["dataset"], predictions["devel"].shares
+            title = f"Predicted and true shares on devel ({dataset})"
             plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, scores, title)
             calibrations = {}
             if model.config.has_concentrations:
-                calibrations = _save_intervals(folder, corpus, predictions, f"Calibration {on_corpus}")
+                calibrations = _save_intervals(folder, corpus, predictions, f"Calibration ({dataset})")
             model_card(arguments, model, feature_extractor, scores, corpus, calibrations).save(folder / "README.md")
             write_scores(folder / RESULTS, scores, made_from, calibrations=calibrations)
             sync_all(folder)
