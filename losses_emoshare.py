@@ -2,8 +2,6 @@
 
 from inspect import signature
 
-import torch
-
 # The pairwise sigmoids of `rank` are this wide, in standard deviations of a label's predicted shares in the batch.
 RANK_TEMPERATURE = 0.2
 # Predicted shares that differ by less count as if they differed by this much, so that gradients stay finite.
@@ -131,7 +129,7 @@ def beta_binomial(predicted, true, weights=None, listeners=None, concentrations=
         - _log_rising(concentrations, number)
     )
     of_one = true * probability.log() + (1 - true) * (-probability).log1p()
-    return _mean_of_known(-torch.where(listeners.isnan()[:, None], of_one, log_likelihood), weights)
+    return _mean_of_known(-of_one.where(listeners.isnan()[:, None], log_likelihood), weights)
 
 
 # Each is a function of predicted and true shares and weights, as `mse`. An entry here is all that a new loss takes. One
@@ -180,8 +178,8 @@ def _log_rising(start, steps):
     moved = start + SHIFT
     rising = (moved - 0.5) * (steps / moved).log1p() + steps * ((moved + steps).log() - 1)
     rising = rising + _end_of_stirling(moved + steps) - _end_of_stirling(moved)
-    below = start + torch.arange(SHIFT, device=start.device, dtype=start.dtype).view(-1, *[1] * start.dim())
-    return rising - (steps / below).log1p().sum(dim=0)
+    below = start[..., None] + start.new_tensor(range(SHIFT))
+    return rising - (steps[..., None] / below).log1p().sum(dim=-1)
 
 
 def _end_of_stirling(value):
