@@ -70,10 +70,12 @@ class EmotionHead(nn.Module):
     def pooling(self):
         return self.get_submodule(self.architecture.pooling)
 
-    def scale_concentrations(self, factor):
-        """Multiplies all concentrations that this head will give."""
+    def rescale_concentrations(self, factor, exponent=1.0):
+        """From now on, each concentration c of this head is `factor` times c to the power of `exponent`."""
+        offset = math.log(factor) + (exponent - 1) * math.log(CONCENTRATION_AT_ZERO)
         with torch.no_grad():
-            self.output.bias[self.num_outputs :] += math.log(factor)
+            self.output.weight[self.num_outputs :] *= exponent
+            self.output.bias[self.num_outputs :] = exponent * self.output.bias[self.num_outputs :] + offset
 
     def forward(self, features, lengths):
         """

@@ -48,10 +48,10 @@ def ccc(predicted, true, weights=None):
     total, predicted = weights.sum(dim=0), predicted.float()  # (labels,), (batch, labels)
     weights = weights / total.where(total > 0, 1)
     mean_predicted, mean_true = _mean(predicted, weights), _mean(true, weights)
-    variance = _mean((true - mean_true).square(), weights)
+    predicted, true = predicted - mean_predicted, true - mean_true
+    variance, covariance = _mean(true.square(), weights), _mean(predicted * true, weights)
     differ = variance > LEAST_VARIANCE
-    covariance = _mean((predicted - mean_predicted) * (true - mean_true), weights)
-    spread = _mean((predicted - mean_predicted).square(), weights) + variance + (mean_predicted - mean_true).square()
+    spread = _mean(predicted.square(), weights) + variance + (mean_predicted - mean_true).square()
     return _mean_over_labels(1 - 2 * covariance / spread.where(differ, 1), total * differ)
 
 
@@ -122,12 +122,11 @@ def beta_binomial(predicted, true, weights=None, listeners=None, concentrations=
         return binomial(predicted, true, weights, listeners)
     weights, true = _weights_of_known(true, weights)
     probability = predicted.float().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-    number, concentrations = _number_of_listeners(true, listeners), concentrations.float()
-    log_likelihood = (
-        _log_rising(probability * concentrations, true * number)
-        + _log_rising((1 - probability) * concentrations, (1 - true) * number)
-        - _log_rising(concentrations, number)
-    )
+    # Of those who perceive it, the others, and all: a quotient of Gamma functions each, computed at once.
+    signs, offsets = true.new_tensor([1, -1, 0]), true.new_tensor([0, 1, 1])
+    starts = concentrations.float()[..., None] * (probability[..., None] * signs + offsets)
+    votes = _number_of_listeners(true, listeners)[..., None] * (true[..., None] * signs + offsets)
+    log_likelihood = (_log_rising(starts, votes) * true.new_tensor([1, 1, -1])).sum(dim=-1)
     of_one = true * probability.log() + (1 - true) * (-probability).log1p()
     return _mean_of_known(-of_one.where(listeners.isnan()[:, None], log_likelihood), weights)
 
@@ -183,4 +182,4 @@ def _log_rising(start, steps):
 
 
 def _end_of_stirling(value):
-    return 1 / (12 * value) - 1 / (360 * value**3)
+    return (1 / 12 - 1 / (360 * value * value)) / value

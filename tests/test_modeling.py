@@ -652,9 +652,9 @@ def test_concentrations_are_a_second_output_of_each_head():
         alone = model(input_features=features[1:2, :12])
         torch.testing.assert_close(alone.concentrations, output.concentrations[1:2], atol=1e-4, rtol=1e-5)
         for head in model.heads:
-            head.scale_concentrations(3.0)
+            head.rescale_concentrations(3.0, exponent=0.5)
         scaled = model(input_features=features, attention_mask=mask)
-        torch.testing.assert_close(scaled.concentrations, 3 * output.concentrations)
+        torch.testing.assert_close(scaled.concentrations, 3 * output.concentrations.sqrt())
         torch.testing.assert_close(scaled.logits, output.logits)
     assert small_model()(input_features=features).concentrations is None
 
