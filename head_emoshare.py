@@ -1,5 +1,6 @@
 """The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,9 @@ from .frames_emoshare import last_step, length_mask, masked_mean
 from .offload_emoshare import weights_in_place
 
 TRANSFORMER_LAYERS = 2
+# A concentration is this times the exponential of a head's output, which is kept within these limits.
+CONCENTRATION_AT_ZERO = 10.0
+LIMITS_OF_LOGARITHM = (-9.0, 9.0)
 
 
 class EmotionHead(nn.Module):
@@ -33,13 +37,15 @@ class EmotionHead(nn.Module):
 
     Args:
         config: the model's `EmoShareConfig`.
-        num_outputs: number of shares that this head predicts.
+        num_outputs: number of shares that this head predicts. Where the loss needs a concentration for each, the last
+            layer has another output for it, after those of all shares.
     """
 
     def __init__(self, config, num_outputs=1):
         super().__init__()
         self.architecture = ARCHITECTURES[config.architecture]
         self.pool_size = config.pool_size
+        self.num_outputs = num_outputs
         self.layer_weights = None
         if config.backbone_layer == "weighted":
             # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
@@ -52,7 +58,8 @@ class EmotionHead(nn.Module):
         self.add_module(self.architecture.encoder, encoder)
         self.add_module(self.architecture.pooling, POOLINGS[self.architecture.pooling](config))
         self.ffn = _feed_forward(encoder.width, config)
-        self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], num_outputs)
+        columns = 2 * num_outputs if config.has_concentrations else num_outputs
+        self.output = nn.Linear([encoder.width, *config.ffn_sizes][-1], columns)
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
@@ -68,6 +75,13 @@ class EmotionHead(nn.Module):
     def pooling(self):
         return self.get_submodule(self.architecture.pooling)
 
+    def rescale_concentrations(self, factor, exponent=1.0):
+        """From now on, each concentration c of this head is `factor` times c to the power of `exponent`."""
+        offset = math.log(factor) + (exponent - 1) * math.log(CONCENTRATION_AT_ZERO)
+        with torch.no_grad():
+            self.output.weight[self.num_outputs :] *= exponent
+            self.output.bias[self.num_outputs :] = exponent * self.output.bias[self.num_outputs :] + offset
+
     def forward(self, features, lengths):
         """
         Args:
@@ -76,7 +90,8 @@ class EmotionHead(nn.Module):
             lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
 
         Returns:
-            Shares (batch, outputs), and attention weights (batch, steps) or `None`.
+            Shares (batch, outputs), and attention weights (batch, steps) or `None`. Where the loss needs
+            concentrations, they stand to the right of the shares: (batch, 2 * outputs).
         """
         with weights_in_place(self):
             return self._shares(features, lengths)
@@ -89,8 +104,12 @@ class EmotionHead(nn.Module):
         mask = length_mask(step_lengths, steps.shape[1])
         states, last_states = self.encoder(self.dropout(self.lstm_norm(steps)), step_lengths, mask)
         pooled, weights = self.pooling(states, last_states, mask)
-        hidden = self.ffn(pooled, self.dropout)
-        return self.output_activation(self.output(self.dropout(hidden))), weights
+        hidden = self.dropout(self.ffn(pooled, self.dropout))
+        outputs = self.output(hidden)
+        shares = self.output_activation(outputs[:, : self.num_outputs])
+        if outputs.shape[1] > self.num_outputs:
+            shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)
+        return shares, weights
 
 
 class Convolutions(nn.ModuleList):
@@ -248,6 +267,14 @@ class AttentionPooling(nn.Module):
 # The parts that an `Architecture` names. Checkpoints have their weights under these names.
 ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder}
 POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
+
+
+def _concentrations(outputs):
+    """
+    Above 0, float32. On a logarithmic scale, because concentrations differ by orders of magnitude: 1 / (1 +
+    concentration), the correlation between the votes of two listeners of a clip, is then a sigmoid.
+    """
+    return CONCENTRATION_AT_ZERO * outputs.float().clamp(*LIMITS_OF_LOGARITHM).exp()
 
 
 def _convolve(convolution, maps):
