@@ -32,6 +32,7 @@ CLEANING_SECONDS = 1800  # clips older than this are deleted, at intervals of th
 MAX_MINUTES = 10
 MAX_MEGABYTES = 100
 TIME_STEPS = 250  # the most that are drawn, however long the clip
+LISTENERS = 20  # of the panels whose shares the intervals are of
 MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
 
 FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
@@ -59,6 +60,9 @@ shares for a real voice mean nothing.
 """
 NO_CARD = """
 ⚠️ **This model has no card**: it is not known what it was trained on, how good it is, and what its limits are.
+"""
+INTERVALS = """
+The lines show how sure the shares are: of panels of {listeners} listeners, 90% would show a share within them.
 """
 ATTENTION = """
 ## Where the model listened
@@ -168,13 +172,17 @@ def show_results(emotion_share, path):
     config = emotion_share.model.config
     # Models of earlier versions have a configuration without this property.
     has_attention = getattr(config, "has_attention", config.architecture == "cnn_lstm_attention")
+    options = {"return_timeline": True, "return_attention": has_attention}
+    has_intervals = getattr(config, "has_concentrations", False)
+    if has_intervals:
+        options |= {"return_interval": True, "listeners": LISTENERS}
     sampling_rate = emotion_share.feature_extractor.sampling_rate
     try:
         with warnings.catch_warnings(record=True) as problems:
             warnings.simplefilter("always", UserWarning)
             waveform = hear(emotion_share, path)
             clip = {"array": waveform, "sampling_rate": sampling_rate, "path": path}
-            result = emotion_share(clip, return_timeline=True, return_attention=has_attention)
+            result = emotion_share(clip, **options)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         alert("This clip cannot be used.", str(error) or type(error).__name__, path)
         return
@@ -183,7 +191,8 @@ def show_results(emotion_share, path):
         alert("Something may be wrong with this clip.", problem, path)
     seconds = len(waveform) / sampling_rate
     ranking = [share["label"] for share in result["shares"]]
-    gradio.Markdown("## Share of listeners who would perceive it")
+    intervals = INTERVALS.format(listeners=LISTENERS) if has_intervals else ""
+    gradio.Markdown("## Share of listeners who would perceive it" + intervals)
     show(shares_chart(result["shares"]), "shares")
     if has_attention:
         gradio.Markdown(ATTENTION)
@@ -240,13 +249,21 @@ def show(chart, name):
 
 
 def shares_chart(shares):
-    base = altair.Chart(altair.Data(values=shares), height=240).encode(
+    rows = []
+    for share in shares:
+        low, high = share.get("interval", (share["score"],) * 2)
+        rows.append({**share, "low": low, "high": high, "end": max(share["score"], high)})
+    base = altair.Chart(altair.Data(values=rows), height=240).encode(
         altair.X("score:Q", title="share of listeners", axis=altair.Axis(format="%", grid=False)).scale(domain=(0, 1)),
         altair.Y("label:N", title="emotion", axis=altair.Axis(title=None), sort=None),
     )
-    values = base.mark_text(align="left", dx=4).encode(altair.Text("score:Q", format=".1%"))
+    marks = base.mark_bar(color=BLUE)
+    if any("interval" in share for share in shares):
+        whiskers = base.mark_errorbar(color=ORANGE, ticks=True, thickness=2)
+        marks += whiskers.encode(altair.X("low:Q", title="share of listeners"), altair.X2("high:Q"))
+    marks += base.mark_text(align="left", dx=4).encode(altair.X("end:Q"), altair.Text("score:Q", format=".1%"))
     room = {"left": 5, "top": 5, "right": 45, "bottom": 5}  # for the value of a bar that reaches the end
-    return (base.mark_bar(color=BLUE) + values).properties(padding=room)
+    return marks.properties(padding=room)
 
 
 def waveform_chart(waveform, seconds):

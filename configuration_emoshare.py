@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
-from .losses_emoshare import LOSSES
+from .losses_emoshare import LOSSES, takes
 from .repository_emoshare import (
     AUTO_MAP,
     CUSTOM_PIPELINES,
@@ -224,7 +224,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         separate_heads (`bool`, *optional*, defaults to `True`):
             Whether there is one head per emotion, as in the paper, or one head with all outputs (a shared trunk).
         loss (`str`, *optional*, defaults to `"mse"`):
-            A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises.
+            A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises. With `"beta_binomial"`, a
+            head gives a concentration with each share, and its last layer has twice as many outputs.
         dropout (`float`, *optional*, defaults to 0.0):
             Probability, at least 0 and less than 1, that training sets a value to 0: of the steps that the convolutions
             make, between LSTM layers or within a transformer layer, after pooling, and after each hidden layer of the
@@ -327,6 +328,11 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         """Whether the model returns attention weights."""
         return ARCHITECTURES[self.architecture].has_attention
 
+    @property
+    def has_concentrations(self):
+        """Whether the model returns a concentration with each share, because its loss needs one."""
+        return takes(self.loss, "concentrations")
+
     def check(self):
         """
         Raises ValueError on an illegal field, and makes `label2id` match `id2label`. Transformers sets fields that are
@@ -385,6 +391,11 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             raise ValueError(
                 f"conv_channels: got {self.conv_channels}; with architecture={self.architecture!r} the last must be a "
                 f"multiple of {heads}, its attention heads"
+            )
+        if takes(self.loss, "listeners") and self.output_activation != "sigmoid":
+            raise ValueError(
+                f"loss: got {self.loss!r}, a likelihood of votes, which needs shares between 0 and 1; expected "
+                f"output_activation='sigmoid', and not {self.output_activation!r}"
             )
         if self.normalization == "sequence" and not architecture.is_released:
             raise ValueError(

@@ -257,8 +257,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 normalised before they are padded.
 
         Returns:
-            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40 or 30), float32, and
-            `attention_mask` (batch, samples or frames), int32.
+            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40 or 30), float32,
+            and `attention_mask` (batch, samples or frames), int32.
 
         Raises:
             ValueError: on another sampling rate, or a waveform that is empty, too short, not finite, not 1D or not

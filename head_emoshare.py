@@ -1,5 +1,6 @@
 """The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
 
+import math
 from itertools import chain, pairwise
 
 import torch
@@ -13,6 +14,9 @@ from .offload_emoshare import weights_in_place
 from .pooling_emoshare import POOLINGS
 
 TRANSFORMER_LAYERS = 2
+# A concentration is this times the exponential of a head's output, which is kept within these limits.
+CONCENTRATION_AT_ZERO = 10.0
+LIMITS_OF_LOGARITHM = (-9.0, 9.0)
 
 
 class EmotionHead(nn.Module):
@@ -29,17 +33,19 @@ class EmotionHead(nn.Module):
     the parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward
     network.
 
-    `ARCHITECTURES[config.architecture]` says which stem, encoder and pooling. Each part is a submodule under the name that
-    checkpoints have for it.
+    `ARCHITECTURES[config.architecture]` says which stem, encoder and pooling. Each part is a submodule under the name
+    that checkpoints have for it.
 
     Args:
         config: the model's `EmoShareConfig`.
-        num_outputs: number of shares that this head predicts.
+        num_outputs: number of shares that this head predicts. Where the loss needs a concentration for each, the last
+            layer has another output for it, after those of all shares.
     """
 
     def __init__(self, config, num_outputs=1):
         super().__init__()
         self.architecture = ARCHITECTURES[config.architecture]
+        self.num_outputs = num_outputs
         self.layer_weights = None
         if config.backbone_layer == "weighted":
             # One weight for the input of the backbone's first layer and one for the output of each, before the softmax.
@@ -54,7 +60,8 @@ class EmotionHead(nn.Module):
         pooling = POOLINGS[self.architecture.pooling](config, encoder.width)
         self.add_module(self.architecture.pooling, pooling)
         self.ffn = _feed_forward(pooling.width, config)
-        self.output = nn.Linear([pooling.width, *config.ffn_sizes][-1], num_outputs)
+        columns = 2 * num_outputs if config.has_concentrations else num_outputs
+        self.output = nn.Linear([pooling.width, *config.ffn_sizes][-1], columns)
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
@@ -74,6 +81,13 @@ class EmotionHead(nn.Module):
     def pooling(self):
         return self.get_submodule(self.architecture.pooling)
 
+    def rescale_concentrations(self, factor, exponent=1.0):
+        """From now on, each concentration c of this head is `factor` times c to the power of `exponent`."""
+        offset = math.log(factor) + (exponent - 1) * math.log(CONCENTRATION_AT_ZERO)
+        with torch.no_grad():
+            self.output.weight[self.num_outputs :] *= exponent
+            self.output.bias[self.num_outputs :] = exponent * self.output.bias[self.num_outputs :] + offset
+
     def forward(self, features, lengths):
         """
         Args:
@@ -82,13 +96,17 @@ class EmotionHead(nn.Module):
             lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
 
         Returns:
-            Shares (batch, outputs), and attention weights (batch, steps) or `None`.
+            Shares (batch, outputs), and attention weights (batch, steps) or `None`. Where the loss needs
+            concentrations, they stand to the right of the shares: (batch, 2 * outputs).
         """
         with weights_in_place(self):
             states, last_states, mask = self._states(features, lengths)
             pooled, weights = self.pooling(states, last_states, mask)
-            hidden = self.ffn(pooled, self.dropout)
-            return self.output_activation(self.output(self.dropout(hidden))), weights
+            outputs = self.output(self.dropout(self.ffn(pooled, self.dropout)))
+            shares = self.output_activation(outputs[:, : self.num_outputs])
+            if outputs.shape[1] > self.num_outputs:
+                shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)
+            return shares, weights
 
     def statistics(self, features, lengths):
         """The statistics (batch, statistics) over time that a pooling of this kind takes, before it scales them."""
@@ -245,6 +263,14 @@ class NoEncoder(nn.Module):
 # The parts that an `Architecture` names, with `POOLINGS`. Checkpoints have their weights under these names.
 STEMS = {"convolutions": Convolutions, "no_stem": NoStem}
 ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder, "no_encoder": NoEncoder}
+
+
+def _concentrations(outputs):
+    """
+    Above 0, float32. On a logarithmic scale, because concentrations differ by orders of magnitude: 1 / (1 +
+    concentration), the correlation between the votes of two listeners of a clip, is then a sigmoid.
+    """
+    return CONCENTRATION_AT_ZERO * outputs.float().clamp(*LIMITS_OF_LOGARITHM).exp()
 
 
 def _convolve(convolution, maps):

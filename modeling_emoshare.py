@@ -2,15 +2,13 @@
 
 import copy
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
@@ -24,43 +22,12 @@ from .checks_emoshare import checked_dtype
 from .configuration_emoshare import EmoShareConfig
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
-from .losses_emoshare import LOSSES
+from .losses_emoshare import LOSSES, takes
+from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .threads_emoshare import side_by_side
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class EmoShareOutput(ModelOutput):
-    """
-    Attributes:
-        loss: scalar, `config.loss` over the known shares; only if labels were given.
-        logits: (batch, labels), the predicted shares.
-        hidden_states: the backbone's hidden states, each (batch, frames, width), if they were asked for and the
-            backbone ran.
-        attentions: (batch, labels, steps), the weight of each step (`pool_size` frames) in the prediction, if they were
-            asked for; `None` for an architecture without attention. Zero on padding; with `normalization="sequence"`
-            the released network's LayerNorm follows the softmax, so that they do not sum to 1.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: torch.FloatTensor | None = None
-
-
-class FrameFeatures(NamedTuple):
-    """
-    What the heads take, past the backbone.
-
-    Attributes:
-        by_layer: by `backbone_layer`: (batch, frames, width), or (batch, layers, frames, width) for `"weighted"`.
-        lengths: (batch,) int64, each clip's number of frames; features past it are arbitrary.
-    """
-
-    by_layer: dict
-    lengths: torch.Tensor
 
 
 class EmoShareModel(PushToHub, PreTrainedModel):
@@ -310,7 +277,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         head = self.heads[index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            new = type(head)(self.config, num_outputs=head.output.out_features)
+            new = type(head)(self.config, num_outputs=head.num_outputs)
         # What is no parameter stays: the scale of the training set.
         head.load_state_dict(dict(new.named_parameters()), strict=False)
 
@@ -358,6 +325,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         output_attentions=None,
         output_hidden_states=None,
         return_dict=None,
+        listeners=None,
     ):
         """
         Args:
@@ -372,6 +340,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             output_attentions: whether to return the attention of each emotion over the steps.
             output_hidden_states: whether to return the backbone's hidden states.
             return_dict: `False` for a plain tuple.
+            listeners: (batch,) float, the number of listeners behind each clip's labels, NaN where it is unknown, for
+                losses that need it.
 
         Returns:
             `EmoShareOutput`.
@@ -405,27 +375,37 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             features = features.to(self.heads[0].dtype)
         self._check_fits_max_frames(features.shape[-2])
 
-        shares, weights = zip(*self._run_heads(features, lengths), strict=True)
-        logits = torch.cat(shares, dim=1)
+        outputs, weights = zip(*self._run_heads(features, lengths), strict=True)
+        logits, concentrations = self._shares_and_concentrations(outputs)
         attentions = None
         if output_attentions and weights[0] is not None:
             attentions = torch.stack(weights, dim=1).expand(-1, self.config.num_labels, -1)
         output = EmoShareOutput(
-            loss=None if labels is None else self.loss(logits, labels),
+            loss=None if labels is None else self.loss(logits, labels, None, listeners, concentrations),
             logits=logits,
             hidden_states=hidden_states,
             attentions=attentions,
+            concentrations=concentrations,
         )
         return output if return_dict else output.to_tuple()
 
-    def loss(self, logits, labels, weights=None):
+    def _shares_and_concentrations(self, outputs):
+        """From what each head returns to (batch, labels) shares, and concentrations or `None`."""
+        if not self.config.has_concentrations:
+            return torch.cat(outputs, dim=1), None
+        halves = zip(*(output.chunk(2, dim=1) for output in outputs), strict=True)
+        return tuple(torch.cat(half, dim=1) for half in halves)
+
+    def loss(self, logits, labels, weights=None, listeners=None, concentrations=None):
         """
         `config.loss` of predicted against true shares.
 
         Args:
             logits: (batch, labels) predicted shares.
             labels: (batch, labels) true shares, NaN where one is unknown.
-            weights: (batch,) weight of each clip; `None` weighs all clips alike.
+            weights: (batch,) weight of each clip, or (batch, labels) of each share; `None` weighs all alike.
+            listeners: (batch,) number of listeners of each clip, NaN where it is unknown, for losses that need it.
+            concentrations: (batch, labels) as `EmoShareOutput` has them, for losses that need them.
 
         Returns:
             Scalar float32.
@@ -435,7 +415,21 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         """
         if labels.shape != logits.shape:
             raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        return LOSSES[self.config.loss](logits, labels, weights)
+        if weights is not None and weights.dim() == 2:
+            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
+        optional = {"listeners": listeners, "concentrations": concentrations}
+        taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
+        return LOSSES[self.config.loss](logits, labels, weights, **taken)
+
+    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
+        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
+        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
+        losses = [
+            self.loss(*label, listeners, column)
+            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
+        ]
+        totals = (weights * ~labels.isnan()).sum(dim=0)
+        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
 
     def _given_input(self, **inputs):
         """The one input that is given, and its name; acoustic features are frame features already."""

@@ -17,6 +17,7 @@ from .audio_emoshare import audio_blocks, audio_name, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 from .repository_emoshare import copy_card, create_repository, publish_folder
+from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
 from .windows_emoshare import average_by_duration, stream_windows
 
 __all__ = ["EmotionSharePipeline", "load_audio"]
@@ -46,6 +47,13 @@ class EmotionSharePipeline(ChunkPipeline):
     >>> emotion_share("meeting.wav", stride_length_s=1.0, return_timeline=True)["timeline"]
     [{'start': 0.0, 'end': 6.0, 'shares': {'Anger': 0.02, 'Boredom': 0.31, ...}}, {'start': 6.0, ...}, ...]
     ```
+
+    A model that was trained with the loss `"beta_binomial"` also says how sure it is:
+
+    ```python
+    >>> emotion_share("clip.wav", return_interval=True, listeners=20)
+    [{'label': 'Calmness', 'score': 0.41, 'interval': [0.2, 0.6]}, ...]
+    ```
     """
 
     _load_feature_extractor = True
@@ -74,10 +82,14 @@ class EmotionSharePipeline(ChunkPipeline):
                 of the clip, that are heard but not counted: windows overlap by twice this.
             return_timeline (`bool`, *optional*): return the shares of each window too.
             return_attention (`bool`, *optional*): return what each emotion's head attended to.
+            return_interval (`bool`, *optional*): return a 90 % interval of each share, as `share_intervals` makes it.
+                Of a clip of several windows, it comes from the average of their concentrations by duration.
+            listeners (`int`, *optional*, defaults to 20): size of the panel whose shares the intervals are of.
 
         Returns:
-            `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first. With a timeline or
-            attention, a dict with this list as `"shares"`, and
+            `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first, and `"interval":
+            [low, high]` where these were asked for. With a timeline or attention, a dict with this list as `"shares"`,
+            and
 
             - `"timeline"`: `{"start": float, "end": float, "shares": {label: float}}` for the part of each window that
               counts, in seconds. The clip's shares are their average by duration.
@@ -87,7 +99,8 @@ class EmotionSharePipeline(ChunkPipeline):
             A list for a list; an iterator for a generator or dataset.
 
         Raises:
-            ValueError: on a length that does not fit, and on `return_attention` for a model without attention.
+            ValueError: on a length that does not fit, on `return_attention` for a model without attention, and on
+                `return_interval` for one whose loss knows no concentrations.
             ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
         if isinstance(inputs, list) and not inputs:  # Transformers looks at the first one
@@ -149,14 +162,29 @@ class EmotionSharePipeline(ChunkPipeline):
         return_timeline=None,
         return_attention=None,
         strict=None,
+        return_interval=None,
+        listeners=None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: got {top_k}; expected at least 1")
         if return_attention and not self.model.config.has_attention:
             raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        if return_interval and not self.model.config.has_concentrations:
+            raise ValueError(
+                f"return_interval: this model was trained with loss={self.model.config.loss!r}, which does not say how "
+                "sure a share is; expected a model that was trained with loss='beta_binomial'"
+            )
+        if listeners is not None and not (isinstance(listeners, int) and 1 <= listeners <= MOST_LISTENERS):
+            raise ValueError(f"listeners: got {listeners!r}; expected a whole number from 1 to {MOST_LISTENERS}")
         preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "strict": strict}
         forward = {"output_attentions": return_attention}
-        postprocess = {"top_k": top_k, "return_timeline": return_timeline, "return_attention": return_attention}
+        postprocess = {
+            "top_k": top_k,
+            "return_timeline": return_timeline,
+            "return_attention": return_attention,
+            "return_interval": return_interval,
+            "listeners": listeners,
+        }
         return tuple(
             {name: value for name, value in given.items() if value is not None}
             for given in (preprocess, forward, postprocess)
@@ -219,17 +247,32 @@ class EmotionSharePipeline(ChunkPipeline):
         window = {name: model_inputs.pop(name) for name in ("is_last", "num_samples", "first", "part")}
         outputs = self.model(**model_inputs, output_attentions=output_attentions)
         window["logits"] = outputs.logits
+        if outputs.concentrations is not None:
+            window["concentrations"] = outputs.concentrations
         if output_attentions:
             window["attentions"] = outputs.attentions
         return window
 
-    def postprocess(self, windows, top_k=None, return_timeline=False, return_attention=False):
+    def postprocess(
+        self,
+        windows,
+        top_k=None,
+        return_timeline=False,
+        return_attention=False,
+        return_interval=False,
+        listeners=DEFAULT_LISTENERS,
+    ):
         sampling_rate = self.feature_extractor.sampling_rate
         labels = self.model.config.labels
-        rows = np.concatenate([window["logits"].float().numpy() for window in windows])
+        rows = _rows(windows, "logits")
         durations = np.array([window["part"][1] - window["part"][0] for window in windows])
         (shares,) = average_by_duration(rows, durations)
         labelled = [{"label": label, "score": float(share)} for label, share in zip(labels, shares, strict=True)]
+        if return_interval:
+            (concentrations,) = average_by_duration(_rows(windows, "concentrations"), durations)
+            low, high, _ = share_intervals(shares, concentrations, listeners)
+            for share, *interval in zip(labelled, low, high, strict=True):
+                share["interval"] = list(map(float, interval))
         result = {"shares": sorted(labelled, key=lambda share: -share["score"])[:top_k]}
         if return_timeline:
             result["timeline"] = [
@@ -259,6 +302,11 @@ class EmotionSharePipeline(ChunkPipeline):
         weights = np.concatenate(weights, axis=1)
         by_label = {label: row.tolist() for label, row in zip(labels, weights, strict=True)}
         return {"time": np.concatenate(times).tolist(), **by_label}
+
+
+def _rows(windows, name):
+    """What the model returned under this name, (windows, labels) float32."""
+    return np.concatenate([window[name].float().numpy() for window in windows])
 
 
 class BatchesByLength:

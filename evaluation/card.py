@@ -14,10 +14,12 @@ from .paper import rhos_of, row_of
 from .scores import MEAN
 from .selections import SELECTIONS
 
+CALIBRATION_FIGURE = "calibration_devel.png"
 TEMPLATE = Path(__file__).parent / "model_card.md"
+CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
 
 
-def model_card(arguments, model, feature_extractor, scores, corpus):
+def model_card(arguments, model, feature_extractor, scores, corpus, calibrations=None):
     """
     Args:
         arguments: the run's `Arguments`.
@@ -25,6 +27,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus):
         feature_extractor: its `EmoShareFeatureExtractor`.
         scores: of `Scorer.scores` on devel.
         corpus: the `Corpus` it was trained on.
+        calibrations: by split, `Calibration`s of a model that says how sure it is.
 
     Returns:
         `huggingface_hub.ModelCard`. Its metadata tell the Hub the task, base model, dataset, metrics, and a result for
@@ -58,6 +61,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus):
         num_devel=len(corpus.splits["devel"]),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
         results=_results_table(scores, _paper_rhos(arguments.model, corpus.info)),
+        calibration=_calibration(calibrations),
         dataset=_dataset(corpus.info, dataset_id),
         training_clips=f"{len(corpus.splits['train']):,}",
         settings=_settings_table(arguments),
@@ -145,6 +149,19 @@ def _results_table(scores, paper):
         interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
         rows.append([name, rho, interval, *([f"{paper[label]:.3f}"] if paper else [])])
     return markdown_table(["label", "ρ", "95 % interval", *(["paper"] if paper else [])], rows)
+
+
+def _calibration(calibrations):
+    """The section about it; nothing if there is none."""
+    if not calibrations:
+        return ""
+    rows = [
+        [split, f"{calibration.held[-1]:.1%}", f"{calibration.stated[-1]:.1%}", f"{calibration.error:.3f}"]
+        for split, calibration in calibrations.items()
+    ]
+    columns = ["split", "90 % intervals hold", "they state", "mean error of predicted shares"]
+    table, template = markdown_table(columns, rows), CALIBRATION_TEMPLATE.read_text(encoding="utf-8")
+    return "\n" + Template(template).substitute(table=table, figure=CALIBRATION_FIGURE)
 
 
 def _settings_table(arguments):

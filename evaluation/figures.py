@@ -51,6 +51,32 @@ def plot_shares(path, references, predictions, scores, title):
     save_figure(figure, path)
 
 
+def plot_calibration(path, calibrations, title):
+    """
+    Two panels: whether predicted shares are as high as true ones, and whether intervals hold as many of the true shares
+    as they say. On the dashed line, they are and do.
+
+    Args:
+        path: of the figure; its suffix gives the format.
+        calibrations: `Calibration`s, by split.
+        title: above both panels.
+    """
+    figure = Figure((COLUMNS * PANEL_INCHES, PANEL_INCHES + 1.2), layout="constrained")
+    figure.suptitle(title)
+    shares, intervals = figure.subplots(1, 2)
+    for split, calibration in calibrations.items():
+        shares.plot(calibration.predicted, calibration.true, marker="o", markersize=4, label=split)
+        intervals.plot(calibration.stated, calibration.held, marker="o", markersize=4, label=split)
+    largest = max(max(*calibration.predicted, *calibration.true) for calibration in calibrations.values())
+    for panel, limit in ((shares, min(1.1 * largest, 1)), (intervals, 1)):
+        panel.plot([0, limit], [0, limit], color="black", linewidth=0.8, linestyle="--")
+        panel.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+    shares.set(xlabel="predicted share", ylabel="mean share of listeners")
+    intervals.set(xlabel="probability that intervals state", ylabel="part of the shares that they hold")
+    shares.legend()
+    save_figure(figure, path)
+
+
 def save_figure(figure, path):
     """Writes a matplotlib figure; the suffix gives the format. The same figure gives the same bytes."""
     metadata = {"Date": None} if Path(path).suffix == ".svg" else None

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +25,36 @@ def predict(model, loader, accelerator):
     Returns:
         `np.ndarray`: (clips, labels) float64, in the order of the clips; the same on each process.
     """
+    return predict_votes(model, loader, accelerator).shares
+
+
+class VotePredictions(NamedTuple):
+    """
+    Attributes:
+        shares: (clips, labels) float64.
+        concentrations: (clips, labels) float64; `None` if the model has none.
+    """
+
+    shares: np.ndarray
+    concentrations: np.ndarray | None
+
+
+def predict_votes(model, loader, accelerator):
+    """`predict`, and the concentrations as well, averaged as shares are; returns `VotePredictions`."""
     store = loader.store
-    shares = np.zeros((len(store), model.config.num_labels))  # of windows
+    columns = model.config.num_labels * (2 if model.config.has_concentrations else 1)
+    predicted = np.zeros((len(store), columns))  # of windows: shares, and to their right concentrations
     model.eval()
     for batch in loader:
         with torch.no_grad():
-            logits = model(
-                frame_features=batch["frame_features"].float(), attention_mask=batch["attention_mask"]
-            ).logits
-        shares[batch["window"].cpu().numpy()] = logits.cpu().numpy()
+            output = model(frame_features=batch["frame_features"].float(), attention_mask=batch["attention_mask"])
+        outputs = [output.logits] if output.concentrations is None else [output.logits, output.concentrations]
+        predicted[batch["window"].cpu().numpy()] = torch.cat(outputs, dim=1).cpu().numpy()
     if accelerator.num_processes > 1:  # each window was predicted on one of them
-        shares = accelerator.reduce(torch.from_numpy(shares).to(accelerator.device)).cpu().numpy()
-    return average_by_duration(shares, store.num_samples, store.clip_of_window, len(store.clips))
+        predicted = accelerator.reduce(torch.from_numpy(predicted).to(accelerator.device)).cpu().numpy()
+    predicted = average_by_duration(predicted, store.num_samples, store.clip_of_window, len(store.clips))
+    shares, concentrations = np.split(predicted, [model.config.num_labels], axis=1)
+    return VotePredictions(shares, concentrations if model.config.has_concentrations else None)
 
 
 class PredictionsCsv:

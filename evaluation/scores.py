@@ -21,6 +21,7 @@ MEAN = None  # stands where a label does, for the mean over the labels; a label 
 PREFIX = "eval_"
 MADE_FROM = "made_from"
 LEFT_OUT = "clips_left_out"
+CALIBRATION = "calibration"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -84,7 +85,7 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores, made_from=None, left_out=0):
+def write_scores(path, scores, made_from=None, left_out=0, calibrations=None):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
@@ -95,6 +96,7 @@ def write_scores(path, scores, made_from=None, left_out=0):
         made_from: of `Corpus.fingerprints`, under `made_from`; `None` leaves it out.
         left_out: number of clips that could not be predicted and are not in the scores, under `clips_left_out`, which
             is only there where there are such clips.
+        calibrations: by split, `Calibration`s of a model that says how sure it is, under `calibration`.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -106,6 +108,8 @@ def write_scores(path, scores, made_from=None, left_out=0):
         values[MADE_FROM] = made_from
     if left_out:
         values[LEFT_OUT] = left_out
+    if calibrations:
+        values[CALIBRATION] = {split: calibration.as_dict() for split, calibration in calibrations.items()}
     with whole_file(path, encoding="utf-8") as file:
         file.write(json.dumps(values, indent=2) + "\n")
 

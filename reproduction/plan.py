@@ -155,6 +155,7 @@ def _training_seconds(model, arguments, frames, num_clips, accelerator):
         "frame_features": torch.randn(shape, device=device, dtype=dtype),
         "attention_mask": torch.ones(clips, frames, device=device, dtype=torch.bool),
         "labels": torch.rand(clips, config.num_labels, device=device),
+        "listeners": torch.full((clips,), float("nan"), device=device),
         "weights": torch.ones(clips, device=device),
         "weight_per_step": torch.full((config.num_labels,), float(clips), device=device),
     }

@@ -12,13 +12,14 @@ import gradio
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import ROOT, small_model, speech
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from playwright.sync_api import expect, sync_playwright
 from transformers import pipeline
 
-from emoshare import EMOTIONS, EmoShareFeatureExtractor, app
+from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, app
 from emoshare.dataset_script import Corpus
 from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
@@ -268,6 +269,23 @@ def test_a_model_without_attention_shows_none(tmp_path, wav):
     with gradio.Blocks() as blocks:
         app.show_results(pipeline("emotion-share", model=str(tmp_path)), str(wav))
     assert [block.elem_id for block in blocks.blocks.values() if block.elem_id] == ["shares", "waveform"]
+
+
+def test_intervals_are_drawn_for_a_model_that_knows_them(wav):
+    torch.manual_seed(0)
+    emotion_share = EmotionSharePipeline(
+        model=small_model(loss="beta_binomial"), feature_extractor=EmoShareFeatureExtractor("mel"), device="cpu"
+    )
+    with gradio.Blocks() as blocks:
+        app.show_results(emotion_share, str(wav))
+    texts = [block.value for block in blocks.blocks.values() if isinstance(block, gradio.Markdown)]
+    assert any("of panels of 20 listeners, 90% would" in text for text in texts)
+    shares = emotion_share(str(wav), return_interval=True, listeners=20)
+    chart = app.shares_chart(shares).to_dict()
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["bar", "errorbar", "text"]
+    assert [[row["low"], row["high"]] for row in chart["data"]["values"]] == [share["interval"] for share in shares]
+    without = app.shares_chart([{"label": "joy", "score": 0.25}]).to_dict()
+    assert [layer["mark"]["type"] for layer in without["layer"]] == ["bar", "text"]
 
 
 def shown_for(emotion_share, path):

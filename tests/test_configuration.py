@@ -38,6 +38,8 @@ def test_feature_size_follows_the_backbone():
         ({"architecture": "rnn"}, "architecture"),
         ({"normalization": "batch"}, "normalization"),
         ({"output_activation": "tanh"}, "output_activation"),
+        ({"output_activation": "relu", "loss": "binomial"}, "loss"),
+        ({"output_activation": "relu", "loss": "beta_binomial"}, "loss"),
         ({"conv_channels": ()}, "conv_channels"),
         ({"conv_channels": (8, 0)}, "conv_channels"),
         ({"conv_channels": 8}, "conv_channels"),

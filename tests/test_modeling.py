@@ -639,3 +639,47 @@ def test_pooling_sizes_drop_the_frames_that_fill_no_step():
         model = small_model(pool_size=pool_size)
         attentions = model(input_features=torch.randn(1, frames, 40), output_attentions=True).attentions
         assert attentions.shape[-1] == frames // pool_size
+
+
+def test_concentrations_are_a_second_output_of_each_head():
+    features, mask = torch.randn(3, 30, 40), (torch.arange(30) < torch.tensor([30, 12, 25])[:, None]).long()
+    for separate_heads in (True, False):
+        model = small_model(loss="beta_binomial", separate_heads=separate_heads)
+        output = model(input_features=features, attention_mask=mask)
+        assert output.logits.shape == output.concentrations.shape == (3, 9)
+        assert ((output.logits > 0) & (output.logits < 1)).all()
+        assert (output.concentrations > 0).all()
+        alone = model(input_features=features[1:2, :12])
+        torch.testing.assert_close(alone.concentrations, output.concentrations[1:2], atol=1e-4, rtol=1e-5)
+        for head in model.heads:
+            head.rescale_concentrations(3.0, exponent=0.5)
+        scaled = model(input_features=features, attention_mask=mask)
+        torch.testing.assert_close(scaled.concentrations, 3 * output.concentrations.sqrt())
+        torch.testing.assert_close(scaled.logits, output.logits)
+    assert small_model()(input_features=features).concentrations is None
+
+
+def test_a_model_with_concentrations_is_selected_initialised_saved_and_quantised_as_any_other(tmp_path):
+    model = small_model(loss="beta_binomial")
+    features, labels, listeners = torch.randn(2, 20, 40), torch.rand(2, 9), torch.tensor([3.0, 20.0])
+    whole = model(input_features=features)
+    view = model.select([7, 2])(input_features=features, labels=labels[:, [7, 2]], listeners=listeners)
+    torch.testing.assert_close(view.concentrations, whole.concentrations[:, [7, 2]], atol=1e-5, rtol=1e-5)
+    expected = model.loss(whole.logits[:, [7, 2]], labels[:, [7, 2]], None, listeners, whole.concentrations[:, [7, 2]])
+    torch.testing.assert_close(view.loss, expected)
+
+    model.save_pretrained(tmp_path)
+    loaded = EmoShareModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(input_features=features).concentrations, whole.concentrations)
+    in_16_bits = loaded(input_features=features.bfloat16())
+    assert in_16_bits.concentrations.dtype == torch.float32
+    torch.testing.assert_close(in_16_bits.concentrations, whole.concentrations, rtol=0.05, atol=0)
+    quantised = torch.ao.quantization.quantize_dynamic(loaded, {nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(
+        quantised(input_features=features).concentrations, whole.concentrations, rtol=0.1, atol=0
+    )
+
+    weights = model.heads[0].output.weight.clone()
+    model.initialize_head(0, seed=1)
+    assert model.heads[0].output.weight.shape == weights.shape
+    assert not torch.equal(model.heads[0].output.weight, weights)

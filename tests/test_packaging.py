@@ -46,6 +46,7 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
         "emoshare/training/trainer.py",
         "emoshare/evaluation/paper_results.json",
         "emoshare/evaluation/model_card.md",
+        "emoshare/evaluation/model_card_calibration.md",
         "emoshare/reproduction/report.md",
         "emoshare/dataset_script/README.md",
         "emoshare/dataset_script/dataset_card.md",

@@ -10,6 +10,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, audio_emoshare, load_audio
+from emoshare.votes_emoshare import share_intervals
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,50 @@ def test_a_long_clip_is_the_average_of_its_windows_by_duration(batch_size, emoti
     }
     assert scores(together[0]) == pytest.approx(expected, abs=1e-5)
     assert_same(together[1], short)
+
+
+@pytest.fixture(scope="module")
+def sure_of_itself(tmp_path_factory):
+    """The pipeline of a model with concentrations, whose windows have 1 s."""
+    torch.manual_seed(0)
+    model, extractor = small_model(loss="beta_binomial"), EmoShareFeatureExtractor("mel", chunk_length_s=1.0)
+    folder = tmp_path_factory.mktemp("sure")
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return pipeline("emotion-share", model=str(folder))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_interval_comes_from_the_average_concentration_of_the_windows(batch_size, sure_of_itself):
+    waveform, model, extractor = speech(1.5), sure_of_itself.model, sure_of_itself.feature_extractor
+    outputs = []
+    for start, end in extractor.windows(len(waveform)):
+        with torch.no_grad():
+            outputs.append(model(**extractor(waveform[start:end], sampling_rate=16000, return_tensors="pt")))
+    shares, concentrations = (
+        (16000 * getattr(outputs[0], name)[0] + 8000 * getattr(outputs[1], name)[0]).numpy() / 24000
+        for name in ("logits", "concentrations")
+    )
+    for listeners in (3, 20):
+        low, high, _ = share_intervals(shares, concentrations, listeners)
+        expected = {label: [*map(float, ends)] for label, *ends in zip(EMOTIONS, low, high, strict=True)}
+        (found,) = sure_of_itself([waveform], return_interval=True, listeners=listeners, batch_size=batch_size)
+        assert {share["label"]: share["interval"] for share in found} == expected
+        assert_same(found, sure_of_itself(waveform))
+    assert sure_of_itself(waveform, return_interval=True) == sure_of_itself(
+        waveform, return_interval=True, listeners=20
+    )
+    with_timeline = sure_of_itself(waveform, return_interval=True, return_timeline=True)
+    assert all(len(share["interval"]) == 2 for share in with_timeline["shares"])
+    assert "interval" not in sure_of_itself(waveform)[0]
+
+
+def test_intervals_that_cannot_be_given_are_refused(emotion_share, sure_of_itself, wav):
+    with pytest.raises(ValueError, match=r"^return_interval: .* loss='mse', .* loss='beta_binomial'$"):
+        emotion_share(str(wav), return_interval=True)
+    for listeners in (0, 2.5, 10_001):
+        with pytest.raises(ValueError, match=rf"^listeners: got {listeners}; expected a whole number from 1 to 10000"):
+            sure_of_itself(str(wav), return_interval=True, listeners=listeners)
 
 
 def test_no_window_is_shorter_than_the_model_can_take(tmp_path):

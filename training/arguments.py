@@ -194,6 +194,9 @@ class RunArguments:
     num_train_epochs: int = _flag(50, "passes over the training data, at most", fixed_on_resume=False)
     per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: fewer if they are long")
     learning_rate: float = _flag(1e-4, "of Adam")
+    label_weights: Literal["none", "smoothed"] = _flag(
+        "none", "'smoothed' weighs a share by how rare it is: label distribution smoothing"
+    )
     mixed_precision: Literal["auto", "bf16", "no"] = _flag(
         "auto", "'auto' trains the heads in bfloat16 if the device can, and in float32 otherwise"
     )

@@ -90,20 +90,25 @@ class FeatureLoader:
     all windows whose share of a label is known, divided by the number of batches of the epoch. A loss that is a sum
     over a batch's windows by their weights, divided by it, gives each clip the same say in the steps of an epoch,
     however many clips its own batch holds; and the mean over the steps is the mean over the clips. A batch that is
-    repeated so that all processes have equally many has the weights 0 the second time.
+    repeated so that all processes have equally many has the weights 0 the second time. With `share_weights`, a batch's
+    `weights` are those of the windows times these: (batch, labels).
 
     Args:
         store: `FrameFeatureStore`.
         config: `EmoShareConfig` of the model that takes the batches.
         clips_per_batch, accelerator, seed: as in `LengthBatchSampler`.
+        share_weights: (clips, labels) weight of each share; `None` weighs all alike.
 
     Attributes:
         padding: fraction of padding in all frames of an epoch.
         waited: total seconds spent on waiting for batches.
     """
 
-    def __init__(self, store, config, clips_per_batch, accelerator, seed=None):
+    def __init__(self, store, config, clips_per_batch, accelerator, seed=None, share_weights=None):
         self.store = store
+        self.share_weights = None  # of windows, (windows, labels)
+        if share_weights is not None:
+            self.share_weights = torch.from_numpy(share_weights[store.clip_of_window]).float()
         self.device = accelerator.device
         frames = store.num_frames
         if config.normalization == "sequence":
@@ -119,8 +124,10 @@ class FeatureLoader:
             persistent_workers=on_accelerator,
             pin_memory=self.device.type == "cuda",
         )
-        is_known = ~np.isnan(store.shares[store.clip_of_window])  # (windows, labels)
-        self.known_weight = store.weights.astype(np.float64) @ is_known
+        counted = ~np.isnan(store.shares[store.clip_of_window])  # (windows, labels)
+        if self.share_weights is not None:
+            counted = counted * self.share_weights.numpy()
+        self.known_weight = store.weights.astype(np.float64) @ counted
         self.waited = 0.0
 
     def __len__(self):
@@ -136,6 +143,8 @@ class FeatureLoader:
             started = time.perf_counter()
             batch = next(batches, None)
             if batch is not None:
+                if self.share_weights is not None:
+                    batch["weights"] = batch["weights"][:, None] * self.share_weights[batch["window"]]
                 if number >= self.sampler.num_distinct:
                     batch["weights"] = torch.zeros_like(batch["weights"])
                 batch["weight_per_step"] = weight_per_step

@@ -4,10 +4,29 @@ from dataclasses import replace
 from functools import partial
 
 import datasets
+import numpy as np
 
 from ..dataset_script import load_corpus
+from ..dataset_script.facts import CLIPS_CSV, LISTENERS
 from ..dataset_script.folds import fold_of, num_unknown
+from ..losses_emoshare import takes
 from .user_errors import together
+
+
+def check_votes(corpus, loss):
+    """
+    Args:
+        corpus: `Corpus`.
+        loss: `--loss`.
+
+    Raises:
+        ValueError: if the loss needs the number of listeners of clips, and no training clip's is known.
+    """
+    if takes(loss, "concentrations") and np.isnan(corpus.listeners("train")).all():
+        raise ValueError(
+            f"--loss {loss}: needs to know how many listeners voted, and no clip of train has a number of them; "
+            f"expected a column {LISTENERS!r} in {CLIPS_CSV}"
+        )
 
 
 def load_run_corpus(data, accelerator):

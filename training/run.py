@@ -8,22 +8,25 @@ from transformers.utils import CONFIG_NAME
 
 from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
-from ..evaluation.card import model_card, shown_settings
+from ..evaluation.calibration import calibration_of
+from ..evaluation.card import CALIBRATION_FIGURE, model_card, shown_settings
 from ..evaluation.controls import report_controls
-from ..evaluation.figures import plot_shares
-from ..evaluation.predictions import predict, write_predictions
+from ..evaluation.figures import plot_calibration, plot_shares
+from ..evaluation.intervals import write_intervals
+from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
 from .arguments import parse_arguments
 from .augmentation import check_listeners
 from .batches import FeatureLoader
-from .corpus import load_run_corpus
+from .concentrations import fit_concentrations
+from .corpus import check_votes, load_run_corpus
 from .features import check_new_audio, extract_frame_features
 from .launch import start
 from .model import build_model
 from .store import ResplitFeatureStore
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import checking, run_entry_point, together
+from .user_errors import run_entry_point, together
 
 
 def main(argv, name="train.py"):
@@ -60,8 +63,8 @@ def train(arguments, accelerator):
         together(create if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
-    with checking(is_of_all=True):
-        check_listeners(run, corpus)
+    together(partial(check_votes, corpus, arguments.model.loss))
+    together(partial(check_listeners, run, corpus))
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
@@ -86,18 +89,21 @@ def train(arguments, accelerator):
         for split, store in stores.items()
         if split != "train"
     }
-    predictions = {split: predict(model, loader, accelerator) for split, loader in loaders.items()}
-    scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed)
+    if model.config.has_concentrations:
+        fit_concentrations(model, loaders["devel"], accelerator)
+    predictions = {split: predict_votes(model, loader, accelerator) for split, loader in loaders.items()}
+    shares = predictions["devel"].shares
+    scores = scorer.scores(shares, run.bootstrap, run.seed)
 
     if accelerator.is_main_process:
         save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
-    report(scores, predictions["devel"], progress.selected, accelerator, run.selection)
+    report(scores, shares, progress.selected, accelerator, run.selection)
     if corpus.whole is not None:
-        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(predictions["test"])
+        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(predictions["test"].shares)
         accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
-        report_controls(corpus, scorer, predictions["devel"], shuffled, accelerator)
+        report_controls(corpus, scorer, shares, shuffled, accelerator)
     accelerator.print(f"Model, predictions and results: {run.output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
@@ -115,23 +121,43 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
         with writing(output_dir, note):
             model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
             feature_extractor.save_pretrained(folder)
-            for split, shares in predictions.items():
+            for split, of_split in predictions.items():
                 filenames = corpus.splits[split][FILENAME]
-                write_predictions(folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+                write_predictions(folder / f"predictions_{split}.csv", filenames, of_split.shares, corpus.labels)
             selected = None if arguments.run.selection == "best_epoch" else progress.selected
             write_history(folder / HISTORY, progress.history, corpus.labels, selected)
-            title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
-            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
-            model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
-            write_scores(folder / RESULTS, scores, made_from)
+            dataset, shares = shown_settings(arguments)["dataset"], predictions["devel"].shares
+            title = f"Predicted and true shares on devel ({dataset})"
+            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, scores, title)
+            calibrations = {}
+            if model.config.has_concentrations:
+                calibrations = _save_intervals(folder, corpus, predictions, f"Calibration ({dataset})")
+            model_card(arguments, model, feature_extractor, scores, corpus, calibrations).save(folder / "README.md")
+            write_scores(folder / RESULTS, scores, made_from, calibrations=calibrations)
             sync_all(folder)
         _replace_run(folder, output_dir, model.config)
 
 
+def _save_intervals(folder, corpus, predictions, title):
+    """Writes what a model with concentrations adds to a run; returns the `Calibration` of each split that has one."""
+    calibrations = {}
+    for split, of_split in predictions.items():
+        listeners, filenames = corpus.listeners(split), corpus.splits[split][FILENAME]
+        write_intervals(folder / f"intervals_{split}.csv", filenames, of_split, listeners, corpus.labels)
+        calibration = calibration_of(of_split, corpus.shares(split), listeners)
+        if calibration is not None:
+            calibrations[split] = calibration
+    if calibrations:
+        plot_calibration(folder / CALIBRATION_FIGURE, calibrations, title)
+    return calibrations
+
+
 def _replace_run(new, output_dir, config):
     """Moves the files of a run to where another may have left its own."""
-    for path in [output_dir / RESULTS, *output_dir.glob("model*.safetensors*")]:  # weights may be in other files now
-        path.unlink(missing_ok=True)
+    # Weights may be in other files now, and not every model has intervals.
+    for pattern in (RESULTS, "model*.safetensors*", "intervals_*.csv", CALIBRATION_FIGURE):
+        for path in output_dir.glob(pattern):
+            path.unlink()
     sync(output_dir)
     for path in new.iterdir():
         if path.name != RESULTS:

@@ -41,7 +41,8 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         num_frames: (windows,) int64, each window's number of frames.
         weights: (windows,) float32, each window's part of its clip's duration, as its share counts in the clip's
             prediction: those of a clip sum to 1.
-        fingerprint: changes with the features, the labels and their shares.
+        fingerprint: changes with the features, the labels, their shares and, where any are known, the numbers of
+            listeners.
     """
 
     def __init__(self, folder, corpus, split):
@@ -50,7 +51,10 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.shares = corpus.shares(split).astype(np.float32)
         self.listeners = corpus.listeners(split).astype(np.float32)
         self.metadata = corpus.metadata[split]
-        self.fingerprint = f"{folder.name}-{Hasher.hash((self.labels, self.shares))}"
+        votes = (self.labels, self.shares)
+        if not np.isnan(self.listeners).all():
+            votes += (self.listeners,)
+        self.fingerprint = f"{folder.name}-{Hasher.hash(votes)}"
         table = _mapped(folder)
         clip, start = (table.column(name).to_numpy() for name in ("clip", "start"))
         if set(clip) != set(range(len(self.clips))):
@@ -75,15 +79,16 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         return {
             "frame_features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
             "labels": self.shares[self.clip_of_window[index]],
+            "listeners": self.listeners[self.clip_of_window[index]],
             "weights": self.weights[index],
             "window": index,
         }
 
     def collate(self, windows):
         """
-        Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask` and `labels`, as
-        `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`, (batch,) the index of
-        each.
+        Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask`, `labels` and
+        `listeners`, as `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`,
+        (batch,) the index of each.
         """
         features = [window["frame_features"] for window in windows]
         lengths = torch.tensor([array.shape[-2] for array in features])
@@ -95,6 +100,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
             "frame_features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
             "attention_mask": length_mask(lengths, longest),
             "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
+            "listeners": torch.tensor([window["listeners"] for window in windows]),
             "weights": torch.tensor([window["weights"] for window in windows]),
             "window": torch.tensor([window["window"] for window in windows]),
         }

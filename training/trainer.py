@@ -23,6 +23,7 @@ from ..threads_emoshare import side_by_side
 from .augmentation import Augmentation
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
+from .label_weights import smoothed_weights
 from .optimization import PLAIN, HeadOptimizer, Optimization
 from .precision import training_dtype
 from .randomness import dropout_at
@@ -72,16 +73,21 @@ class HeadInTraining:
             The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
             batch's own mean, in which a long clip would count for more: it is the sum over the known shares, each by
             its window's weight, divided by what such a sum is on average over the epoch's steps. The mean over the
-            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to.
+            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to. A
+            loss that compares the clips of a batch with each other is that of the batch as a whole, of this process's
+            own clips, and counts by how many they are.
         """
         features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
+        if weights.dim() == 2:  # of each share
+            weights = weights[:, self.labels]
         with (
             torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32),
             nullcontext() if place is None else dropout_at(self.model, *place, self.index),
         ):
-            logits = self.model(frame_features=features, attention_mask=batch["attention_mask"]).logits
-            loss = self.model.loss(logits, shares, weights)
-        weight = (weights[:, None] * ~shares.isnan()).sum()  # which `loss` has divided by
+            output = self.model(frame_features=features, attention_mask=batch["attention_mask"])
+            loss = self.model.loss(output.logits, shares, weights, batch.get("listeners"), output.concentrations)
+        of_shares = weights if weights.dim() == 2 else weights[:, None]
+        weight = (of_shares * ~shares.isnan()).sum()  # which `loss` has divided by
         loss = loss * weight / batch["weight_per_step"][self.labels].sum().clamp(min=1e-9)
         loss.backward()
         return loss.detach()
@@ -299,7 +305,9 @@ class HeadTrainer:
         self.labels = model.config.labels
         self.dtype = training_dtype(self.run.mixed_precision, accelerator.device)
         batch_size = self.run.per_device_train_batch_size
-        self.loader = FeatureLoader(stores["train"], model.config, batch_size, accelerator, seed=self.run.seed)
+        train = stores["train"]
+        share_weights = smoothed_weights(train.shares) if self.run.label_weights == "smoothed" else None
+        self.loader = FeatureLoader(train, model.config, batch_size, accelerator, self.run.seed, share_weights)
         self.devel_loader = FeatureLoader(stores["devel"], model.config, batch_size, accelerator)
         self.augmentation = Augmentation(self.run, model.config, stores["train"], accelerator)
         self.progress = Progress(model, self.run, len(self.loader))

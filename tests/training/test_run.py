@@ -1,10 +1,11 @@
 """What a run leaves: whole, or as it was before."""
 
+import json
 import os
 
 import pytest
 import soundfile
-from conftest import SMALL_HEAD_FLAGS, full_disk, speech, torch_threads, write_corpus
+from conftest import SMALL_HEAD_FLAGS, full_disk, read_csv, speech, torch_threads, write_corpus, write_csv
 
 from emoshare import EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -89,6 +90,38 @@ def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monke
     monkeypatch.setattr(run.HeadTrainer, "fit", changed_meanwhile)
     assert run.main([*flags, "--output_dir", str(tmp_path / "output")]) == 0
     assert read_made_from(tmp_path / "output" / "eval_results.json") == made_from
+
+
+def test_a_run_with_concentrations_writes_intervals_and_calibration(flags, tmp_path, capsys):
+    output_dir, clips = tmp_path / "output", [f"{split}_{n:03d}.wav" for split, n in [("train", 0), ("devel", 1)]]
+    flags = [*flags, "--output_dir", str(output_dir), "--loss", "beta_binomial"]
+    assert run.main(flags) == 2
+    errors = capsys.readouterr().err
+    assert "--loss beta_binomial: needs to know how many listeners voted" in errors
+    assert "a column 'listeners' in lab/clips.csv" in errors
+    assert not output_dir.exists()
+
+    write_csv(tmp_path / "corpus" / "lab" / "clips.csv", ["filename", "listeners"], [[clip, 7] for clip in clips])
+    assert run.main(flags) == 0
+    header, *rows = read_csv(output_dir / "intervals_devel.csv")
+    assert header == ["filename", "label", "share", "low", "high", "listeners"]
+    assert [row[5] for row in rows] == ["20", "20", "7", "7", "20", "20", "20", "20"]
+    predictions = [share for row in read_csv(output_dir / "predictions_devel.csv")[1:] for share in row[1:]]
+    assert [row[2] for row in rows] == predictions
+    assert all(0 <= float(low) <= float(high) <= 1 for *_, low, high, _ in rows)
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    assert set(results["calibration"]) == {"devel"}
+    assert set(results["calibration"]["devel"]["intervals"]["90%"]) == {"stated", "held"}
+    assert (output_dir / "calibration_devel.png").stat().st_size > 1000
+    card = (output_dir / "README.md").read_text()
+    assert "## How sure it is" in card
+    assert "(calibration_devel.png)" in card
+    assert EmoShareModel.from_pretrained(output_dir).config.has_concentrations
+
+    assert run.main([*flags[:-1], "mse"]) == 0  # leaves nothing of the run before
+    assert not list(output_dir.glob("intervals*")) + list(output_dir.glob("calibration*"))
+    assert "calibration" not in json.loads((output_dir / "eval_results.json").read_text())
+    assert "How sure" not in (output_dir / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", ["train.py"])

@@ -226,6 +226,20 @@ def test_other_splits_are_other_stores(resplit):
     assert first == same != other
 
 
+def test_listeners_come_with_the_clips_of_a_batch(corpus, tmp_path):
+    windows = [window(0, 0, 3), window(0, 50, 4), *(window(clip, 0, 3) for clip in range(1, 5))]
+    store = write_store(tmp_path, [[windows]], corpus)
+    batch = store.collate([store[0], store[1]])
+    assert batch["listeners"].isnan().all()
+    clips = corpus.splits["train"].add_column("listeners", [3.0, None, 20.0, 5.0, 7.0])
+    with_listeners = replace(corpus, splits=DatasetDict(train=clips), facts=["listeners"])
+    other = FrameFeatureStore(tmp_path / "store", with_listeners, "train")
+    np.testing.assert_array_equal(other.listeners, np.float32([3, np.nan, 20, 5, 7]))
+    batch = other.collate([other[0], other[1], other[2], other[3]])
+    np.testing.assert_array_equal(batch["listeners"], np.float32([3, 3, np.nan, 20]))
+    assert other.fingerprint != store.fingerprint
+
+
 def test_an_extraction_is_such_a_store(corpus, tmp_path):
     model, accelerator = small_model(id2label=dict(enumerate(LABELS))), Accelerator(cpu=True)
     store = extract_frame_features(corpus, "train", model, EmoShareFeatureExtractor("mel"), tmp_path, accelerator)

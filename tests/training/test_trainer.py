@@ -17,6 +17,7 @@ from emoshare.training import trainer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.features import extract_frame_features
+from emoshare.training.label_weights import smoothed_weights
 from emoshare.training.trainer import HeadTrainer, Progress, mean_rho, predict_after_shuffling
 
 LABELS = {0: "joy", 1: "awe"}
@@ -570,6 +571,28 @@ def test_every_clip_weighs_the_same_in_an_epochs_gradient_and_loss(processes, se
         expected.backward()
     for name, parameter in model.heads.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("separate_heads", [True, False])
+def test_weights_of_shares_reach_the_gradient_of_an_epoch(separate_heads, uneven_store, tmp_path):
+    """With smoothed label weights, the mean over an epoch is that by the weights of clips and shares."""
+    run = RunArguments(output_dir=str(tmp_path), label_weights="smoothed", per_device_train_batch_size=3)
+    model = small_model(id2label=LABELS, separate_heads=separate_heads)
+    arguments = Arguments(DataArguments(), ModelArguments(), run)
+    stores = {"train": uneven_store, "devel": uneven_store}
+    trained = HeadTrainer(model, stores, spread, arguments, Accelerator(cpu=True))
+    heads = trained.progress.heads
+    losses = torch.tensor([[head.compute_gradients(batch) for head in heads] for batch in trained.loader]).mean(dim=0)
+    weights, sums, totals = smoothed_weights(uneven_store.shares), np.zeros(2), np.zeros(2)
+    for item in uneven_store:
+        batch, clip = uneven_store.collate([item]), uneven_store.clip_of_window[item["window"]]
+        with torch.no_grad():
+            output = model(frame_features=batch["frame_features"], attention_mask=batch["attention_mask"])
+        errors = (output.logits - batch["labels"]).square()[0].numpy()
+        of_shares = np.where(np.isnan(errors), 0, weights[clip] * item["weights"])
+        sums, totals = sums + of_shares * np.nan_to_num(errors), totals + of_shares
+    expected = sums / totals if separate_heads else [sums.sum() / totals.sum()]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
 TWO_PROCESSES = """

@@ -1,0 +1,66 @@
+"""What a panel of listeners would vote, by the share and the concentration that a model predicts."""
+
+import numpy as np
+import torch
+
+LEVEL = 0.9
+DEFAULT_LISTENERS = 20
+MOST_LISTENERS = 10_000  # time and memory grow with them
+LEAST_PROBABILITY = 1e-6  # as in training: no vote is impossible
+
+
+def log_likelihood(votes, listeners, shares, concentrations):
+    """
+    Logarithm of the beta-binomial probability of a number of votes. All arguments are arrays that broadcast.
+
+    Args:
+        votes: how many listeners perceive the emotion; need not be a whole number.
+        listeners: of how many.
+        shares: predicted shares.
+        concentrations: as `EmoShareOutput.concentrations`.
+
+    Returns:
+        `np.ndarray`: float64.
+    """
+    shares = np.clip(shares, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    others, for_it, against = listeners - votes, shares * concentrations, (1 - shares) * concentrations
+    log_ways = -np.log(listeners + 1) - _log_beta(votes + 1, others + 1)  # to choose those who perceive it
+    return log_ways + _log_beta(votes + for_it, others + against) - _log_beta(for_it, against)
+
+
+def share_intervals(shares, concentrations, listeners, level=LEVEL):
+    """
+    Intervals of the share that panels of so many listeners would show.
+
+    A panel of n listeners can only show the shares 0, 1/n, ..., 1, so no interval holds exactly 90 % of them: the
+    classical one, of quantiles on both sides, holds up to 99 %. Here, the interval of each width is the most probable
+    one, and of all widths the one is taken whose probability is nearest to `level`, above or below. Averaged over
+    clips, the intervals then hold that many panels' shares. Their ends are shares that the panel can show; the
+    predicted share need not be one, and may lie outside an interval of a few listeners.
+
+    Args:
+        shares: (...) predicted shares.
+        concentrations: (...) as `EmoShareOutput.concentrations`.
+        listeners: their number, the same for all panels.
+        level: probability that the interval is to hold.
+
+    Returns:
+        The lower ends, the upper ends, and the probability that each holds the share of such a panel: (...) float64.
+    """
+    votes = np.arange(listeners + 1)
+    probabilities = np.exp(log_likelihood(votes, listeners, shares[..., None], concentrations[..., None]))
+    below = np.concatenate([np.zeros_like(probabilities[..., :1]), probabilities.cumsum(axis=-1)], axis=-1)
+    low, high, held = np.zeros(shares.shape, int), np.zeros(shares.shape, int), np.full(shares.shape, -np.inf)
+    for width in votes:  # of the interval, in votes
+        in_window = below[..., width + 1 :] - below[..., : listeners + 1 - width]
+        first, most = in_window.argmax(axis=-1), in_window.max(axis=-1)
+        nearer = np.abs(most - level) < np.abs(held - level)
+        low, high, held = (np.where(nearer, *pair) for pair in ((first, low), (first + width, high), (most, held)))
+        if (most >= level).all():
+            break
+    return low / listeners, high / listeners, held
+
+
+def _log_beta(first, second):
+    first, second = (torch.from_numpy(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    return (first.lgamma() + second.lgamma() - (first + second).lgamma()).numpy()
