@@ -88,7 +88,8 @@ def train(arguments, accelerator):
     report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], accelerator)
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
-        report_controls(corpus, scorer, predictions["devel"], shuffled, accelerator)
+        of_backbone = None if arguments.model.is_acoustic else stores
+        report_controls(corpus, predictions, shuffled, accelerator, of_backbone)
     accelerator.print(f"Model, predictions and results: {run.output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")

@@ -44,7 +44,7 @@ def report(tmp_path_factory):
     shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
     lines = []
     accelerator.print = lines.append
-    report_controls(corpus, scorer, predictions, shuffled, accelerator)
+    report_controls(corpus, {"devel": predictions}, shuffled, accelerator)
     return {m[1]: float(m[2]) for line in lines if (m := re.match(r"  (\S.*\S)\s+(-?[01]\.\d{3})$", line))}
 
 
