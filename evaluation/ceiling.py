@@ -11,21 +11,23 @@ true share. The ceiling follows from it, and is what all ways of splitting a pan
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import betainc
+from scipy.special import betainc, logit, ndtr
 from scipy.stats import binom, rankdata
 
 from .scores import MEAN
 
 MIN_CLIPS = 30  # with fewer, the estimate scatters by more than 0.1
-# How far a share may be from a whole number of votes, because it was rounded to two decimals; but never this many votes.
+# How far a share may be from one of whole votes, as it was rounded to two decimals; but never by this much of a vote.
 ROUNDING = 0.0051
 MOST_OF_A_VOTE = 0.25
 
 # True shares lie on a grid that is even in arcsin(sqrt(share)), where votes scatter equally everywhere. Their
-# distribution is a mixture of betas of this concentration (a + b): narrow enough for any panel of up to 20 listeners,
-# and still smooth. Weights that fit best would pile up on few of them, so they are only improved so many times.
+# distribution is a mixture of two families: betas of this concentration (a + b), which reach to 0 and 1, and normal
+# distributions of the logit. All are smooth, and narrow enough for panels of up to 20 listeners. Weights that fit best
+# would pile up on a few, so they are only improved so many times.
 GRID = 200
 CONCENTRATION = 128
+LOGITS, LOGIT_DEVIATION = np.arange(-3.5, 3.51, 0.5), 0.5
 STEPS = 400
 
 
@@ -104,19 +106,28 @@ def _expected_rho(votes, listeners):
 
 def _posterior(listeners, votes, weights):
     """How likely each true share of the grid is (panels, grid), given a panel's votes and what all panels show."""
-    edges = np.sin(np.linspace(0, np.pi / 2, GRID + 1)) ** 2
-    true_shares = np.sin((np.arange(GRID) + 0.5) / GRID * np.pi / 2) ** 2
-    count = int(np.pi / 2 * np.sqrt(CONCENTRATION + 1)) + 1  # about a deviation apart
-    centres = np.sin((np.arange(count) + 0.5) / count * np.pi / 2) ** 2
-    a, b = CONCENTRATION * centres[:, None], CONCENTRATION * (1 - centres[:, None])
-    betas = np.diff(betainc(a, b, edges), axis=1)  # (betas, grid)
+    true_shares = _evenly_in_arcsine(GRID)
     likelihood = binom.pmf(votes[:, None], listeners[:, None], true_shares)  # (panels, grid)
-    of_beta = likelihood @ betas.T
-    mixture = np.full(count, 1 / count)
+    parts = _smooth_distributions()
+    of_part = likelihood @ parts.T
+    mixture = np.full(len(parts), 1 / len(parts))
     for _ in range(STEPS):
-        mixture = weights @ (of_beta * mixture / (of_beta @ mixture)[:, None])
-    joint = likelihood * (mixture @ betas)
+        mixture = weights @ (of_part * mixture / (of_part @ mixture)[:, None])
+    joint = likelihood * (mixture @ parts)
     return joint / joint.sum(axis=1, keepdims=True)
+
+
+def _smooth_distributions():
+    """The distributions of true shares that are mixed, (distributions, grid)."""
+    edges = np.sin(np.linspace(0, np.pi / 2, GRID + 1)) ** 2
+    centres = _evenly_in_arcsine(int(np.pi / 2 * np.sqrt(CONCENTRATION + 1)) + 1)[:, None]  # about a deviation apart
+    betas = betainc(CONCENTRATION * centres, CONCENTRATION * (1 - centres), edges)
+    normals = ndtr((logit(edges) - LOGITS[:, None]) / LOGIT_DEVIATION)
+    return np.diff(np.concatenate([betas, normals]), axis=1)
+
+
+def _evenly_in_arcsine(count):
+    return np.sin((np.arange(count) + 0.5) / count * np.pi / 2) ** 2
 
 
 def ceiling_line(ceiling):

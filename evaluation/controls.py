@@ -14,6 +14,7 @@ PENALTIES = 10.0 ** np.arange(-1, 7, 0.5)
 PERCENTILES = (5, 25, 50, 75, 95)
 # Seconds of a clip whose log-mels are brought to zero mean and unit variance together: a clip, as a rule.
 LONGEST_S = 600.0
+NAMES = 66  # characters of the table's first column
 
 
 def report_controls(corpus, predictions, shuffled, accelerator, stores=None):
@@ -78,10 +79,10 @@ def _table(rows, splits):
         yield "\nMean Spearman's rho on devel, with controls"
     else:
         yield "\nMean Spearman's rho, with controls (penalties, as the model's epochs, are chosen on devel)"
-        yield "  ".join(["", f"{'':<58}", *(f"{split:>6}" for split in splits)])
+        yield "  ".join(["", " " * NAMES, *(f"{split:>6}" for split in splits)])
     for name, rhos in rows.items():
         numbers = [f"{rhos[split]:.3f}" if split in rhos else "" for split in splits]
-        yield "".join([f"  {name:<58}", *(f" {number:>7}" for number in numbers)]).rstrip()
+        yield "".join([f"  {name:<{NAMES}}", *(f" {number:>7}" for number in numbers)]).rstrip()
 
 
 def ridge_predictions(corpus, splits=("devel",), stores=None):
@@ -129,7 +130,7 @@ def clip_functionals(clips):
         log_mels.append(np.append(_functionals(features.astype(np.float64)), np.log(len(waveform))))
         length_and_loudness.append([len(waveform), np.log(np.sqrt(np.mean(waveform**2)) + 1e-6)])
     return {
-        "functionals of the log-mels, and length": np.array(log_mels),
+        "functionals of its log-mels, and length": np.array(log_mels),
         "length and loudness alone": np.array(length_and_loudness),
     }
 
