@@ -50,18 +50,25 @@ class Scorer:
         # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
         self.metric = EmotionShareSpearman(keep_in_memory=True)
 
-    def scores(self, predictions, bootstrap=0, seed=0):
+    def scores(self, predictions, bootstrap=0, seed=0, groups=None):
         """
         Args:
             predictions: (clips, labels) predicted shares.
             bootstrap: resamples of the clips for the intervals; 0 for none.
             seed: of the resampling.
+            groups: (clips,) what each clip belongs to, such as its speaker, to resample whole groups; `None` resamples
+                clips.
 
         Returns:
             `dict[str | None, Score]`: of `MEAN`, and of each label.
         """
         values = self.metric.compute(
-            predictions=predictions, references=self.references, label_names=self.labels, bootstrap=bootstrap, seed=seed
+            predictions=predictions,
+            references=self.references,
+            label_names=self.labels,
+            bootstrap=bootstrap,
+            seed=seed,
+            groups=groups,
         )
         return {label: _score(values, _name(label)) for label in (MEAN, *self.labels)}
 
