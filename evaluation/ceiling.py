@@ -45,6 +45,18 @@ class NoiseCeiling:
     clips: int = 0
     reason: str = ""
 
+    @property
+    def text(self):
+        """A line about it, for the terminal and the model card; empty if nothing is known about listeners."""
+        if self.reason:
+            return f"No noise ceiling: {self.reason}."
+        if not self.rhos:
+            return ""
+        return (
+            f"Noise ceiling: because panels are small, a perfect predictor would have a mean rho of about "
+            f"{self.rhos[MEAN]:.3f} (estimated from the votes on {self.clips} clips)."
+        )
+
 
 def noise_ceiling(shares, listeners, labels):
     """
@@ -128,15 +140,3 @@ def _smooth_distributions():
 
 def _evenly_in_arcsine(count):
     return np.sin((np.arange(count) + 0.5) / count * np.pi / 2) ** 2
-
-
-def ceiling_line(ceiling):
-    """A line about the ceiling, for the terminal and the model card; empty if nothing is known about listeners."""
-    if ceiling.reason:
-        return f"No noise ceiling: {ceiling.reason}."
-    if not ceiling.rhos:
-        return ""
-    return (
-        f"Noise ceiling: a perfect predictor would have a mean rho of {ceiling.rhos[MEAN]:.3f} here, for panels of "
-        f"finite size scatter (estimated from the votes on {ceiling.clips} clips)."
-    )

@@ -9,6 +9,7 @@ from transformers.utils import CONFIG_NAME
 from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.card import model_card, shown_settings
+from ..evaluation.ceiling import noise_ceiling
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
 from ..evaluation.predictions import predict, write_predictions
@@ -83,9 +84,11 @@ def train(arguments, accelerator):
     predictions = {split: predict(model, loader, accelerator) for split, loader in loaders.items()}
     scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed)
 
+    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
+
     if accelerator.is_main_process:
-        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
-    report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], accelerator)
+        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from)
+    report(scores, predictions["devel"], [head.best.epoch for head in progress.heads], ceiling, accelerator)
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
         of_backbone = None if arguments.model.is_acoustic else stores
@@ -96,7 +99,7 @@ def train(arguments, accelerator):
         print(f"Published: {commit.commit_url}")
 
 
-def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from):
+def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
     the new is on the disk, and the results come last: their presence marks a finished run.
@@ -113,8 +116,8 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             write_history(folder / HISTORY, progress.history, corpus.labels)
             title = f"Predicted and true shares on devel ({shown_settings(arguments)['dataset']})"
             plot_shares(folder / "shares_devel.png", corpus.shares("devel"), predictions["devel"], scores, title)
-            model_card(arguments, model, feature_extractor, scores, corpus).save(folder / "README.md")
-            write_scores(folder / RESULTS, scores, made_from)
+            model_card(arguments, model, feature_extractor, scores, corpus, ceiling).save(folder / "README.md")
+            write_scores(folder / RESULTS, scores, made_from, ceiling=ceiling)
             sync_all(folder)
         _replace_run(folder, output_dir, model.config)
 

@@ -95,10 +95,13 @@ class EmotionShareSpearman(evaluate.Metric):
         _warn(predictions, references, rhos, label_names)
         intervals = None
         if bootstrap:
-            draws = _draws(len(predictions), groups, bootstrap, seed)
+            draws = resamples(len(predictions), groups, bootstrap, seed)
             resampled = np.array([_spearman(predictions[draw], references[draw]) for draw in draws])
             _warn_of_resamples(resampled, rhos, label_names)
-            intervals = [_interval(_mean(resampled)), *(_interval(column) for column in resampled.T)]
+            intervals = [
+                percentile_interval(_mean(resampled)),
+                *(percentile_interval(column) for column in resampled.T),
+            ]
 
         scores = {}
         for index, (name, rho) in enumerate(zip(names, [_mean(rhos), *rhos], strict=True)):
@@ -109,8 +112,10 @@ class EmotionShareSpearman(evaluate.Metric):
             of_clips = _spearman(predictions.T, references.T)
             scores[WITHIN_CLIPS] = float(_mean(of_clips))
             if bootstrap:
-                draws = _draws(len(predictions), groups, bootstrap, seed)
-                scores[WITHIN_CLIPS + INTERVAL] = _interval(np.array([_mean(of_clips[draw]) for draw in draws]))
+                draws = resamples(len(predictions), groups, bootstrap, seed)
+                scores[WITHIN_CLIPS + INTERVAL] = percentile_interval(
+                    np.array([_mean(of_clips[draw]) for draw in draws])
+                )
         return scores
 
 
@@ -121,8 +126,8 @@ def _matrix(rows, name):
     return np.array(rows, dtype=np.float64)  # None becomes NaN
 
 
-def _draws(clips, groups, bootstrap, seed):
-    """The indices of the clips in each resample: of clips, or of whole groups."""
+def resamples(clips, groups, bootstrap, seed):
+    """The indices of the clips in each of `bootstrap` resamples: of clips, or of whole groups."""
     rng = np.random.default_rng(seed)
     if groups is None:
         for _ in range(bootstrap):
@@ -167,7 +172,8 @@ def _mean(rhos):
         return np.where(known, rhos, 0).sum(axis=-1) / counts
 
 
-def _interval(rhos):
+def percentile_interval(rhos):
+    """The ends of the 95 % interval, from ρ in resamples; NaN where no resample has one."""
     if np.isnan(rhos).all():
         return [float("nan"), float("nan")]
     return [float(end) for end in np.nanpercentile(rhos, [2.5, 97.5])]

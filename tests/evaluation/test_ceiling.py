@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from emoshare.dataset_script.synthetic import AFFECT_TO_EMOTION, MEAN_LOGIT
-from emoshare.evaluation.ceiling import ceiling_line, noise_ceiling
+from emoshare.evaluation.ceiling import NoiseCeiling, noise_ceiling
 from emoshare.evaluation.scores import MEAN
 
 CLIPS = 2000
@@ -93,8 +93,7 @@ def test_what_is_no_share_of_whole_votes_has_no_ceiling_and_says_why():
     ]:
         ceiling = noise_ceiling(given, listeners, ["joy", "awe"])
         assert (ceiling.rhos, ceiling.reason) == ({}, reason)
-        assert ceiling_line(ceiling) == f"No noise ceiling: {reason}."
-    assert ceiling_line(noise_ceiling(shares, np.full(100, np.nan), ["joy", "awe"])) == ""
-    assert "perfect predictor would have a mean rho of 0." in ceiling_line(
-        noise_ceiling(shares, panels, ["joy", "awe"])
-    )
+        assert ceiling.text == f"No noise ceiling: {reason}."
+    nobody = noise_ceiling(shares, np.full(100, np.nan), ["joy", "awe"])
+    assert (nobody, nobody.text) == (NoiseCeiling(), "")
+    assert "perfect predictor would have a mean rho of about 0." in noise_ceiling(shares, panels, ["joy", "awe"]).text

@@ -236,6 +236,7 @@ def test_the_average_shares_have_a_high_rho_within_clips_alone(metric):
     assert (scores["spearman"], scores["within_clip_spearman"]) == (0.0, pytest.approx(1.0))
 
 
+@pytest.mark.filterwarnings("ignore:.*same for every clip")
 def test_clips_without_a_rho_of_their_own_are_left_out(metric):
     references = [[0.1, 0.2, None], [0.5, 0.5, 0.5], [None, None, 0.3], [0.2, 0.4, 0.6]]
     predictions = [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.3, 0.3, 0.3]]
