@@ -212,9 +212,7 @@ def as_text(fact, comparison):
     for group, scores in comparison.scores.items():
         lines += [f"\n{fact} {group}: {comparison.clips[group]} clips", score_table(scores)]
     if comparison.gaps:
-        lines.append(
-            f"\nLargest gaps by {fact}, from the lowest rho to the highest; p is corrected for all these lines"
-        )
+        lines.append(f"\nLargest gaps by {fact}, from the lowest rho to the highest; p is corrected for all of them")
     for label, gap in comparison.gaps.items():
         name = "mean" if label is MEAN else label
         flag = "   significant" if gap.is_significant else ""
