@@ -140,6 +140,7 @@ def evaluate(arguments):
 
     from .dataset_script.audio import message_of
     from .evaluation.clips import predict_each, shares_of
+    from .evaluation.groups import check_fact, resampled_units
 
     split = arguments.split
     corpus = _load_corpus(arguments)
@@ -147,7 +148,9 @@ def evaluate(arguments):
         raise ValueError(f"--split: got {split!r}; the corpus has {', '.join(corpus.splits)}")
     if np.isnan(corpus.shares(split)).all():
         raise ValueError(f"--split: {split!r} has no known shares; there is nothing to score against")
-    _check_facts(arguments, corpus)
+    for fact in arguments.by:
+        check_fact("--by", fact, corpus)
+    units = resampled_units(corpus, split, arguments.resample)
     emotion_share = _load_pipeline(arguments)
     of_model = emotion_share.model.config.labels
     if sorted(of_model) != sorted(corpus.labels):
@@ -169,7 +172,7 @@ def evaluate(arguments):
         if not shares:
             raise ValueError(f"none of the {len(clips)} clips of {split} could be predicted")
         predicted = sorted(shares)
-        _score(arguments, corpus, predicted, np.array([shares[index] for index in predicted]))
+        _score(arguments, corpus, predicted, np.array([shares[index] for index in predicted]), units)
     finally:
         if broken:
             summary = f"\n{len(broken)} of {len(clips)} clips could not be predicted, and are not in the scores:"
@@ -177,20 +180,11 @@ def evaluate(arguments):
     return BROKEN_CLIPS if broken else 0
 
 
-def _check_facts(arguments, corpus):
-    for flag, facts in [("--by", arguments.by), ("--resample", arguments.resample and [arguments.resample])]:
-        for fact in facts or []:
-            if fact not in corpus.facts:
-                known = f"has {', '.join(corpus.facts)}" if corpus.facts else "has no facts about its clips"
-                raise ValueError(f"{flag}: got {fact!r}; the corpus {known}")
-    if arguments.resample:
-        unknown = corpus.metadata[arguments.split][arguments.resample].count(None)
-        if unknown:
-            raise ValueError(f"--resample: {arguments.resample} is not known for {unknown} clips of {arguments.split}")
-
-
-def _score(arguments, corpus, predicted, shares):
-    """Prints and writes what `emoshare evaluate` found: shares (clips, labels) of the clips with these indices."""
+def _score(arguments, corpus, predicted, shares, units):
+    """
+    Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
+    `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
+    """
     import numpy as np
 
     from .dataset_script.tables import FILENAME
@@ -202,10 +196,7 @@ def _score(arguments, corpus, predicted, shares):
     split, labels = arguments.split, corpus.labels
     references, listeners = corpus.shares(split)[predicted], corpus.listeners(split)[predicted]
 
-    def of_fact(fact):
-        return [corpus.metadata[split][fact][index] for index in predicted]
-
-    units = of_fact(arguments.resample) if arguments.resample else None
+    units = units and [units[index] for index in predicted]
     scores = Scorer(references, labels).scores(shares, arguments.bootstrap, arguments.seed, units)
     ceiling = noise_ceiling(references, listeners, labels)
     output_dir = arguments.output_dir and Path(arguments.output_dir)
@@ -218,7 +209,8 @@ def _score(arguments, corpus, predicted, shares):
         print(ceiling.text)
     groups = {}
     for fact in arguments.by:
-        comparison = compare(of_fact(fact), shares, references, labels, arguments.bootstrap, arguments.seed, units)
+        values = [corpus.metadata[split][fact][index] for index in predicted]
+        comparison = compare(values, shares, references, labels, arguments.bootstrap, arguments.seed, units)
         print(as_text(fact, comparison))
         groups[fact] = as_json(comparison)
     if output_dir:

@@ -55,6 +55,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus, ceiling=NO_C
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
         architecture=_architecture(model, features),
         num_devel=len(corpus.splits["devel"]),
+        resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
         results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
         ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",

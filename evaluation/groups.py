@@ -114,6 +114,39 @@ def groups_of(values):
     return names, np.array([places[value] if is_known(value) else -1 for value in values], dtype=np.int64)
 
 
+def check_fact(flag, fact, corpus):
+    """Raises ValueError if the `Corpus` has no such fact; says which there are."""
+    if fact not in corpus.facts:
+        known = f"has {', '.join(corpus.facts)}" if corpus.facts else "has no facts about its clips"
+        raise ValueError(f"{flag}: got {fact!r}; the corpus {known}")
+
+
+def resampled_units(corpus, split, fact):
+    """
+    What `--resample FACT` resamples.
+
+    Args:
+        corpus: `Corpus`.
+        split: name of the split.
+        fact: name of a fact, or `None`.
+
+    Returns:
+        Its value for each clip of the split; `None` without a fact: clips are resampled.
+
+    Raises:
+        ValueError: if the corpus has no such fact, or it is not known for a clip.
+    """
+    if fact is None:
+        return None
+    check_fact("--resample", fact, corpus)
+    values = corpus.metadata[split][fact]
+    if None in values:
+        raise ValueError(
+            f"--resample: {fact} is not known for {values.count(None)} of the {len(values)} clips of {split}"
+        )
+    return values
+
+
 class GroupRhos:
     """
     Spearman's ρ among any of the clips, by the rules of `metrics/emotion_share_spearman`: ties get their mean rank, a

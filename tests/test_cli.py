@@ -547,6 +547,7 @@ def test_evaluate_by_facts(with_facts, model_folder, tmp_path, monkeypatch, caps
     [
         (["--by", "sex", "age"], "--by: got 'age'; the corpus has sex, speaker, listeners"),
         (["--resample", "age"], "--resample: got 'age'; the corpus has sex, speaker, listeners"),
+        (["--resample", "sex", "--split", "train"], "--resample: sex is not known for 1 of the 1 clips of train"),
     ],
 )
 def test_unknown_facts_are_named_with_those_there_are(arguments, message, with_facts, capsys):

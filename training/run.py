@@ -12,6 +12,7 @@ from ..evaluation.card import model_card, shown_settings
 from ..evaluation.ceiling import noise_ceiling
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_shares
+from ..evaluation.groups import resampled_units
 from ..evaluation.predictions import predict, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
@@ -22,7 +23,7 @@ from .features import check_new_audio, extract_frame_features
 from .launch import start
 from .model import build_model
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import run_entry_point, together
+from .user_errors import checking, run_entry_point, together
 
 
 def main(argv, name="train.py"):
@@ -59,6 +60,8 @@ def train(arguments, accelerator):
         together(create if accelerator.is_main_process else lambda: None)
 
     corpus = load_run_corpus(arguments.data, accelerator)
+    with checking(is_of_all=True):
+        units = resampled_units(corpus, "devel", run.resample)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
@@ -82,7 +85,7 @@ def train(arguments, accelerator):
         if split != "train"
     }
     predictions = {split: predict(model, loader, accelerator) for split, loader in loaders.items()}
-    scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed)
+    scores = scorer.scores(predictions["devel"], run.bootstrap, run.seed, units)
 
     ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
 

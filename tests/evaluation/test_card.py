@@ -14,9 +14,10 @@ from emoshare.evaluation.scores import MEAN, Score
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, **fields):
+def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
-    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), RunArguments(output_dir="outputs/here"))
+    run = run or RunArguments(output_dir="outputs/here")
+    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
     scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
     corpus = corpus_of_full_size(corpus or dataset)
@@ -111,3 +112,9 @@ def test_the_noise_ceiling_stands_next_to_the_scores():
     card = card_of("csv", "acoustic", ceiling=NoiseCeiling(clips=400, reason="votes are weighted"))
     assert "| label | ρ | 95 % interval |\n" in card.text
     assert "\n\nNo noise ceiling: votes are weighted.\n\n" in card.text
+
+
+def test_the_card_says_what_was_resampled():
+    assert "Intervals are\nbootstrapped over clips." in card_of("csv", "acoustic").text
+    by_speaker = RunArguments(output_dir="outputs/here", resample="speaker")
+    assert "bootstrapped over groups of clips (`speaker`)." in card_of("csv", "acoustic", run=by_speaker).text

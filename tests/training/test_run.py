@@ -4,7 +4,7 @@ import os
 
 import pytest
 import soundfile
-from conftest import SMALL_HEAD_FLAGS, full_disk, speech, torch_threads, write_corpus
+from conftest import SMALL_HEAD_FLAGS, full_disk, speech, torch_threads, write_corpus, write_csv
 
 from emoshare import EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -111,3 +111,27 @@ def test_a_value_error_in_training_is_a_bug_and_keeps_its_traceback(flags, tmp_p
     monkeypatch.setattr(run.HeadTrainer, "train_epoch", fail)
     with pytest.raises(ValueError, match="broadcast"):
         run.main([*flags, "--output_dir", str(tmp_path / "output")])
+
+
+def test_a_run_resamples_speakers_and_prints_controls_and_ceiling(flags, tmp_path, capsys):
+    write_corpus(tmp_path / "with_test", {"train": 6, "devel": 4, "test": 4}, labels=["joy", "awe"])
+    flags[flags.index("--data_dir") + 1] = str(tmp_path / "with_test")
+    facts = [[f"devel_00{clip}.wav", f"s{clip % 2}", 8] for clip in range(4)]
+    write_csv(tmp_path / "with_test" / "lab" / "clips.csv", ["filename", "speaker", "listeners"], facts)
+    flags += ["--output_dir", str(tmp_path / "output"), "--bootstrap", "20", "--controls"]
+    assert run.main([*flags, "--resample", "speaker"]) == 0
+    printed = capsys.readouterr().out
+    assert "No noise ceiling: the listeners of only 4 clips are known; expected 30 or more." in printed
+    *_, header, own, functionals, length, shuffled = printed[: printed.index("Model, predictions")].splitlines()
+    assert header.split() == ["devel", "test"]
+    for line, name, numbers in [
+        (own, "this model", 2),
+        (functionals, "ridge", 2),
+        (length, "ridge", 2),
+        (shuffled, "the", 1),
+    ]:
+        assert line.startswith(f"  {name} ")
+        assert sum("." in word[1:-1] for word in line.split()) == numbers
+    assert "bootstrapped over groups of clips (`speaker`)" in (tmp_path / "output" / "README.md").read_text()
+    assert run.main([*flags, "--resample", "person"]) == 2
+    assert "train.py: error: --resample: got 'person'; the corpus has speaker, listeners\n" in capsys.readouterr().err
