@@ -53,9 +53,10 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
     """
     Scores each group of clips that share the value of a fact, and tests the largest gap between their ρ.
 
-    The test permutes which clip belongs to which group, 1,000 times. A gap is compared with the largest one of any
-    label (and the mean) in each permutation, all of them divided by how much they scatter. So if no group differs, at
-    most 5 % of all comparisons flag anything, however many labels there are.
+    The test permutes which clip belongs to which group, 1,000 times. It does so with the ranks of clips within their
+    groups, so that groups whose shares are higher or lower in general do not count as different for that. A gap is
+    compared with the largest one of any label (and the mean) in each permutation, all of them divided by how much they
+    scatter. So if no group differs, at most 5 % of all comparisons flag anything, however many labels there are.
 
     Args:
         values: (clips,) the fact, `None` where it is not known.
@@ -168,18 +169,30 @@ class GroupRhos:
 
     def __call__(self, clips):
         """ρ (1 + labels,) among clips with these indices, each as often as it is there: the mean, and of each label."""
-        place, is_known = self.place[clips], self.is_known[clips]
-        counts = np.bincount(place.ravel(), weights=is_known.ravel(), minlength=self.num_places)
-        num_known = is_known.sum(axis=0)
-        up_to = np.cumsum(counts)[place] - (np.cumsum(num_known) - num_known)
-        ranks = (up_to - (counts[place] + num_known) / 2) * is_known  # minus the mean rank
-        predicted, true = np.split(ranks, 2, axis=1)
+        predicted, true = np.split(self._ranks(clips)[0], 2, axis=1)
         spread, true_spread = (predicted**2).sum(axis=0), (true**2).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             rhos = np.where(spread > 0, (predicted * true).sum(axis=0) / np.sqrt(spread * true_spread), 0.0)
         rhos = np.where(true_spread > 0, np.clip(rhos, -1, 1), np.nan)
         known = rhos[~np.isnan(rhos)]
         return np.append(known.mean() if len(known) else np.nan, rhos)
+
+    def _ranks(self, clips):
+        """Ranks minus their mean (clips, 2 * labels), 0 where a share is not known, and how many are (2 * labels,)."""
+        place, is_known = self.place[clips], self.is_known[clips]
+        counts = np.bincount(place.ravel(), weights=is_known.ravel(), minlength=self.num_places)
+        num_known = is_known.sum(axis=0)
+        up_to = np.cumsum(counts)[place] - (np.cumsum(num_known) - num_known)
+        return (up_to - (counts[place] + num_known) / 2) * is_known, num_known
+
+    def of_ranks_within(self, groups):
+        """`GroupRhos` of the clips' ranks, from -0.5 to 0.5 within their own group; `groups` is a list of indices."""
+        ranks = np.zeros(self.place.shape)
+        for clips in groups:
+            of_group, num_known = self._ranks(clips)
+            ranks[clips] = of_group / np.maximum(num_known, 1)
+        predicted, true = np.split(np.where(self.is_known > 0, ranks, np.nan), 2, axis=1)
+        return GroupRhos(np.nan_to_num(predicted), true)
 
 
 def _gaps(rhos, scores, names, group_of_clip, units, seed):
@@ -189,6 +202,9 @@ def _gaps(rhos, scores, names, group_of_clip, units, seed):
     groups = [names.index(name) for name in scores]
     clips = np.flatnonzero(np.isin(group_of_clip, groups))
     labels = list(next(iter(scores.values())))
+    # Of ranks within groups: if one group had higher shares than another, clips of both together would be in a clearer
+    # order than those of either, and by chance there would be smaller gaps between them.
+    rhos = rhos.of_ranks_within([np.flatnonzero(group_of_clip == group) for group in groups])
     assigned = group_of_clip[clips]
     permuted = _permuted(assigned, None if units is None else np.asarray(units)[clips], seed)
     gaps = np.array([_largest_gaps(rhos, clips, groups_now, groups) for groups_now in [assigned, *permuted]])

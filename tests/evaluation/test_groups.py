@@ -65,8 +65,8 @@ def test_gaps_by_chance_are_flagged_in_one_comparison_of_twenty_at_most(monkeypa
     """Without a correction for the four labels and their mean, it would be one of seven."""
     monkeypatch.setattr(groups, "PERMUTATIONS", 200)
     rng = np.random.default_rng(2)
-    draws = [compare(sexes(40), *draw(rng, 40), LABELS, seed=number) for number in range(80)]
-    assert sum(bool(flagged(comparison)) for comparison in draws) <= 8
+    draws = [compare(sexes(40), *draw(rng, 40), LABELS, seed=number) for number in range(50)]
+    assert sum(bool(flagged(comparison)) for comparison in draws) <= 5
     assert np.mean([comparison.gaps["joy"].p for comparison in draws]) > 0.5
 
 
@@ -82,12 +82,15 @@ def test_a_planted_gap_is_flagged_and_no_other():
     assert [line[0] for line in lines] == ["mean", "awe"]
 
 
-def test_groups_with_other_shares_are_not_flagged_for_that():
+def test_groups_with_other_shares_are_not_flagged_for_that(monkeypatch):
     """One group is predicted, and heard, higher than the other: its clips are in the same order all the same."""
-    predictions, references = draw(np.random.default_rng(4), 300)
-    predictions[::2] = 3 * predictions[::2] + 5
-    references[::2] = references[::2] / 2 + 0.5
-    assert not flagged(compare(sexes(300), predictions, references, LABELS))
+    monkeypatch.setattr(groups, "PERMUTATIONS", 200)
+    for seed in range(4):
+        predictions, references = draw(np.random.default_rng(seed), 60)
+        as_they_are = compare(sexes(60), predictions, references, LABELS)
+        predictions[::2] = 3 * predictions[::2] + 9
+        references[::2] = references[::2] / 3 + 2
+        assert not flagged(compare(sexes(60), predictions, references, LABELS)) - flagged(as_they_are)
 
 
 def test_speakers_that_are_few_show_nothing_about_their_sex():
