@@ -140,23 +140,23 @@ def evaluate(arguments):
 
     from .dataset_script.audio import message_of
     from .evaluation.clips import predict_each, shares_of
-    from .evaluation.predictions import write_predictions
-    from .evaluation.scores import Scorer, score_table, write_scores
+    from .evaluation.groups import check_fact, resampled_units
 
     split = arguments.split
     corpus = _load_corpus(arguments)
     if split not in corpus.splits:
         raise ValueError(f"--split: got {split!r}; the corpus has {', '.join(corpus.splits)}")
-    references = corpus.shares(split)
-    if np.isnan(references).all():
+    if np.isnan(corpus.shares(split)).all():
         raise ValueError(f"--split: {split!r} has no known shares; there is nothing to score against")
+    for fact in arguments.by:
+        check_fact("--by", fact, corpus)
+    units = resampled_units(corpus, split, arguments.resample)
     emotion_share = _load_pipeline(arguments)
     of_model = emotion_share.model.config.labels
     if sorted(of_model) != sorted(corpus.labels):
         raise ValueError(f"the model {arguments.model} has the labels {of_model}; the corpus has {corpus.labels}")
-    output_dir = arguments.output_dir and Path(arguments.output_dir)
-    if output_dir:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    if arguments.output_dir:
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
     clips = corpus.audio(split)
     shares, broken = {}, {}
@@ -172,22 +172,51 @@ def evaluate(arguments):
         if not shares:
             raise ValueError(f"none of the {len(clips)} clips of {split} could be predicted")
         predicted = sorted(shares)
-        shares = np.array([shares[index] for index in predicted])
-        scores = Scorer(references[predicted], corpus.labels).scores(shares, arguments.bootstrap, arguments.seed)
-        if output_dir:
-            filenames = [clips[index].filename for index in predicted]
-            write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
-        print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
-        print(score_table(scores))
-        if output_dir:
-            made_from = _made_from(corpus, split, predicted)
-            write_scores(output_dir / f"eval_results_{split}.json", scores, made_from, left_out=len(broken))
-            print(f"Predictions and results: {output_dir}")
+        _score(arguments, corpus, predicted, np.array([shares[index] for index in predicted]), units)
     finally:
         if broken:
             summary = f"\n{len(broken)} of {len(clips)} clips could not be predicted, and are not in the scores:"
             print(summary, *(broken[index] for index in sorted(broken)), sep="\n  ", file=sys.stderr)
     return BROKEN_CLIPS if broken else 0
+
+
+def _score(arguments, corpus, predicted, shares, units):
+    """
+    Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
+    `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
+    """
+    import numpy as np
+
+    from .dataset_script.tables import FILENAME
+    from .evaluation.ceiling import noise_ceiling
+    from .evaluation.groups import as_json, as_text, compare
+    from .evaluation.predictions import write_predictions
+    from .evaluation.scores import Scorer, score_table, write_scores
+
+    split, labels = arguments.split, corpus.labels
+    references, listeners = corpus.shares(split)[predicted], corpus.listeners(split)[predicted]
+
+    units = units and [units[index] for index in predicted]
+    scores = Scorer(references, labels).scores(shares, arguments.bootstrap, arguments.seed, units)
+    ceiling = noise_ceiling(references, listeners, labels)
+    output_dir = arguments.output_dir and Path(arguments.output_dir)
+    if output_dir:
+        filenames = np.array(corpus.splits[split][FILENAME][:], dtype=object)[predicted]
+        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, labels)
+    print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
+    print(score_table(scores, ceiling=ceiling))
+    if ceiling.text:
+        print(ceiling.text)
+    groups = {}
+    for fact in arguments.by:
+        values = [corpus.metadata[split][fact][index] for index in predicted]
+        comparison = compare(values, shares, references, labels, arguments.bootstrap, arguments.seed, units)
+        print(as_text(fact, comparison))
+        groups[fact] = as_json(comparison)
+    if output_dir:
+        made_from, left_out = _made_from(corpus, split, predicted), len(corpus.splits[split]) - len(predicted)
+        write_scores(output_dir / f"eval_results_{split}.json", scores, made_from, left_out, ceiling, groups)
+        print(f"Predictions and results: {output_dir}")
 
 
 def ensemble(arguments):
@@ -388,6 +417,19 @@ def _add_evaluate(commands, parents):
         allow_abbrev=False,
     )
     command.add_argument("--split", default="devel", help="train, devel or test (default: devel)")
+    command.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FACT",
+        help="score each group of clips by a fact of the corpus (sex, speaker, ...), and test whether groups differ",
+    )
+    command.add_argument(
+        "--resample",
+        metavar="FACT",
+        help="resample all clips with the same value of this fact together, speaker as a rule (default: single clips)",
+    )
     command.add_argument("--output_dir", metavar="DIR", help="write predictions and results to this folder")
     command.set_defaults(run=evaluate)
 

@@ -9,17 +9,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..configuration_emoshare import ARCHITECTURES
 from ..dataset_script.corpora import is_published
 from ..feature_extraction_emoshare import FEATURE_TYPES
+from .ceiling import NoiseCeiling
 from .markdown import markdown_table
 from .paper import rhos_of, row_of
 from .scores import MEAN
 from .selections import SELECTIONS
 
 CALIBRATION_FIGURE = "calibration_devel.png"
+NO_CEILING = NoiseCeiling()
 TEMPLATE = Path(__file__).parent / "model_card.md"
 CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
 
 
-def model_card(arguments, model, feature_extractor, scores, corpus, calibrations=None):
+def model_card(arguments, model, feature_extractor, scores, corpus, ceiling=NO_CEILING, calibrations=None):
     """
     Args:
         arguments: the run's `Arguments`.
@@ -27,6 +29,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus, calibrations
         feature_extractor: its `EmoShareFeatureExtractor`.
         scores: of `Scorer.scores` on devel.
         corpus: the `Corpus` it was trained on.
+        ceiling: `NoiseCeiling` of devel.
         calibrations: by split, `Calibration`s of a model that says how sure it is.
 
     Returns:
@@ -59,8 +62,10 @@ def model_card(arguments, model, feature_extractor, scores, corpus, calibrations
         selection=selection.result,
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
+        resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
-        results=_results_table(scores, _paper_rhos(arguments.model, corpus.info)),
+        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
+        ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",
         calibration=_calibration(calibrations),
         dataset=_dataset(corpus.info, dataset_id),
         training_clips=f"{len(corpus.splits['train']):,}",
@@ -140,15 +145,23 @@ def _paper_rhos(arguments, info):
     return rhos_of(row_of(arguments), arguments.architecture) if info.is_papers else {}
 
 
-def _results_table(scores, paper):
+def _results_table(scores, ceiling, paper):
     rows = []
     for label in [*(label for label in scores if label is not MEAN), MEAN]:
         score = scores[label]
         name = "**mean**" if label is MEAN else label
         rho = "none" if math.isnan(score.rho) else f"{score.rho:.3f}"
         interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
-        rows.append([name, rho, interval, *([f"{paper[label]:.3f}"] if paper else [])])
-    return markdown_table(["label", "ρ", "95 % interval", *(["paper"] if paper else [])], rows)
+        highest = [f"{ceiling.rhos[label]:.3f}" if label in ceiling.rhos else ""] if ceiling.rhos else []
+        rows.append([name, rho, interval, *highest, *([f"{paper[label]:.3f}"] if paper else [])])
+    header = [
+        "label",
+        "ρ",
+        "95 % interval",
+        *(["noise ceiling"] if ceiling.rhos else []),
+        *(["paper"] if paper else []),
+    ]
+    return markdown_table(header, rows)
 
 
 def _calibration(calibrations):

@@ -22,6 +22,8 @@ PREFIX = "eval_"
 MADE_FROM = "made_from"
 LEFT_OUT = "clips_left_out"
 CALIBRATION = "calibration"
+CEILING = "noise_ceiling"
+GROUPS = "groups"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -52,29 +54,36 @@ class Scorer:
         # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
         self.metric = EmotionShareSpearman(keep_in_memory=True)
 
-    def scores(self, predictions, bootstrap=0, seed=0):
+    def scores(self, predictions, bootstrap=0, seed=0, groups=None):
         """
         Args:
             predictions: (clips, labels) predicted shares.
             bootstrap: resamples of the clips for the intervals; 0 for none.
             seed: of the resampling.
+            groups: (clips,) what each clip belongs to, such as its speaker, to resample whole groups; `None` resamples
+                clips.
 
         Returns:
             `dict[str | None, Score]`: of `MEAN`, and of each label.
         """
         values = self.metric.compute(
-            predictions=predictions, references=self.references, label_names=self.labels, bootstrap=bootstrap, seed=seed
+            predictions=predictions,
+            references=self.references,
+            label_names=self.labels,
+            bootstrap=bootstrap,
+            seed=seed,
+            groups=groups,
         )
-        return {label: _score(values, _name(label)) for label in (MEAN, *self.labels)}
+        return {label: _score(values, metric_name(label)) for label in (MEAN, *self.labels)}
 
     def rhos(self, predictions, labels):
         """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
         names = [self.labels[index] for index in labels]
         values = self.metric.compute(predictions=predictions, references=self.references[:, labels], label_names=names)
-        return np.array([values[_name(name)] for name in names])
+        return np.array([values[metric_name(name)] for name in names])
 
 
-def _name(label):
+def metric_name(label):
     """What the metric calls a label's ρ."""
     return "spearman" if label is MEAN else f"spearman_{label}"
 
@@ -85,7 +94,7 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores, made_from=None, left_out=0, calibrations=None):
+def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
@@ -96,25 +105,32 @@ def write_scores(path, scores, made_from=None, left_out=0, calibrations=None):
         made_from: of `Corpus.fingerprints`, under `made_from`; `None` leaves it out.
         left_out: number of clips that could not be predicted and are not in the scores, under `clips_left_out`, which
             is only there where there are such clips.
+        ceiling: `NoiseCeiling`, under `noise_ceiling`, by the metric's names; not there if there is none.
+        groups: by fact, what `groups.as_json` returns, under `groups`; not there if there is none.
         calibrations: by split, `Calibration`s of a model that says how sure it is, under `calibration`.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
     for label, score in scores.items():
-        values[PREFIX + _name(label)] = _for_json(score.rho)
+        values[PREFIX + metric_name(label)] = number_or_null(score.rho)
         if has_intervals:
-            values[PREFIX + _name(label) + INTERVAL] = [_for_json(score.low), _for_json(score.high)]
+            values[PREFIX + metric_name(label) + INTERVAL] = [number_or_null(score.low), number_or_null(score.high)]
     if made_from is not None:
         values[MADE_FROM] = made_from
     if left_out:
         values[LEFT_OUT] = left_out
+    if ceiling is not None and ceiling.rhos:
+        values[CEILING] = {metric_name(label): rho for label, rho in ceiling.rhos.items()}
+    if groups:
+        values[GROUPS] = groups
     if calibrations:
         values[CALIBRATION] = {split: calibration.as_dict() for split, calibration in calibrations.items()}
     with whole_file(path, encoding="utf-8") as file:
         file.write(json.dumps(values, indent=2) + "\n")
 
 
-def _for_json(number):
+def number_or_null(number):
+    """As JSON has it: `None` for NaN."""
     return None if math.isnan(number) else number
 
 
@@ -133,10 +149,12 @@ def read_scores(path, labels):
     """
     values = _read_results(path)
     for label in (MEAN, *labels):
-        if PREFIX + _name(label) not in values:
-            raise ValueError(f"{path}: has no {PREFIX + _name(label)!r}; expected the scores of {', '.join(labels)}")
-        _check_numbers(path, values, PREFIX + _name(label))
-    return {label: _score(values, PREFIX + _name(label)) for label in (MEAN, *labels)}
+        if PREFIX + metric_name(label) not in values:
+            raise ValueError(
+                f"{path}: has no {PREFIX + metric_name(label)!r}; expected the scores of {', '.join(labels)}"
+            )
+        _check_numbers(path, values, PREFIX + metric_name(label))
+    return {label: _score(values, PREFIX + metric_name(label)) for label in (MEAN, *labels)}
 
 
 def _check_numbers(path, values, name):
@@ -186,11 +204,12 @@ def is_constant(shares):
     return (np.ptp(shares, axis=0) < CONSTANT_SPREAD) & (len(shares) > 1)
 
 
-def score_table(scores, notes=None):
+def score_table(scores, notes=None, ceiling=None):
     """
     Args:
         scores: of `Scorer.scores`.
         notes: text to add after a label's score, by label.
+        ceiling: `NoiseCeiling`, shown behind the interval of each label that has one.
 
     Returns:
         `str`: a line for the mean and one for each label, with 95 % intervals where there are any.
@@ -199,18 +218,21 @@ def score_table(scores, notes=None):
     for label, score in scores.items():
         interval = "" if math.isnan(score.low) else f"   95 % CI {score.low:.3f} to {score.high:.3f}"
         name = "mean" if label is MEAN else label
-        lines.append(f"  {name:<15} {score.rho:.3f}{interval}{(notes or {}).get(label, '')}")
+        highest = f"   ceiling {ceiling.rhos[label]:.3f}" if ceiling is not None and label in ceiling.rhos else ""
+        lines.append(f"  {name:<15} {score.rho:.3f}{interval}{highest}{(notes or {}).get(label, '')}")
     return "\n".join(lines)
 
 
-def report(scores, shares, best_epochs, accelerator, selection="best_epoch"):
+def report(scores, shares, best_epochs, ceiling, accelerator, selection="best_epoch"):
     """
-    Prints the devel scores of a run, the epoch from which each emotion's weights are, and which heads are dead.
+    Prints the devel scores of a run, the noise ceiling, the epoch from which each emotion's weights are, and which
+    heads are dead.
 
     Args:
         scores: of `Scorer.scores`.
         shares: (clips, labels) predicted devel shares.
         best_epochs: the epoch of each label's weights, 0 where there was no ρ to select by.
+        ceiling: `NoiseCeiling` of devel.
         accelerator: `accelerate.Accelerator`.
         selection: the run's `--selection`.
     """
@@ -222,7 +244,9 @@ def report(scores, shares, best_epochs, accelerator, selection="best_epoch"):
         for label, epoch in zip(labels, best_epochs, strict=True)
     }
     accelerator.print(f"\nSpearman's rho on devel ({SELECTIONS[selection].note})")
-    accelerator.print(score_table(scores, notes))
+    accelerator.print(score_table(scores, notes, ceiling))
+    if ceiling.text:
+        accelerator.print(ceiling.text)
     if dead:
         accelerator.print(
             f"\nDead: {', '.join(dead)}. The head gives the same share for every clip, which counts as a rho of 0. If "

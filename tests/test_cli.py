@@ -24,6 +24,7 @@ from emoshare.cli import main
 from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
+from emoshare.evaluation import groups
 from emoshare.evaluation.clips import find_clips, predict_each
 from emoshare.evaluation.scores import MEAN, read_scores
 
@@ -495,6 +496,64 @@ def test_evaluate_gives_the_scores_of_the_training_run(trained, corpus, tmp_path
     printed = capsys.readouterr().out
     assert f"awe             {results['eval_spearman_awe']:.3f}   95 % CI {low:.3f} to {high:.3f}" in printed
     assert "on devel, 12 clips" in printed
+
+
+@pytest.fixture(scope="module")
+def with_facts(tmp_path_factory):
+    """A corpus of 48 devel clips by four speakers, whose shares are votes of eight listeners."""
+    folder = write_corpus(tmp_path_factory.mktemp("facts") / "data", {"train": 1, "devel": 48}, seconds=(0.1, 0.2))
+    header, *rows = read_csv(folder / "lab" / "devel.csv")
+    votes = np.random.default_rng(0).binomial(8, 0.4, size=(48, 9)) / 8
+    write_csv(
+        folder / "lab" / "devel.csv", header, [[row[0], *of_clip] for row, of_clip in zip(rows, votes, strict=True)]
+    )
+    facts = [[row[0], ("f", "m")[clip % 2], f"s{clip % 4}", 8] for clip, row in enumerate(rows)]
+    write_csv(folder / "lab" / "clips.csv", ["filename", "sex", "speaker", "listeners"], facts)
+    return folder
+
+
+def test_evaluate_by_facts(with_facts, model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(groups, "PERMUTATIONS", 20)
+    command = ["evaluate", "--model", str(model_folder), "--dataset", "csv", "--data_dir", str(with_facts)]
+    command += ["--bootstrap", "30", "--output_dir"]
+    assert main([*command, str(tmp_path / "plain")]) == 0
+    by = ["--by", "sex", "--by", "speaker", "listeners", "--resample", "speaker"]
+    assert main([*command, str(tmp_path / "by"), *by]) == 0
+    printed = capsys.readouterr().out
+    plain, results = (
+        json.loads((tmp_path / folder / "eval_results_devel.json").read_text()) for folder in ("plain", "by")
+    )
+    assert list(results["groups"]) == ["sex", "speaker", "listeners"]
+    sex = results["groups"]["sex"]
+    shares = {row[0]: float(row[1]) for row in read_csv(tmp_path / "by" / "predictions_devel.csv")[1:]}
+    women = read_csv(with_facts / "lab" / "devel.csv")[1::2]
+    rho = spearmanr([shares[row[0]] for row in women], [float(row[1]) for row in women]).statistic
+    assert sex["groups"]["f"][f"spearman_{EMOTIONS[0]}"] == pytest.approx(rho)
+    assert (sex["groups"]["f"]["clips"], sex["left_out_as_too_small"]) == (24, {})
+    assert sex["largest_gaps"].keys() == {"spearman", *(f"spearman_{emotion}" for emotion in EMOTIONS)}
+    assert "sex f: 24 clips" in printed
+    assert "Largest gaps by speaker" in printed
+    assert "listeners: nothing to compare" in printed
+    assert "groups" not in plain
+    assert plain["eval_spearman"] == results["eval_spearman"]
+    assert plain["eval_spearman_ci95"] != results["eval_spearman_ci95"]  # of clips, and of speakers
+    assert plain["noise_ceiling"]["spearman"] == results["noise_ceiling"]["spearman"]
+    assert f"   ceiling {plain['noise_ceiling']['spearman']:.3f}" in printed
+    assert "Noise ceiling: because panels are small, " in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--by", "sex", "age"], "--by: got 'age'; the corpus has sex, speaker, listeners"),
+        (["--resample", "age"], "--resample: got 'age'; the corpus has sex, speaker, listeners"),
+        (["--resample", "sex", "--split", "train"], "--resample: sex is not known for 1 of the 1 clips of train"),
+    ],
+)
+def test_unknown_facts_are_named_with_those_there_are(arguments, message, with_facts, capsys):
+    command = ["evaluate", "--model", "not/loaded", "--dataset", "csv", "--data_dir", str(with_facts)]
+    assert main([*command, *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"emoshare evaluate: error: {message}"
 
 
 @pytest.mark.slow

@@ -278,8 +278,9 @@ def reader(tmp_path_factory, backbone_folder):
     (folder / "folder").mkdir()
     shutil.copy(folder / "clip.wav", folder / "folder" / "a.wav")
     write_corpus(folder / "DIR", {"train": 6, "devel": 6, "test": 4})
-    facts = [["train_000.wav", "eve", "12"], ["train_001.wav", "adam", "20"]]
-    write_csv(folder / "DIR" / "lab" / "clips.csv", ["filename", "speaker", "listeners"], facts)
+    clips = ["train_000", "train_001", *(f"test_00{number}" for number in range(4))]
+    facts = [[f"{clip}.wav", "eve", "f", "de", "12"] for clip in clips]
+    write_csv(folder / "DIR" / "lab" / "clips.csv", ["filename", "speaker", "sex", "language", "listeners"], facts)
     return folder
 
 
@@ -303,5 +304,7 @@ def test_python_runs(page, reader, monkeypatch):
 )
 def test_emoshare_runs(page, command, reader, monkeypatch):
     monkeypatch.chdir(reader)
-    (words,) = [words for words in commands_of(ROOT / page) if words[:2] == ["emoshare", command]]
-    assert cli.main(words[1:]) == 0
+    commands = [words for words in commands_of(ROOT / page) if words[:2] == ["emoshare", command]]
+    assert commands
+    for words in commands:
+        assert cli.main(words[1:]) == 0

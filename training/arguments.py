@@ -231,6 +231,13 @@ class RunArguments:
         fixed_on_resume=False,
         on_card=False,
     )
+    resample: str | None = _flag(
+        None,
+        "resample all clips with the same value of this fact together for the confidence intervals, speaker as a rule; "
+        "single clips if not given",
+        fixed_on_resume=False,
+        on_card=False,
+    )
     controls: bool = _place(False, "after training, run controls that the scores should be compared with")
     checkpoint_minutes: float = _place(5.0, "least time between checkpoints; 0 for one after each epoch")
     report_to: str = _place("none", "experiment tracker: none, tensorboard, wandb, ... as in accelerate")

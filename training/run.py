@@ -10,8 +10,10 @@ from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.calibration import calibration_of
 from ..evaluation.card import CALIBRATION_FIGURE, model_card, shown_settings
+from ..evaluation.ceiling import noise_ceiling
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_calibration, plot_shares
+from ..evaluation.groups import resampled_units
 from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
@@ -65,6 +67,7 @@ def train(arguments, accelerator):
     corpus = load_run_corpus(arguments.data, accelerator)
     together(partial(check_votes, corpus, arguments.model.loss))
     together(partial(check_listeners, run, corpus))
+    units = together(partial(resampled_units, corpus, "devel", run.resample))
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
@@ -92,25 +95,27 @@ def train(arguments, accelerator):
     if model.config.has_concentrations:
         fit_concentrations(model, loaders["devel"], accelerator)
     predictions = {split: predict_votes(model, loader, accelerator) for split, loader in loaders.items()}
-    shares = predictions["devel"].shares
-    scores = scorer.scores(shares, run.bootstrap, run.seed)
+    shares = {split: of_split.shares for split, of_split in predictions.items()}
+    scores = scorer.scores(shares["devel"], run.bootstrap, run.seed, units)
+    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
 
     if accelerator.is_main_process:
-        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from)
-    report(scores, shares, progress.selected, accelerator, run.selection)
+        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from)
+    report(scores, shares["devel"], progress.selected, ceiling, accelerator, run.selection)
     if corpus.whole is not None:
-        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(predictions["test"].shares)
+        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(shares["test"])
         accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
-        report_controls(corpus, scorer, shares, shuffled, accelerator)
+        of_backbone = None if arguments.model.is_acoustic else stores
+        report_controls(corpus, shares, shuffled, accelerator, of_backbone)
     accelerator.print(f"Model, predictions and results: {run.output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
         print(f"Published: {commit.commit_url}")
 
 
-def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, made_from):
+def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
     the new is on the disk, and the results come last: their presence marks a finished run.
@@ -132,8 +137,9 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             calibrations = {}
             if model.config.has_concentrations:
                 calibrations = _save_intervals(folder, corpus, predictions, f"Calibration ({dataset})")
-            model_card(arguments, model, feature_extractor, scores, corpus, calibrations).save(folder / "README.md")
-            write_scores(folder / RESULTS, scores, made_from, calibrations=calibrations)
+            card = model_card(arguments, model, feature_extractor, scores, corpus, ceiling, calibrations)
+            card.save(folder / "README.md")
+            write_scores(folder / RESULTS, scores, made_from, ceiling=ceiling, calibrations=calibrations)
             sync_all(folder)
         _replace_run(folder, output_dir, model.config)
 

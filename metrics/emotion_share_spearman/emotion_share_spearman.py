@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 INTERVAL = "_ci95"  # ends the name of an interval
+WITHIN_CLIPS = "within_clip_spearman"
 
 _DESCRIPTION = """
 Spearman's rank correlation ρ between predicted and true shares, per label and averaged over labels: the score of the
@@ -22,17 +23,27 @@ Args:
     label_names (list of str): names of the labels; "0", "1", ... if not given.
     bootstrap (int): number of resamples of the clips for 95 % confidence intervals (percentiles); 0 for none.
     seed (int): seed of the resampling.
+    groups (list): what each clip belongs to, such as its speaker; the resamples are then of whole groups, for clips of
+        a group are not independent of each other. Resamples of single clips if not given.
+    within_clips (bool): whether to return `within_clip_spearman`, too.
 
 Returns:
     spearman (float): mean ρ over the labels that have one.
     spearman_<label> (float): ρ of one label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
         with a warning. Constant references, or fewer than two, give no ρ: NaN, with a warning, left out of the mean.
     spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval.
+    within_clip_spearman (float): with within_clips, another figure, which is not the challenge's and cannot be compared
+        with it: ρ between the labels of one clip (which emotions are stronger in it than others), mean over the clips.
+        It can be high for a model that gives every clip the same shares, if they are the average ones. A clip with
+        constant predictions counts as 0; one with constant references, or fewer than two, is left out. With bootstrap,
+        within_clip_spearman_ci95.
 
 Examples:
     >>> metric = evaluate.load("metrics/emotion_share_spearman")
     >>> metric.compute(predictions=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.1]], references=[[0, 1], [0.5, 0.2], [1, 0]])
     {'spearman': 1.0, 'spearman_0': 1.0, 'spearman_1': 1.0}
+    >>> metric.compute(predictions=[[0.1, 0.9], [0.2, 0.8]], references=[[0, 1], [1, 0]], within_clips=True)
+    {'spearman': 1.0, 'spearman_0': 1.0, 'spearman_1': 1.0, 'within_clip_spearman': 0.0}
 """
 
 _CITATION = """
@@ -60,7 +71,7 @@ class EmotionShareSpearman(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, label_names=None, bootstrap=0, seed=0):
+    def _compute(self, predictions, references, label_names=None, bootstrap=0, seed=0, groups=None, within_clips=False):
         predictions, references = _matrix(predictions, "predictions"), _matrix(references, "references")
         if predictions.shape != references.shape:
             raise ValueError(f"predictions have shape {predictions.shape}, references {references.shape}")
@@ -77,21 +88,34 @@ class EmotionShareSpearman(evaluate.Metric):
         if bootstrap < 0:
             raise ValueError(f"bootstrap is {bootstrap}; expected a number of resamples")
 
+        if groups is not None and len(groups) != len(predictions):
+            raise ValueError(f"groups has {len(groups)} entries for {len(predictions)} clips")
+
         rhos = _spearman(predictions, references)
         _warn(predictions, references, rhos, label_names)
         intervals = None
         if bootstrap:
-            rng = np.random.default_rng(seed)
-            draws = (rng.integers(len(predictions), size=len(predictions)) for _ in range(bootstrap))
+            draws = resamples(len(predictions), groups, bootstrap, seed)
             resampled = np.array([_spearman(predictions[draw], references[draw]) for draw in draws])
             _warn_of_resamples(resampled, rhos, label_names)
-            intervals = [_interval(_mean(resampled)), *(_interval(column) for column in resampled.T)]
+            intervals = [
+                percentile_interval(_mean(resampled)),
+                *(percentile_interval(column) for column in resampled.T),
+            ]
 
         scores = {}
         for index, (name, rho) in enumerate(zip(names, [_mean(rhos), *rhos], strict=True)):
             scores[name] = float(rho)
             if intervals is not None:
                 scores[name + INTERVAL] = intervals[index]
+        if within_clips:
+            of_clips = _spearman(predictions.T, references.T)
+            scores[WITHIN_CLIPS] = float(_mean(of_clips))
+            if bootstrap:
+                draws = resamples(len(predictions), groups, bootstrap, seed)
+                scores[WITHIN_CLIPS + INTERVAL] = percentile_interval(
+                    np.array([_mean(of_clips[draw]) for draw in draws])
+                )
         return scores
 
 
@@ -100,6 +124,21 @@ def _matrix(rows, name):
     if len(widths) != 1 or widths == [0]:
         raise ValueError(f"{name} have rows of {widths} values; expected as many in each row, at least one")
     return np.array(rows, dtype=np.float64)  # None becomes NaN
+
+
+def resamples(clips, groups, bootstrap, seed):
+    """The indices of the clips in each of `bootstrap` resamples: of clips, or of whole groups."""
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        for _ in range(bootstrap):
+            yield rng.integers(clips, size=clips)
+        return
+    members = {}
+    for clip, group in enumerate(groups):
+        members.setdefault(group, []).append(clip)
+    members = list(members.values())
+    for _ in range(bootstrap):
+        yield np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
 
 
 def _spearman(predictions, references):
@@ -133,7 +172,8 @@ def _mean(rhos):
         return np.where(known, rhos, 0).sum(axis=-1) / counts
 
 
-def _interval(rhos):
+def percentile_interval(rhos):
+    """The ends of the 95 % interval, from ρ in resamples; NaN where no resample has one."""
     if np.isnan(rhos).all():
         return [float("nan"), float("nan")]
     return [float(end) for end in np.nanpercentile(rhos, [2.5, 97.5])]

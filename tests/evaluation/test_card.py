@@ -8,19 +8,21 @@ from huggingface_hub import ModelCard
 from emoshare import EMOTIONS, EmoShareFeatureExtractor
 from emoshare.dataset_script import Corpus
 from emoshare.dataset_script.corpora import corpus_named
-from emoshare.evaluation.card import model_card
+from emoshare.evaluation.card import NO_CEILING, model_card
+from emoshare.evaluation.ceiling import NoiseCeiling
 from emoshare.evaluation.scores import MEAN, Score
 from emoshare.evaluation.selections import SELECTIONS
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, run=None, **fields):
+def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     run = RunArguments(output_dir="outputs/here", **(run or {}))
     arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
     scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
-    return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus_of_full_size(corpus or dataset))
+    corpus = corpus_of_full_size(corpus or dataset)
+    return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling)
 
 
 def corpus_of_full_size(configuration):
@@ -108,3 +110,21 @@ def test_the_metadata_come_back_as_they_went(tmp_path):
     assert [result.metric_name for result in loaded.data.eval_results][1:] == [f"Spearman's ρ, {e}" for e in EMOTIONS]
     assert {result.dataset_split for result in loaded.data.eval_results} == {"devel"}
     assert "/somewhere/else" not in loaded.content
+
+
+def test_the_noise_ceiling_stands_next_to_the_scores():
+    listeners = NoiseCeiling({MEAN: 0.75, "Anger": 0.8}, clips=400)
+    card = card_of("csv", "acoustic", ceiling=listeners)
+    assert "| label | ρ | 95 % interval | noise ceiling |\n" in card.text
+    assert "| Anger | 0.500 | 0.400 to 0.600 | 0.800 |\n| Boredom | 0.500 | 0.400 to 0.600 |  |" in card.text
+    assert "| **mean** | 0.500 | 0.400 to 0.600 | 0.750 |\n\nNoise ceiling: because panels are small, " in card.text
+    card = card_of("csv", "acoustic", ceiling=NoiseCeiling(clips=400, reason="votes are weighted"))
+    assert "| label | ρ | 95 % interval |\n" in card.text
+    assert "\n\nNo noise ceiling: votes are weighted.\n\n" in card.text
+
+
+def test_the_card_says_what_was_resampled():
+    assert "Intervals are\nbootstrapped over clips." in card_of("csv", "acoustic").text
+    assert (
+        "bootstrapped over groups of clips (`speaker`)." in card_of("csv", "acoustic", run={"resample": "speaker"}).text
+    )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
+from emoshare.evaluation.ceiling import NoiseCeiling
 from emoshare.evaluation.scores import (
     MEAN,
     Score,
@@ -118,10 +119,12 @@ def test_a_history_may_say_which_epochs_were_selected(tmp_path):
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_report_says_how_weights_were_selected(selection, capsys):
     scores, shares = {MEAN: Score(0.5), "joy": Score(0.5)}, np.array([[0.1], [0.2]])
-    report(scores, shares, [7], Accelerator(cpu=True), selection)
+    ceiling = NoiseCeiling({MEAN: 0.75, "joy": 0.75}, clips=400)
+    report(scores, shares, [7], ceiling, Accelerator(cpu=True), selection)
     printed = capsys.readouterr().out
     assert f"Spearman's rho on devel ({SELECTIONS[selection].note})" in printed
-    assert "epoch 7" in printed
+    assert "   ceiling 0.750   epoch 7\n" in printed
+    assert f"\n{ceiling.text}\n" in printed
 
 
 def test_training_losses_end_where_the_training_ended(tmp_path):

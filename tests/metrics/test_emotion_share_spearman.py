@@ -195,3 +195,50 @@ def test_it_is_published_as_a_space_and_loads_by_id(metric, tmp_path):
         result = run_python("-c", BY_ID, json.dumps(data), cwd=tmp_path, **environment)
     assert {"README.md", "emotion_share_spearman.py", "index.html", "requirements.txt"} <= set(files)
     assert json.loads(result.stdout.splitlines()[-1]) == metric.compute(**data, bootstrap=20)
+
+
+def test_groups_are_resampled_whole(metric):
+    rng = np.random.default_rng(4)
+    references = shares(rng, 40, 2)
+    predictions = references + rng.normal(0, 0.3, size=references.shape)
+    arguments = {"predictions": predictions, "references": references, "bootstrap": 40}
+    one = metric.compute(**arguments, groups=["only one"] * 40)
+    assert one["spearman_ci95"] == [pytest.approx(one["spearman"])] * 2
+    each = metric.compute(**arguments, groups=list(range(40)))
+    assert each == metric.compute(**arguments)  # as if there were no groups
+    of_two = metric.compute(**arguments, groups=["a", "b"] * 20)
+    ends = [spearmanr(predictions[start::2, 0], references[start::2, 0]).statistic for start in (0, 1)]
+    low, high = of_two["spearman_0_ci95"]
+    assert (low, high) == (pytest.approx(min(ends)), pytest.approx(max(ends)))
+    with pytest.raises(ValueError, match="groups has 3 entries for 40 clips"):
+        metric.compute(**arguments, groups=["a", "b", "c"])
+
+
+def test_rho_within_clips_is_a_figure_of_its_own(metric):
+    rng = np.random.default_rng(5)
+    references, predictions = shares(rng, 30, 5), rng.random((30, 5))
+    arguments = {"predictions": predictions, "references": references, "bootstrap": 20}
+    scores = metric.compute(**arguments, within_clips=True)
+    expected = [spearmanr(*rows).statistic for rows in zip(predictions, references, strict=True)]
+    assert scores["within_clip_spearman"] == pytest.approx(np.mean(expected))
+    low, high = scores.pop("within_clip_spearman_ci95")
+    assert low < scores.pop("within_clip_spearman") < high
+    assert scores == metric.compute(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*same for every clip")
+def test_the_average_shares_have_a_high_rho_within_clips_alone(metric):
+    rng = np.random.default_rng(6)
+    references = np.array([0.1, 0.3, 0.5, 0.7]) + 0.1 * rng.random((30, 4))
+    scores = metric.compute(
+        predictions=np.tile([0.1, 0.3, 0.5, 0.7], (30, 1)), references=references, within_clips=True
+    )
+    assert (scores["spearman"], scores["within_clip_spearman"]) == (0.0, pytest.approx(1.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*same for every clip")
+def test_clips_without_a_rho_of_their_own_are_left_out(metric):
+    references = [[0.1, 0.2, None], [0.5, 0.5, 0.5], [None, None, 0.3], [0.2, 0.4, 0.6]]
+    predictions = [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.3, 0.3, 0.3]]
+    scores = metric.compute(predictions=predictions, references=references, within_clips=True)
+    assert scores["within_clip_spearman"] == 0.5  # of the first clip, 1, and of the last, whose prediction is constant

@@ -151,3 +151,27 @@ def test_without_listeners_none_can_be_dropped(flags, tmp_path, capsys):
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert "train.py: error: --listener_dropout: needs the number of listeners of each clip" in error
     assert not list((tmp_path).glob("features/*"))
+
+
+def test_a_run_resamples_speakers_and_prints_controls_and_ceiling(flags, tmp_path, capsys):
+    write_corpus(tmp_path / "with_test", {"train": 6, "devel": 4, "test": 4}, labels=["joy", "awe"])
+    flags[flags.index("--data_dir") + 1] = str(tmp_path / "with_test")
+    facts = [[f"devel_00{clip}.wav", f"s{clip % 2}", 8] for clip in range(4)]
+    write_csv(tmp_path / "with_test" / "lab" / "clips.csv", ["filename", "speaker", "listeners"], facts)
+    flags += ["--output_dir", str(tmp_path / "output"), "--bootstrap", "20", "--controls"]
+    assert run.main([*flags, "--resample", "speaker"]) == 0
+    printed = capsys.readouterr().out
+    assert "No noise ceiling: the listeners of only 4 clips are known; expected 30 or more." in printed
+    *_, header, own, functionals, length, shuffled = printed[: printed.index("Model, predictions")].splitlines()
+    assert header.split() == ["devel", "test"]
+    for line, name, numbers in [
+        (own, "this model", 2),
+        (functionals, "ridge", 2),
+        (length, "ridge", 2),
+        (shuffled, "the", 1),
+    ]:
+        assert line.startswith(f"  {name} ")
+        assert sum("." in word[1:-1] for word in line.split()) == numbers
+    assert "bootstrapped over groups of clips (`speaker`)" in (tmp_path / "output" / "README.md").read_text()
+    assert run.main([*flags, "--resample", "person"]) == 2
+    assert "train.py: error: --resample: got 'person'; the corpus has speaker, listeners\n" in capsys.readouterr().err

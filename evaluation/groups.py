@@ -1,0 +1,303 @@
+"""Scores of groups of clips, such as women's and men's, and whether they differ by more than chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta
+
+from ..dataset_script.facts import is_known
+from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, percentile_interval, resamples
+from .scores import MEAN, Score, metric_name, number_or_null, score_table
+
+MIN_CLIPS = 10  # of a group that is scored
+MOST_NUMBERS = 12  # a fact with more different numbers, such as the age, is cut at its quartiles
+PERMUTATIONS = 1000
+# p is the upper end of what the permutations leave open: whether a gap is flagged does not hang on their seed.
+CONFIDENCE_IN_P = 0.99
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest gap between two groups' ρ, and how likely one so large is by chance, in any of the labels."""
+
+    lowest: str
+    highest: str
+    size: float
+    p: float
+
+    @property
+    def is_significant(self):
+        return self.p < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Attributes:
+        scores: by group, `dict` from a label, and `MEAN`, to its `Score`.
+        clips: by group, how many it has.
+        too_small: by group that is not scored, how many clips it has.
+        unknown: of how many clips the fact is not known.
+        gaps: by label, and `MEAN`, its `Gap`; without those that fewer than two groups have a ρ for.
+    """
+
+    scores: dict
+    clips: dict
+    too_small: dict
+    unknown: int
+    gaps: dict
+
+
+def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None):
+    """
+    Scores each group of clips that share the value of a fact, and tests the largest gap between their ρ.
+
+    The test permutes which clip belongs to which group, 1,000 times. It does so with the ranks of clips within their
+    groups, so that groups whose shares are higher or lower in general do not count as different for that. A gap is
+    compared with the largest one of any label (and the mean) in each permutation, all of them divided by how much they
+    scatter. So if no group differs, at most 5 % of all comparisons flag anything, however many labels there are.
+
+    Args:
+        values: (clips,) the fact, `None` where it is not known.
+        predictions, references: (clips, labels) predicted and true shares, NaN where a true one is not known.
+        labels: label names.
+        bootstrap: resamples for the 95 % intervals; 0 for none.
+        seed: of resampling and permutations.
+        units: (clips,) what each clip belongs to, such as its speaker, where clips of one are not independent. Units
+            are then resampled as a whole. They are permuted as a whole, too, if the fact is the same for all clips of
+            each; otherwise clips are permuted within them.
+
+    Returns:
+        `Comparison`.
+    """
+    names, group_of_clip = groups_of(values)
+    sizes = np.bincount(group_of_clip[group_of_clip >= 0], minlength=len(names)).tolist()
+    scored = [group for group, size in enumerate(sizes) if size >= MIN_CLIPS]
+    rhos = GroupRhos(predictions, references)
+    scores = {}
+    for group in scored:
+        clips = np.flatnonzero(group_of_clip == group)
+        draws = resamples(len(clips), None if units is None else np.asarray(units)[clips], bootstrap, seed)
+        resampled = np.array([rhos(clips[draw]) for draw in draws])
+        ends = map(percentile_interval, resampled.T) if bootstrap else [()] * (1 + len(labels))
+        of_labels = zip([MEAN, *labels], rhos(clips), ends, strict=True)
+        scores[names[group]] = {label: Score(float(rho), *interval) for label, rho, interval in of_labels}
+    return Comparison(
+        scores,
+        clips={names[group]: sizes[group] for group in scored},
+        too_small={name: size for name, size in zip(names, sizes, strict=True) if size < MIN_CLIPS},
+        unknown=int((group_of_clip < 0).sum()),
+        gaps=_gaps(rhos, scores, names, group_of_clip, units, seed),
+    )
+
+
+def groups_of(values):
+    """
+    Args:
+        values: of a fact, text or numbers, `None` where it is not known.
+
+    Returns:
+        The names of the groups, in order, and the index of each clip's group (clips,) int64, -1 where the fact is not
+        known. Numbers that differ a lot are grouped into quarters: `"20 to 31"`.
+    """
+    known = [value for value in values if is_known(value)]
+    if all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
+        places = {value: place for place, value in enumerate(sorted(set(known)))}
+        names = [value if isinstance(value, str) else f"{value:g}" for value in places]
+    else:
+        quarters = np.searchsorted(np.quantile(known, [0.25, 0.5, 0.75]), known).tolist()
+        quarter_of = dict(zip(known, quarters, strict=True))
+        order = sorted(set(quarters))
+        places = {value: order.index(quarter) for value, quarter in quarter_of.items()}
+        members = [[value for value in known if quarter_of[value] == quarter] for quarter in order]
+        names = [f"{min(of_quarter):g} to {max(of_quarter):g}" for of_quarter in members]
+    return names, np.array([places[value] if is_known(value) else -1 for value in values], dtype=np.int64)
+
+
+def check_fact(flag, fact, corpus):
+    """Raises ValueError if the `Corpus` has no such fact; says which there are."""
+    if fact not in corpus.facts:
+        known = f"has {', '.join(corpus.facts)}" if corpus.facts else "has no facts about its clips"
+        raise ValueError(f"{flag}: got {fact!r}; the corpus {known}")
+
+
+def resampled_units(corpus, split, fact):
+    """
+    What `--resample FACT` resamples.
+
+    Args:
+        corpus: `Corpus`.
+        split: name of the split.
+        fact: name of a fact, or `None`.
+
+    Returns:
+        Its value for each clip of the split; `None` without a fact: clips are resampled.
+
+    Raises:
+        ValueError: if the corpus has no such fact, or it is not known for a clip.
+    """
+    if fact is None:
+        return None
+    check_fact("--resample", fact, corpus)
+    values = corpus.metadata[split][fact]
+    if None in values:
+        raise ValueError(
+            f"--resample: {fact} is not known for {values.count(None)} of the {len(values)} clips of {split}"
+        )
+    return values
+
+
+class GroupRhos:
+    """
+    Spearman's ρ among any of the clips, by the rules of `metrics/emotion_share_spearman`: ties get their mean rank, a
+    constant prediction counts as 0, constant references give no ρ. All values are sorted once, and ranks among any of
+    them are then counted.
+
+    Args:
+        predictions, references: (clips, labels), NaN where a reference is not known.
+    """
+
+    def __init__(self, predictions, references):
+        known = ~np.isnan(references)
+        self.is_known = np.concatenate([known, known], axis=1).astype(np.float64)  # (clips, 2 * labels)
+        columns = np.concatenate([predictions, references], axis=1)
+        places = [np.unique(column, return_inverse=True) for column in columns.T]
+        starts = np.cumsum([0, *(len(values) for values, _ in places)])
+        self.num_places = starts[-1]  # of all columns, one after the other
+        self.place = np.stack([start + place for start, (_, place) in zip(starts, places, strict=False)], axis=1)
+
+    def __call__(self, clips):
+        """ρ (1 + labels,) among clips with these indices, each as often as it is there: the mean, and of each label."""
+        predicted, true = np.split(self._ranks(clips)[0], 2, axis=1)
+        spread, true_spread = (predicted**2).sum(axis=0), (true**2).sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rhos = np.where(spread > 0, (predicted * true).sum(axis=0) / np.sqrt(spread * true_spread), 0.0)
+        rhos = np.where(true_spread > 0, np.clip(rhos, -1, 1), np.nan)
+        known = rhos[~np.isnan(rhos)]
+        return np.append(known.mean() if len(known) else np.nan, rhos)
+
+    def _ranks(self, clips):
+        """Ranks minus their mean (clips, 2 * labels), 0 where a share is not known, and how many are (2 * labels,)."""
+        place, is_known = self.place[clips], self.is_known[clips]
+        counts = np.bincount(place.ravel(), weights=is_known.ravel(), minlength=self.num_places)
+        num_known = is_known.sum(axis=0)
+        up_to = np.cumsum(counts)[place] - (np.cumsum(num_known) - num_known)
+        return (up_to - (counts[place] + num_known) / 2) * is_known, num_known
+
+    def of_ranks_within(self, groups):
+        """`GroupRhos` of the clips' ranks, from -0.5 to 0.5 within their own group; `groups` is a list of indices."""
+        ranks = np.zeros(self.place.shape)
+        for clips in groups:
+            of_group, num_known = self._ranks(clips)
+            ranks[clips] = of_group / np.maximum(num_known, 1)
+        predicted, true = np.split(np.where(self.is_known > 0, ranks, np.nan), 2, axis=1)
+        return GroupRhos(np.nan_to_num(predicted), true)
+
+
+def _gaps(rhos, scores, names, group_of_clip, units, seed):
+    """The `Gap` of each label, `MEAN` among them, between the groups that have scores."""
+    if len(scores) < 2:
+        return {}
+    groups = [names.index(name) for name in scores]
+    clips = np.flatnonzero(np.isin(group_of_clip, groups))
+    labels = list(next(iter(scores.values())))
+    # Of ranks within groups: if one group had higher shares than another, clips of both together would be in a clearer
+    # order than those of either, and by chance there would be smaller gaps between them.
+    rhos = rhos.of_ranks_within([np.flatnonzero(group_of_clip == group) for group in groups])
+    assigned = group_of_clip[clips]
+    permuted = _permuted(assigned, None if units is None else np.asarray(units)[clips], seed)
+    gaps = np.array([_largest_gaps(rhos, clips, groups_now, groups) for groups_now in [assigned, *permuted]])
+    found = {}
+    for label, gap, p in zip(labels, gaps[0], _adjusted(gaps), strict=True):
+        known = {name: of_labels[label].rho for name, of_labels in scores.items()}
+        known = {name: rho for name, rho in known.items() if not np.isnan(rho)}
+        if len(known) > 1:
+            found[label] = Gap(min(known, key=known.get), max(known, key=known.get), float(gap), float(p))
+    return found
+
+
+def _largest_gaps(rhos, clips, group_of_clip, groups):
+    """Highest minus lowest ρ of the groups, for the mean and each label; 0 where fewer than two have one."""
+    of_groups = np.array([rhos(clips[group_of_clip == group]) for group in groups])
+    is_known = ~np.isnan(of_groups)
+    highest = np.where(is_known, of_groups, -np.inf).max(axis=0)
+    lowest = np.where(is_known, of_groups, np.inf).min(axis=0)
+    return np.where(is_known.sum(axis=0) > 1, highest - lowest, 0.0)
+
+
+def _permuted(group_of_clip, units, seed):
+    """The groups of the clips (clips,) in each permutation: of clips, of units, or of clips within units."""
+    rng = np.random.default_rng(seed)
+    if units is None:
+        for _ in range(PERMUTATIONS):
+            yield rng.permutation(group_of_clip)
+        return
+    _, first, unit = np.unique(units, return_index=True, return_inverse=True)
+    of_unit = group_of_clip[first]
+    if (of_unit[unit] == group_of_clip).all():
+        for _ in range(PERMUTATIONS):
+            yield rng.permutation(of_unit)[unit]
+        return
+    in_units = group_of_clip[np.argsort(unit, kind="stable")]
+    for _ in range(PERMUTATIONS):
+        assigned = np.empty_like(group_of_clip)
+        assigned[np.lexsort([rng.random(len(unit)), unit])] = in_units
+        yield assigned
+
+
+def _adjusted(gaps):
+    """p of each label, corrected for their number, from gaps (1 + permutations, labels), of which the first is real."""
+    spread = gaps.std(axis=0)
+    in_deviations = (gaps - gaps.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    largest = in_deviations[1:].max(axis=1)
+    exceeding = (largest[:, None] >= in_deviations[0] - 1e-9).sum(axis=0)
+    return np.nan_to_num(beta.ppf(CONFIDENCE_IN_P, exceeding + 1, len(largest) - exceeding), nan=1.0)  # of all: 1
+
+
+def as_text(fact, comparison):
+    """A `Comparison` for the terminal."""
+    lines = []
+    for group, scores in comparison.scores.items():
+        lines += [f"\n{fact} {group}: {comparison.clips[group]} clips", score_table(scores)]
+    if comparison.gaps:
+        lines.append(f"\nLargest gaps by {fact}, from the lowest rho to the highest; p is corrected for all of them")
+    for label, gap in comparison.gaps.items():
+        name = "mean" if label is MEAN else label
+        flag = "   significant" if gap.is_significant else ""
+        lines.append(f"  {name:<15} {gap.size:.3f}   {gap.lowest} to {gap.highest}   p {gap.p:.3f}{flag}")
+    if len(comparison.scores) < 2:
+        lines.append(f"\n{fact}: nothing to compare; expected two groups of {MIN_CLIPS} clips or more")
+    if comparison.too_small:
+        small = ", ".join(f"{group} ({clips})" for group, clips in comparison.too_small.items())
+        lines.append(f"Left out, with fewer than {MIN_CLIPS} clips: {small}")
+    if comparison.unknown:
+        lines.append(f"Left out, of unknown {fact}: {comparison.unknown} clips")
+    return "\n".join(lines)
+
+
+def as_json(comparison):
+    """A `Comparison` as `write_scores` takes it: numbers, lists and dicts by the metric's names, null for NaN."""
+    groups = {}
+    for group, scores in comparison.scores.items():
+        groups[group] = {"clips": comparison.clips[group]}
+        for label, score in scores.items():
+            groups[group][metric_name(label)] = number_or_null(score.rho)
+            if not np.isnan(score.low):
+                groups[group][metric_name(label) + INTERVAL] = [score.low, score.high]
+    gaps = {
+        metric_name(label): {
+            "lowest": gap.lowest,
+            "highest": gap.highest,
+            "gap": gap.size,
+            "p": gap.p,
+            "significant": gap.is_significant,
+        }
+        for label, gap in comparison.gaps.items()
+    }
+    return {
+        "groups": groups,
+        "largest_gaps": gaps,
+        "left_out_as_too_small": comparison.too_small,
+        "clips_of_unknown_group": comparison.unknown,
+    }
