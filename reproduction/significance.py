@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluation.scores import MEAN, Score
+from ..metrics.emotion_share_spearman.emotion_share_spearman import percentile_interval
+from ..metrics.emotion_share_spearman.emotion_share_spearman import resamples as drawn_clips
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,8 @@ def mean_scores(predictions, references, labels, groups=None, resamples=0, seed=
     ).reshape(resamples, 1 + len(labels))
     scores = {}
     for name, rho, column in zip((MEAN, *labels), rhos(np.ones(len(references))), resampled.T, strict=True):
-        has_interval = not (np.isnan(rho) or np.isnan(column).all())
-        ends = np.nanpercentile(column, [2.5, 97.5]) if has_interval else (math.nan, math.nan)
-        scores[name] = Score(float(rho), *map(float, ends))
+        ends = (math.nan, math.nan) if np.isnan(rho) else percentile_interval(column)
+        scores[name] = Score(float(rho), *ends)
     return scores
 
 
@@ -64,11 +65,8 @@ def resampled_counts(clips, groups, resamples, seed=0):
     Yields:
         (clips,) how often each clip is in a resample.
     """
-    rng = np.random.default_rng(seed)
-    group_of_clip = np.arange(clips) if groups is None else np.unique(groups, return_inverse=True)[1]
-    number = group_of_clip.max() + 1
-    for _ in range(resamples):
-        yield np.bincount(rng.integers(number, size=number), minlength=number)[group_of_clip]
+    for draw in drawn_clips(clips, groups, resamples, seed):
+        yield np.bincount(draw, minlength=clips)
 
 
 def paired_difference(first, second, references, resamples, seed=0, groups=None):
@@ -100,8 +98,7 @@ def paired_difference(first, second, references, resamples, seed=0, groups=None)
     value = difference(np.ones(clips))
     if np.isnan(value):
         return Difference(np.nan, np.nan, np.nan)
-    low, high = np.nanpercentile([difference(counts) for counts in draws], [2.5, 97.5])
-    return Difference(float(value), float(low), float(high))
+    return Difference(float(value), *percentile_interval([difference(counts) for counts in draws]))
 
 
 class ResampledSpearman:
