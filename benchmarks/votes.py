@@ -38,7 +38,7 @@ from emoshare.training.trainer import HeadTrainer, heads_in_training, train_step
 from emoshare.votes_emoshare import log_likelihood
 
 LABELS = ["joy", "awe", "calm"]
-MEAN_LOGITS = (-0.5, -1.0, -1.5)
+MEAN_LOGITS = (-1.5, -2.0, -2.5)  # most shares are low, as in real corpora
 CLIPS = {"train": 400, "devel": 200, "test": 2000}
 FRAMES, WIDTH, HIDDEN = 24, 16, 4
 UNSEEN, NOISE = 0.3, 0.2  # deviation of what features do not show of a logit, and of their noise
@@ -127,7 +127,7 @@ def trained_predictions(loss, stores, seed, folder, accelerator):
         output_dir=f"{folder}/{loss}",
         num_train_epochs=40,
         learning_rate=3e-3,
-        early_stopping_patience=8,
+        early_stopping_patience=20,
         mixed_precision="no",
         seed=seed,
         checkpoint_minutes=60,
@@ -176,7 +176,7 @@ def interval_of_difference(stores, predictions, baseline):
 
 
 def step_costs(separate_heads):
-    """By loss, the median time of a training step relative to that with mse; steps of all losses take turns."""
+    """By loss, the time of the fastest training step relative to that with mse; steps of all losses take turns."""
     accelerator, clips, frames = Accelerator(cpu=True), STEP["clips"], STEP["frames"]
     batch = {
         "frame_features": torch.randn(clips, frames, 40),
@@ -198,7 +198,7 @@ def step_costs(separate_heads):
             started = time.perf_counter()
             train_step(own, batch, accelerator, num_threads=1)
             times[loss].append(time.perf_counter() - started)
-    return {loss: np.median(of_loss) / np.median(times["mse"]) for loss, of_loss in times.items()}
+    return {loss: min(of_loss) / min(times["mse"]) for loss, of_loss in times.items()}
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_an_interval_comes_from_the_average_concentration_of_the_windows(batch_s
         (16000 * getattr(outputs[0], name)[0] + 8000 * getattr(outputs[1], name)[0]).numpy() / 24000
         for name in ("logits", "concentrations")
     )
-    for listeners in (3, 20):
+    for listeners in (3, 1000):
         low, high, _ = share_intervals(shares, concentrations, listeners)
         expected = {label: [*map(float, ends)] for label, *ends in zip(EMOTIONS, low, high, strict=True)}
         (found,) = sure_of_itself([waveform], return_interval=True, listeners=listeners, batch_size=batch_size)
@@ -150,6 +150,16 @@ def test_an_interval_comes_from_the_average_concentration_of_the_windows(batch_s
     with_timeline = sure_of_itself(waveform, return_interval=True, return_timeline=True)
     assert all(len(share["interval"]) == 2 for share in with_timeline["shares"])
     assert "interval" not in sure_of_itself(waveform)[0]
+
+
+def test_a_longer_window_has_more_say_in_an_interval(sure_of_itself):
+    windows = [
+        {"logits": torch.full((1, 9), 0.3), "concentrations": torch.full((1, 9), concentration), "part": part}
+        for concentration, part in ((4.0, (0, 16000)), (100.0, (16000, 24000)))
+    ]
+    for share in sure_of_itself.postprocess(windows, return_interval=True, listeners=500):
+        low, high, _ = share_intervals(np.array(0.3), np.array((2 * 4 + 100) / 3), 500)
+        assert share["interval"] == [low, high]
 
 
 def test_intervals_that_cannot_be_given_are_refused(emotion_share, sure_of_itself, wav):
