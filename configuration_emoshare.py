@@ -1,14 +1,15 @@
-"""Configuration of the EmoShare model, and the table of its architectures."""
+"""Configuration of the EmoShare model."""
 
 import copy
 import os
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .architectures_emoshare import ARCHITECTURES
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
 from .losses_emoshare import LOSSES, takes
@@ -37,106 +38,6 @@ EMOTIONS = (
     "Tiredness",
 )
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """
-    How a head is put together. Adding one takes an entry in `ARCHITECTURES`, and nothing else if its parts are in the
-    tables `STEMS`, `ENCODERS` and `POOLINGS` that `head_emoshare` knows.
-
-    Attributes:
-        encoder: the part that relates steps to each other; a key of `ENCODERS`.
-        pooling: the part that makes one vector of all steps; a key of `POOLINGS` of `pooling_emoshare`. `"attention"`
-            needs an encoder that returns last states; `"statistics"` and `"functionals"` need the frames as they are,
-            without stem and encoder.
-        ffn_sizes: default hidden sizes of the feed-forward network.
-        title: short name in tables and figures.
-        summary: its parts in a few words, for legends.
-        description: one phrase for model cards, without a full stop.
-        has_attention: whether it returns attention weights over the steps.
-        is_released: whether the authors released this network, so that `normalization="sequence"` can reproduce it.
-        has_released_norms: whether the released network has LayerNorms.
-        attention_heads: number of the encoder's attention heads, which must divide its width; `None` if it has none.
-        stem: the part that makes steps of frames; a key of `STEMS`.
-    """
-
-    encoder: str
-    pooling: str
-    ffn_sizes: tuple[int, ...]
-    title: str
-    summary: str
-    description: str
-    has_attention: bool = False
-    is_released: bool = False
-    has_released_norms: bool = False
-    attention_heads: int | None = None
-    stem: str = "convolutions"
-
-
-# The first two have the sizes of the authors' released code. The transformer was not released, and its feed-forward
-# network has the sizes of Architecture 2.
-ARCHITECTURES = {
-    "cnn_lstm": Architecture(
-        encoder="lstm",
-        pooling="mean",
-        ffn_sizes=(256, 64, 8),
-        title="Architecture 1",
-        summary="CNN, LSTM",
-        description="Architecture 1 of the paper: convolutions, an LSTM, the mean over time and a feed-forward network",
-        is_released=True,
-    ),
-    "cnn_lstm_attention": Architecture(
-        encoder="lstm",
-        pooling="attention",
-        ffn_sizes=(256, 128, 64),
-        title="Architecture 2",
-        summary="CNN, LSTM, attention",
-        description="Architecture 2 of the paper: convolutions, an LSTM, attention over time and a feed-forward "
-        "network",
-        has_attention=True,
-        is_released=True,
-        has_released_norms=True,
-    ),
-    "transformer": Architecture(
-        encoder="transformer",
-        pooling="mean",
-        ffn_sizes=(256, 128, 64),
-        title="Transformer (ours)",
-        summary="CNN, transformer",
-        description="The multi-headed transformer that the paper mentions (section 3.2), in sizes of our own: "
-        "convolutions, two encoder layers, the mean over time and a feed-forward network",
-        attention_heads=8,
-    ),
-    "cnn_lstm_statistics": Architecture(
-        encoder="lstm",
-        pooling="attentive_statistics",
-        ffn_sizes=(256, 128, 64),
-        title="Attentive statistics (ours)",
-        summary="CNN, LSTM, attentive statistics",
-        description="Convolutions, an LSTM, mean and standard deviation over time weighted by four attention queries, "
-        "and a feed-forward network",
-        has_attention=True,
-    ),
-    "statistics": Architecture(
-        stem="no_stem",
-        encoder="no_encoder",
-        pooling="statistics",
-        ffn_sizes=(),
-        title="Linear probe (ours)",
-        summary="mean and deviation, linear",
-        description="A linear probe: mean and standard deviation of the frame features over time, and one linear layer",
-    ),
-    "functionals": Architecture(
-        stem="no_stem",
-        encoder="no_encoder",
-        pooling="functionals",
-        ffn_sizes=(256,),
-        title="Functionals (ours)",
-        summary="functionals, FFN",
-        description="What classical systems compute over a clip: mean, standard deviation and quantiles over time of "
-        "each frame feature and of its slope, and a feed-forward network",
-    ),
-}
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
 # Fields whose value is one of a few names, and the names.

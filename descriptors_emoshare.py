@@ -61,10 +61,9 @@ def descriptors(waveform, cepstrum, sampling_rate, frame_length, hop_length):
 def _spectral(frames, sampling_rate):
     """The descriptors of the spectrum of each frame, in their order."""
     length = frames.shape[1]
-    power = torch.fft.rfft(frames * torch.hann_window(length), n=_fft_length(length)).abs().square()
+    power = _power(frames * torch.hann_window(length), _fft_length(length))
     hertz = torch.linspace(0, sampling_rate / 2, power.shape[1])
-    total = power.sum(dim=1, keepdim=True) + FLOOR
-    density = power / total
+    density = power / (power.sum(dim=1, keepdim=True) + FLOOR)
     centroid = density @ hertz
     spread = (density * (hertz - centroid[:, None]).square()).sum(dim=1).sqrt()
     below, whole = power.cumsum(dim=1), power.sum(dim=1, keepdim=True)
@@ -104,9 +103,8 @@ def _voice(waveform, frames, sampling_rate, hop_length):
     peak = correlation[torch.arange(len(lag)), lag].clamp(0, 0.999)
     is_voiced = ((peak > VOICED) & (frames.square().mean(dim=1) > 0.01)).float()
     log_pitch = (sampling_rate / lag).log() - np.log(180)
-    log_pitch = (
-        torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(dim=1).values
-    )
+    neighbours = torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1)
+    log_pitch = neighbours.median(dim=1).values  # without leaps of an octave that last a frame or two
     harmonics = (peak.clamp(min=0.05) / (1 - peak).clamp(min=0.01)).log()
     return [2.5 * log_pitch * is_voiced, is_voiced, peak, harmonics]
 
@@ -114,7 +112,13 @@ def _voice(waveform, frames, sampling_rate, hop_length):
 def _autocorrelation(signals, lags):
     """(..., samples) -> (..., lags), from lag 0."""
     length = _fft_length(signals.shape[-1] + lags)
-    return torch.fft.irfft(torch.fft.rfft(signals, n=length).abs().square())[..., :lags]
+    return torch.fft.irfft(_power(signals, length))[..., :lags]
+
+
+def _power(signals, length):
+    """(..., samples) -> (..., length / 2 + 1): the power of each bin of a transform of this length."""
+    spectrum = torch.fft.rfft(signals, n=length)
+    return spectrum.real.square() + spectrum.imag.square()
 
 
 @lru_cache

@@ -60,7 +60,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             `"waveform"`: samples as `input_values`, (batch, samples). `"mel"`: 40 log-mel bands from 0 to 8,000 Hz,
             25 ms windows every 10 ms, as `input_features`, (batch, frames, 40). `"mfcc"`: 40 cepstral coefficients of
             the same bands. `"descriptors"`: the first 14 of them and 16 low-level descriptors of spectrum and voice, as
-            `descriptors_emoshare.DESCRIPTORS` names them, (batch, frames, 30).
+            `descriptors_emoshare.DESCRIPTORS` names them, (batch, frames, 30), of clips at zero mean and unit variance
+            (`do_normalize=True`, `floor="relative"`).
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
@@ -124,6 +125,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         self.min_frames = min_frames
         _check_type(self, Integral, "a whole number, 1 or more", "frame_length", "hop_length", "min_frames")
         self._check_windows()
+        self._check_level()
 
     @classmethod
     def from_dict(cls, feature_extractor_dict, **kwargs):
@@ -142,6 +144,14 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 f"chunk_length_s: got {self.chunk_length_s} s; expected at least "
                 f"{2 * self.min_samples / self.sampling_rate:.3f} s, twice the shortest clip's {self.min_frames} frames"
             )
+
+    def _check_level(self):
+        for field, only in [("do_normalize", True), ("floor", "relative")]:
+            if self.feature_type == "descriptors" and getattr(self, field) != only:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)!r}; feature_type='descriptors' has thresholds for clips at "
+                    f"unit variance, so it needs {only!r}"
+                )
 
     @property
     def model_input_names(self):
@@ -362,7 +372,7 @@ def _torchaudio():
     try:
         import torchaudio
     except ImportError as error:
-        raise ImportError("acoustic features (feature_type 'mel' and 'mfcc') need torchaudio") from error
+        raise ImportError("acoustic features (feature_type 'mel', 'mfcc' and 'descriptors') need torchaudio") from error
     return torchaudio
 
 

@@ -41,4 +41,4 @@ def last_step(states, lengths):
 
 def masked_mean(states, mask):
     """Mean over each clip's own steps: (batch, steps, width) and (batch, steps) bool -> (batch, width)."""
-    return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    return (states * mask[..., None].to(states.dtype)).sum(dim=1) / mask.sum(dim=1, keepdim=True)

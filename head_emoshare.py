@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .architectures_emoshare import ARCHITECTURES
 from .backbone_emoshare import family_of
-from .configuration_emoshare import ARCHITECTURES
 from .frames_emoshare import last_step, length_mask
 from .offload_emoshare import weights_in_place
 from .pooling_emoshare import POOLINGS
@@ -108,8 +108,8 @@ class EmotionHead(nn.Module):
                 shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)
             return shares, weights
 
-    def statistics(self, features, lengths):
-        """The statistics (batch, statistics) over time that a pooling of this kind takes, before it scales them."""
+    def statistics_of(self, features, lengths):
+        """As `forward`: what a `StatisticsPooling` computes over time, before it scales it: (batch, statistics)."""
         states, _, mask = self._states(features, lengths)
         return self.pooling.statistics(states, mask)
 

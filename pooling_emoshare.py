@@ -71,9 +71,10 @@ class AttentiveStatisticsPooling(nn.Module):
         """As `AttentionPooling.forward`; `last_states` are not used, and the weights are the mean over the queries."""
         scores = self.scores(states).masked_fill(~mask[..., None], -torch.inf)
         weights = scores.softmax(dim=1).transpose(1, 2)  # (batch, queries, steps)
-        mean = weights @ states
-        variance = weights @ states.square() - mean.square()
-        statistics = torch.cat([mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
+        centre = masked_mean(states, mask)[:, None]  # a difference of squares is exact for small numbers alone
+        mean = weights @ (states - centre)
+        variance = weights @ (states - centre).square() - mean.square()
+        statistics = torch.cat([mean + centre, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
         return statistics.flatten(1), weights.mean(dim=1)
 
 
@@ -135,12 +136,19 @@ class Standardization(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("mean", torch.empty(width))
+        self.register_buffer("deviation", torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Leaves statistics as they are; also what a checkpoint without these buffers begins with."""
+        self.mean.zero_()
+        self.deviation.fill_(1)
 
     def forward(self, statistics):
-        """(batch, width) -> (batch, width)"""
-        return ((statistics - self.mean) / self.deviation).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        """(batch, width) -> (batch, width), in the same dtype"""
+        scaled = (statistics - self.mean) / self.deviation
+        return scaled.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION).to(statistics.dtype)
 
 
 def _mean_and_deviation(states, mask):
@@ -151,15 +159,23 @@ def _mean_and_deviation(states, mask):
 
 def _quantiles(states, mask, quantiles):
     """Quantiles over a clip's own steps, linear between two steps: a list of (batch, width)."""
-    ordered = states.masked_fill(~mask[..., None], torch.inf).sort(dim=1).values
+    ordered = _sorted(states.masked_fill(~mask[..., None], torch.inf))
     last = mask.sum(dim=1) - 1
     values = []
     for quantile in quantiles:
         place = quantile * last  # (batch,)
         below = place.floor().long()
         lower, upper = (_step(ordered, index) for index in (below, torch.minimum(below + 1, last)))
-        values.append(lower + (place - below)[:, None] * (upper - lower))
+        values.append(lower + (place - below)[:, None].to(states.dtype) * (upper - lower))
     return values
+
+
+def _sorted(states):
+    """(batch, steps, width), a tensor that nobody else has, in ascending order along the steps."""
+    if states.device.type != "cpu" or states.requires_grad or states.dtype == torch.bfloat16:
+        return states.sort(dim=1).values
+    states.numpy().sort(axis=1)  # the same values, more than ten times as fast as PyTorch's on CPUs
+    return states
 
 
 def _step(states, index):

@@ -6,7 +6,7 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..configuration_emoshare import ARCHITECTURES
+from ..architectures_emoshare import ARCHITECTURES
 from ..dataset_script.corpora import is_published
 from ..feature_extraction_emoshare import FEATURE_TYPES
 from .ceiling import NoiseCeiling

@@ -8,7 +8,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..configuration_emoshare import ARCHITECTURES
+from ..architectures_emoshare import ARCHITECTURES
 from ..evaluation.figures import plot_shares, save_figure
 
 SUFFIXES = (".png", ".svg")
@@ -32,7 +32,7 @@ class Style:
 # Okabe and Ito's colours. The lists differ in length, so that combinations of the three repeat late.
 COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINESTYLES = ("--", "-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+LINESTYLES = ("--", "-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (9, 3)), (0, (9, 2, 1, 2)), (0, (3, 6)))
 
 
 def style_of(architecture):

@@ -9,8 +9,9 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, set_seed
 
+from ..architectures_emoshare import ARCHITECTURES
 from ..backbone_emoshare import family_of
-from ..configuration_emoshare import ARCHITECTURES, EmoShareConfig
+from ..configuration_emoshare import EmoShareConfig
 from ..dataset_script.folds import divide
 from ..dataset_script.whole_files import put_in_place, whole_file, work_folder, writing
 from ..evaluation.scores import RESULTS, read_made_from

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..configuration_emoshare import ARCHITECTURES
+from ..architectures_emoshare import ARCHITECTURES
 from ..dataset_script.whole_files import whole_file
 from ..evaluation.paper import row_of
 from ..evaluation.scores import MEAN, read_scores

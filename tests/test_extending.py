@@ -13,7 +13,7 @@ from conftest import speech
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor, pipeline
 
 from emoshare import EmoShareModel, backbone_emoshare
-from emoshare.configuration_emoshare import ARCHITECTURES, Architecture
+from emoshare.architectures_emoshare import ARCHITECTURES, Architecture
 from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.corpora import CORPORA, CorpusInfo
 from emoshare.dataset_script.tables import ClipTable, CorpusTables

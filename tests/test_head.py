@@ -8,7 +8,8 @@ from conftest import SMALL_HEAD, small_model
 from torch import nn
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
-from emoshare.configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, Architecture
+from emoshare.architectures_emoshare import ARCHITECTURES, POOLINGS_OF_FRAMES, Architecture
+from emoshare.configuration_emoshare import NORMALIZATIONS
 from emoshare.head_emoshare import ENCODERS, POOLINGS, Dropout
 
 
@@ -20,7 +21,7 @@ def test_every_architecture_is_complete(name):
     for text in (architecture.title, architecture.summary, architecture.description):
         assert text and text == text.strip()
     assert not architecture.description.endswith(".")
-    assert architecture.ffn_sizes
+    assert type(architecture.ffn_sizes) is tuple
     assert all(type(size) is int and size > 0 for size in architecture.ffn_sizes)
     assert f'"{name}"' in EmoShareConfig.__doc__
 
@@ -61,14 +62,16 @@ def test_every_head_keeps_its_parts_under_the_names_of_the_table(name):
     assert isinstance(head.encoder, ENCODERS[architecture.encoder])
     assert isinstance(head.pooling, POOLINGS[architecture.pooling])
     parts = {key.split(".")[0] for key in head.state_dict()}
-    assert parts - {architecture.pooling} == {"convolutions", "lstm_norm", architecture.encoder, "ffn", "output"}
-    assert (architecture.pooling in parts) == any(True for _ in head.pooling.parameters())
+    stem = {"no_stem": set(), "convolutions": {"convolutions", "lstm_norm"}}[architecture.stem]
+    encoder = {architecture.encoder} - {"no_encoder"}
+    assert parts - {architecture.pooling} == {*stem, *encoder, "ffn", "output"}
+    assert (architecture.pooling in parts) == bool(head.pooling.state_dict())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_feed_forward_network_may_have_no_hidden_layer(name):
     model = small_model(architecture=name, ffn_sizes=())
-    assert model.heads[0].output.in_features == model.heads[0].encoder.width
+    assert model.heads[0].output.in_features == model.heads[0].pooling.width
     assert model(input_features=torch.randn(2, 20, 40)).logits.shape == (2, 9)
 
 
@@ -96,9 +99,10 @@ def test_every_place_of_dropout_is_used(name):
     model(input_features=torch.randn(3, 20, 40)).logits.sum().backward()
     assert {id(part) for part, _, _ in seen} == {id(part) for part in places}
     assert all((dropped == 0).any() for _, _, dropped in seen)
-    # Steps; what each linear layer and the output take; what is between or within the encoder's layers.
+    # Steps, if a stem makes them; what each linear layer and the output take; what is between or within the encoder's
+    # layers.
     of_head = [states.dim() for part, states, _ in seen if part is model.heads[0].dropout]
-    assert of_head == [3, 2, 2]
+    assert of_head == ([2, 2] if ARCHITECTURES[name].stem == "no_stem" else [3, 2, 2])
 
 
 def test_dropout_keeps_the_mean_with_a_generator_of_its_own():
@@ -137,14 +141,16 @@ def assert_comes_back(model, folder):
 
 def throw_away(pooling):
     """Of existing parts, with sizes of its own."""
+    has_stem = pooling not in POOLINGS_OF_FRAMES
     return Architecture(
-        encoder="lstm",
+        stem="convolutions" if has_stem else "no_stem",
+        encoder="lstm" if has_stem else "no_encoder",
         pooling=pooling,
         ffn_sizes=(24, 6),
         title="Throw-away",
         summary="CNN, LSTM, a smaller feed-forward network",
         description="An architecture of existing parts",
-        has_attention=pooling == "attention",
+        has_attention=pooling.startswith("attenti"),
     )
 
 
@@ -156,7 +162,7 @@ def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, pooli
     monkeypatch.setitem(ARCHITECTURES, "throw_away", throw_away(pooling))
     config = EmoShareConfig(architecture="throw_away", separate_heads=separate_heads, **SMALL_HEAD)
     assert EmoShareConfig(architecture="throw_away").ffn_sizes == (24, 6)
-    assert config.has_attention == (pooling == "attention")
+    assert config.has_attention == pooling.startswith("attenti")
     with pytest.raises(ValueError, match=r"^normalization: got 'sequence'"):
         EmoShareConfig(architecture="throw_away", normalization="sequence")
     model = EmoShareModel(config).eval()
@@ -172,9 +178,9 @@ def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, pooli
 class GRUEncoder(nn.Module):
     """A part that the table does not have: one GRU layer."""
 
-    def __init__(self, config):
+    def __init__(self, config, width):
         super().__init__()
-        self.layer = nn.GRU(config.conv_channels[-1], 10, batch_first=True)
+        self.layer = nn.GRU(width, 10, batch_first=True)
         self.width = 10
 
     def forward(self, steps, lengths, mask):

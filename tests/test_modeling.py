@@ -1,6 +1,7 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL_HEAD, backbone_config, small_model
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoModelForAudioClassification
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
 from emoshare.configuration_emoshare import ARCHITECTURES
+from emoshare.pooling_emoshare import Standardization
 
 MASKED_NORMALIZATIONS = ("frame", "none")
 
@@ -27,6 +29,10 @@ def released_shares(head, frames, config):
     """
     One clip through the paper's network, step by step and unpadded: an oracle that shares no code with the model.
     """
+    if config.architecture in ("statistics", "functionals"):
+        scale = head.pooling.standardization
+        summary = (CLIP_STATISTICS[config.architecture](frames.numpy()) - scale.mean) / scale.deviation
+        return output_of(head, summary.clamp(-5, 5))
     maps = frames.T[None]  # (1, width, frames)
     for convolution in head.convolutions:
         maps = torch.relu(nn.functional.conv1d(maps, convolution.weight, convolution.bias, padding=1))
@@ -45,6 +51,17 @@ def released_shares(head, frames, config):
     states, (last, _) = stacked(pooled[None])
     if config.architecture == "cnn_lstm":
         summary = states[0].sum(dim=0) / steps  # Eq. 1
+    elif config.architecture == "cnn_lstm_statistics":
+        first, _, second = head.attentive_statistics.scores
+        scores = nn.functional.linear(states[0], first.weight, first.bias).tanh() @ second.weight.T + second.bias
+        weights = scores.exp() / scores.exp().sum(dim=0)  # (steps, queries)
+        parts = []
+        for query in weights.T:
+            mean = sum(weight * state for weight, state in zip(query, states[0], strict=True))
+            variance = sum(weight * (state - mean) ** 2 for weight, state in zip(query, states[0], strict=True))
+            parts += [mean, variance.clamp(min=1e-5).sqrt()]
+        # Per query: its means, then its deviations.
+        summary = torch.cat(parts)
     else:
         query = nn.functional.linear(
             torch.cat([last[0, 0], last[1, 0]]), head.attention.query.weight, head.attention.query.bias
@@ -53,6 +70,25 @@ def released_shares(head, frames, config):
         weights = scores.exp() / scores.exp().sum()
         summary = sum(weight * state for weight, state in zip(weights, states[0], strict=True))
     return output_of(head, summary)
+
+
+def clip_mean_and_deviation(frames):
+    """(frames, width) -> (2 * width,)"""
+    deviation = np.sqrt(np.maximum(frames.var(axis=0), 1e-5))
+    return torch.from_numpy(np.concatenate([frames.mean(axis=0), deviation])).float()
+
+
+def clip_functionals(frames):
+    """What the `functionals` architecture documents, of the clip alone: (frames, width) -> (13 * width,)"""
+    slopes = (frames[4:] - frames[:-4]) / 2 if len(frames) > 4 else np.zeros_like(frames[:1])
+    parts = [clip_mean_and_deviation(frames)]
+    parts += [torch.from_numpy(np.percentile(frames, percent, axis=0)) for percent in (5, 25, 50, 75, 95)]
+    parts += [clip_mean_and_deviation(slopes)[frames.shape[1] :], torch.from_numpy(np.abs(slopes).mean(axis=0))]
+    parts += [torch.from_numpy(np.percentile(slopes, percent, axis=0)) for percent in (5, 25, 75, 95)]
+    return torch.cat(parts).float()
+
+
+CLIP_STATISTICS = {"statistics": clip_mean_and_deviation, "functionals": clip_functionals}
 
 
 def transformer_layer(layer, states, heads):
@@ -68,6 +104,14 @@ def transformer_layer(layer, states, heads):
     return layer.norm2(states + layer.linear2(layer.linear1(states).relu()))
 
 
+def give_statistics_a_scale(model):
+    """As training does."""
+    for part in model.modules():
+        if isinstance(part, Standardization):
+            part.mean.copy_(0.1 * torch.randn_like(part.mean))
+            part.deviation.copy_(0.5 + torch.rand_like(part.deviation))
+
+
 def output_of(head, summary):
     for layer in head.ffn:
         summary = layer(summary)
@@ -81,7 +125,8 @@ LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 @pytest.mark.parametrize("normalization", MASKED_NORMALIZATIONS)
 def test_a_head_computes_the_papers_network(architecture, normalization):
     model = small_model(architecture=architecture, normalization=normalization)
-    clips = [torch.randn(frames, 40) for frames in (2, 3, 31, 60)]
+    give_statistics_a_scale(model)
+    clips = [torch.randn(frames, 40) for frames in (2, 3, 4, 5, 6, 31, 60)]
     features, mask = padded(clips)
     logits = model(input_features=features, attention_mask=mask).logits
     for clip, shares in zip(clips, logits, strict=True):

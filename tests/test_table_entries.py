@@ -4,7 +4,7 @@ import re
 
 import datasets
 import pytest
-from conftest import small_model
+from conftest import small_model, speech
 from fabricated_grid import fabricated_corpus, finish_cell, plan_cell
 from huggingface_hub import ModelCard
 
@@ -14,9 +14,10 @@ from emoshare.dataset_script.corpora import CORPORA
 from emoshare.dataset_script.publishing import dataset_card
 from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
-from emoshare.feature_extraction_emoshare import FEATURE_TYPES
-from emoshare.head_emoshare import ENCODERS, POOLINGS
+from emoshare.feature_extraction_emoshare import ACOUSTIC_FEATURES, FEATURE_TYPES
+from emoshare.head_emoshare import ENCODERS, STEMS
 from emoshare.losses_emoshare import LOSSES
+from emoshare.pooling_emoshare import POOLINGS
 from emoshare.reproduction import report
 from emoshare.reproduction.figures import style_of
 from emoshare.reproduction.grid import Grid
@@ -53,6 +54,7 @@ def page_of(folder, corpus, cells, monkeypatch):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name, tmp_path, capsys, monkeypatch):
     architecture = ARCHITECTURES[name]
+    assert architecture.stem in STEMS
     assert architecture.encoder in ENCODERS
     assert architecture.pooling in POOLINGS
     assert name in help_text(capsys, parse_arguments)
@@ -118,6 +120,13 @@ def test_choices_of_a_head(flag, choices, capsys):
         assert f"| {flag} | {name} |" in card_of("csv", **{flag: name}).text
 
 
-@pytest.mark.parametrize("name", ["mel", "mfcc"])
-def test_acoustic_features(name):
-    assert f"on the {FEATURE_TYPES[name]} of the clip" in card_of("csv", acoustic_features=name).text
+@pytest.mark.parametrize("name", ACOUSTIC_FEATURES)
+def test_acoustic_features(name, capsys):
+    description, width = FEATURE_TYPES[name]
+    card = card_of("csv", acoustic_features=name).text
+    assert f"on the {description} of the clip" in card
+    assert f"# EmoShare: {description}\n" in card
+    assert re.search(rf"\b{name}\b", help_text(capsys, parse_arguments))
+    extractor = EmoShareFeatureExtractor(feature_type=name)
+    assert extractor(speech(0.5), sampling_rate=16000)["input_features"][0].shape == (48, width)
+    assert extractor.feature_size == width

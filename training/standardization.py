@@ -28,7 +28,7 @@ def fit_standardization(model, loader, accelerator):
     with torch.no_grad():
         for batch in tqdm(loader, desc="Scale of the statistics", unit=" batches", leave=False):
             features, lengths = batch["frame_features"].float(), batch["attention_mask"].sum(dim=1)
-            statistics = heads[0].statistics(features, lengths).double().cpu()
+            statistics = heads[0].statistics_of(features, lengths).double().cpu()
             weights = batch["weights"].double().cpu()
             sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
     total, first, second = accelerator.reduce(sums.to(accelerator.device)).cpu().split([1, width, width])
