@@ -27,6 +27,7 @@ class Architecture:
         has_released_norms: whether the released network has LayerNorms.
         attention_heads: number of the encoder's attention heads, which must divide its width; `None` if it has none.
         stem: the part that makes steps of frames; a key of `STEMS`.
+        has_shortcut: whether the last layer takes what pooling gives too, past the feed-forward network.
 
     Raises:
         ValueError: if the parts do not go together.
@@ -43,6 +44,7 @@ class Architecture:
     has_released_norms: bool = False
     attention_heads: int | None = None
     stem: str = "convolutions"
+    has_shortcut: bool = False
 
     def __post_init__(self):
         has_stem, has_encoder = self.stem != "no_stem", self.encoder != "no_encoder"
@@ -118,9 +120,10 @@ ARCHITECTURES = {
         encoder="no_encoder",
         pooling="functionals",
         ffn_sizes=(256,),
+        has_shortcut=True,
         title="Functionals (ours)",
         summary="functionals, FFN",
         description="What classical systems compute over a clip: mean, standard deviation and quantiles over time of "
-        "each frame feature and of its slope, and a feed-forward network",
+        "each frame feature and of its slope; and a feed-forward network with a linear path past it",
     ),
 }

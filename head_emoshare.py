@@ -61,7 +61,8 @@ class EmotionHead(nn.Module):
         self.add_module(self.architecture.pooling, pooling)
         self.ffn = _feed_forward(pooling.width, config)
         columns = 2 * num_outputs if config.has_concentrations else num_outputs
-        self.output = nn.Linear([pooling.width, *config.ffn_sizes][-1], columns)
+        width = [pooling.width, *config.ffn_sizes][-1]
+        self.output = nn.Linear(width + pooling.width if self.architecture.has_shortcut else width, columns)
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
@@ -102,7 +103,10 @@ class EmotionHead(nn.Module):
         with weights_in_place(self):
             states, last_states, mask = self._states(features, lengths)
             pooled, weights = self.pooling(states, last_states, mask)
-            outputs = self.output(self.dropout(self.ffn(pooled, self.dropout)))
+            hidden = self.ffn(pooled, self.dropout)
+            if self.architecture.has_shortcut:
+                hidden = torch.cat([hidden, pooled], dim=1)
+            outputs = self.output(self.dropout(hidden))
             shares = self.output_activation(outputs[:, : self.num_outputs])
             if outputs.shape[1] > self.num_outputs:
                 shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)
