@@ -22,9 +22,8 @@ def folder(tmp_path):
     """In the layout of Emo-DB, clips of anger, which 80 % recognised, and of sadness, which all listeners did."""
     (tmp_path / "wav").mkdir()
     rng, rows = np.random.default_rng(0), []
-    for number, (speaker, emotion, version) in enumerate(
-        (s, e, v) for s in VERSIONS for e in "WT" for v in VERSIONS[s]
-    ):
+    clips = [(speaker, emotion, version) for speaker in VERSIONS for emotion in "WT" for version in VERSIONS[speaker]]
+    for number, (speaker, emotion, version) in enumerate(clips):
         name, noise = f"{speaker}a01{emotion}{version}.wav", 0.01 * rng.standard_normal(8000)
         soundfile.write(tmp_path / "wav" / name, noise if emotion == "W" else 0.1 * np.cumsum(noise), 16000)
         rows.append(f"{number}\t{name}\t{80 if emotion == 'W' else 100},00\t50,00")
