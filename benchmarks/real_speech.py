@@ -274,7 +274,7 @@ def parse_flags(argv):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the networks")
     default = [name for name in SYSTEMS if name != "demo"]
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=default, help="all but demo if not given")
-    parser.add_argument("--with_demo", action="store_true", help="and configs/demo.yaml, which takes hours")
+    parser.add_argument("--with_demo", action="store_true", help="and configs/demo.yaml, which takes much longer")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for a JSON file and a figure")
     flags = parser.parse_args(argv)
     flags.systems = dict.fromkeys([*flags.systems, *(["demo"] if flags.with_demo else [])])
