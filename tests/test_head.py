@@ -180,7 +180,7 @@ def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, pooli
     [
         (
             {"pooling": "statistics", "encoder": "no_encoder"},
-            "pooling: got 'statistics' after stem 'convolutions' and ",
+            "pooling: got 'statistics' after stem ",
         ),
         ({"pooling": "functionals", "stem": "no_stem", "encoder": "lstm"}, "pooling: got 'functionals' after "),
         ({"pooling": "attention", "encoder": "transformer"}, "pooling: got 'attention', whose query needs last states"),
