@@ -12,6 +12,7 @@ MFCCS = 14  # the envelope of the spectrum, the level of the frame (the first) i
 PITCH_WINDOW_S = 0.040  # two periods of the lowest voices
 LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 62.0, 500.0
 VOICED = 0.45  # autocorrelation from which a frame counts as voiced
+OCTAVE_COST = 0.02  # of autocorrelation, by which a peak at twice the period must be higher
 FLOOR = 1e-3  # of energies, in those of a clip at unit variance
 SMOOTHED_FRAMES = 3
 
@@ -97,10 +98,18 @@ def _voice(waveform, frames, sampling_rate, hop_length):
     correlation = _autocorrelation((around - around.mean(dim=1, keepdim=True)) * window, longest)
     of_window = _autocorrelation(window, longest)
     correlation = correlation / (correlation[:, :1] + 1e-4) / (of_window / of_window[0]).clamp(min=1e-3)
-    lags = torch.arange(round(sampling_rate / HIGHEST_PITCH_HZ), longest)
-    # Of peaks of the same height, the one at the shortest period is the pitch: the others are its multiples.
-    lag = lags[(correlation[:, lags] - 0.01 * lags.log2()).argmax(dim=1)]
-    peak = correlation[torch.arange(len(lag)), lag].clamp(0, 0.999)
+    shortest = round(sampling_rate / HIGHEST_PITCH_HZ)
+    before, at, after = (correlation[:, shortest + step : longest + step - 1] for step in (-1, 0, 1))
+    # Vertices of parabolas through three lags: a period is no whole number of samples, its multiples may be.
+    slope, bend = (after - before) / 2, 2 * at - before - after
+    is_peak = (at >= before) & (at > after)
+    shift = torch.where(is_peak, slope / bend.clamp(min=1e-9), 0).clamp(-0.5, 0.5)
+    heights = at + slope * shift / 2
+    # Of peaks of about the same height, the one at the shortest period is the pitch: the others are its multiples.
+    lags = torch.arange(shortest, longest - 1)
+    best = (heights - OCTAVE_COST * lags.log2()).argmax(dim=1, keepdim=True)
+    lag = (lags + shift).gather(1, best)[:, 0]
+    peak = heights.gather(1, best)[:, 0].clamp(0, 0.999)
     is_voiced = ((peak > VOICED) & (frames.square().mean(dim=1) > 0.01)).float()
     log_pitch = (sampling_rate / lag).log() - np.log(180)
     neighbours = torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1)

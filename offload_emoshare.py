@@ -1,13 +1,12 @@
 """Weights that `device_map` has offloaded to the memory of the CPU or to disk."""
 
 from contextlib import contextmanager
-from itertools import chain
 
 
 @contextmanager
 def weights_in_place(module):
     """
-    Within it, all weights and buffers of a module and of its parts are there.
+    Within it, all weights of a module and of its parts are there.
 
     accelerate's hooks put offloaded weights in place while the module that holds them is called, and leave a meta
     tensor otherwise. Code that reads the weights of a part without calling it needs this.
@@ -18,8 +17,7 @@ def weights_in_place(module):
     offloaded = [
         part
         for part in module.modules()
-        if "_hf_hook" in vars(part)
-        and any(weight.is_meta for weight in chain(part.parameters(recurse=False), part.buffers(recurse=False)))
+        if "_hf_hook" in vars(part) and any(weight.is_meta for weight in part.parameters(recurse=False))
     ]
     for part in offloaded:
         part._hf_hook.pre_forward(part)

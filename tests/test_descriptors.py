@@ -24,9 +24,9 @@ def measured(waveform, name, sampling_rate=RATE):
 
 
 def pulses(hertz, seconds=0.5, sampling_rate=RATE):
-    """A vowel: glottal pulses at a pitch, through two formants."""
-    source = np.zeros(round(seconds * sampling_rate))
-    source[np.round(np.arange(0, len(source) - 1, sampling_rate / hertz)).astype(int)] = 1
+    """A vowel: glottal pulses without aliases at a pitch, through two formants."""
+    times = np.arange(round(seconds * sampling_rate)) / sampling_rate
+    source = sum(np.cos(2 * np.pi * hertz * number * times) for number in range(1, int(0.45 * sampling_rate / hertz)))
     for formant, bandwidth in [(600, 100), (1400, 150)]:
         radius, angle = np.exp(-np.pi * bandwidth / sampling_rate), 2 * np.pi * formant / sampling_rate
         source = scipy.signal.lfilter([1], [1, -2 * radius * np.cos(angle), radius**2], source)
@@ -92,11 +92,9 @@ def test_the_envelope_is_that_of_the_mfccs():
     np.testing.assert_allclose(ours, scale * smooth[:, 1:], atol=1e-3)
 
 
-# Periods are whole numbers of samples: at 8 kHz, those of high voices are not exact enough to tell them from multiples.
-@pytest.mark.parametrize(
-    ("sampling_rate", "hertz"),
-    [(8000, 80), (8000, 120), *((rate, hertz) for rate in (16000, 44100) for hertz in (80, 120, 220, 400))],
-)
+# Most have periods of no whole number of samples, and multiples of them that have.
+@pytest.mark.parametrize("hertz", [70, 120, 133, 220, 254, 330, 400, 450, 478])
+@pytest.mark.parametrize("sampling_rate", [8000, 16000, 44100])
 def test_the_pitch_of_a_vowel(sampling_rate, hertz):
     vowel = pulses(hertz, sampling_rate=sampling_rate)
     log_pitch = measured(vowel, "log pitch of voiced frames", sampling_rate)[3:-6] / 2.5

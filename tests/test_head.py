@@ -175,6 +175,47 @@ def test_a_new_architecture_of_existing_parts_is_one_entry(separate_heads, pooli
     assert all(parameter.grad is not None for parameter in loaded.parameters())
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"pooling": "statistics", "encoder": "no_encoder"},
+            "pooling: got 'statistics' after stem ",
+        ),
+        ({"pooling": "functionals", "stem": "no_stem", "encoder": "lstm"}, "pooling: got 'functionals' after "),
+        ({"pooling": "attention", "encoder": "transformer"}, "pooling: got 'attention', whose query needs last states"),
+        ({"pooling": "mean", "stem": "no_stem", "encoder": "transformer"}, "stem: got 'no_stem'; a transformer"),
+        ({"pooling": "attention", "stem": "no_stem", "encoder": "lstm", "has_attention": True}, "stem: got 'no_stem'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(parts, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        Architecture(ffn_sizes=(), title="A", summary="B", description="C", **parts)
+
+
+class Maximum(nn.Module):
+    """A pooling that the table does not have."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, states, last_states, mask):
+        return states.masked_fill(~mask[..., None], -torch.inf).amax(dim=1), None
+
+
+@pytest.mark.parametrize("parts", [{"encoder": "lstm"}, {"encoder": "no_encoder", "stem": "no_stem"}])
+def test_a_new_pooling_is_one_more_entry(parts, monkeypatch, tmp_path):
+    monkeypatch.setitem(POOLINGS, "maximum", Maximum)
+    new = Architecture(
+        pooling="maximum", ffn_sizes=(12,), title="Max", summary="max", description="The maximum", **parts
+    )
+    monkeypatch.setitem(ARCHITECTURES, "maximum_over_time", new)
+    model = small_model(architecture="maximum_over_time")
+    assert_batch_does_not_matter(model)
+    assert_comes_back(model, tmp_path)
+
+
 class GRUEncoder(nn.Module):
     """A part that the table does not have: one GRU layer."""
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForAudioClassification
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
 from emoshare.configuration_emoshare import ARCHITECTURES
-from emoshare.pooling_emoshare import Standardization
+from emoshare.pooling_emoshare import AttentiveStatisticsPooling, Standardization
 
 MASKED_NORMALIZATIONS = ("frame", "none")
 
@@ -151,6 +151,56 @@ def test_a_clips_shares_do_not_depend_on_its_batch(lengths, data):
             steps = len(clip) // 2
             torch.testing.assert_close(together.attentions[index, :, :steps], alone.attentions[0], atol=1e-5, rtol=0)
             assert (together.attentions[index, :, steps:] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_in_the_padding_reaches_shares_or_gradients(architecture):
+    """Nor does the shortest clip, of one frame, make gradients that are not finite."""
+    model = small_model(architecture=architecture, pool_size=1, id2label={0: "joy"})
+    give_statistics_a_scale(model)
+    clips = [torch.randn(frames, 40) for frames in (1, 2, 4, 5, 23)]
+    features, mask = padded(clips)
+    garbage = torch.tensor([torch.nan, torch.inf, -1e6, 1e6, 0])[:, None, None]
+    features = features.where(mask[..., None] == 1, garbage).requires_grad_()
+    together = model(input_features=features, attention_mask=mask).logits
+    for clip, shares in zip(clips, together, strict=True):
+        torch.testing.assert_close(shares, model(input_features=clip[None]).logits[0], atol=1e-5, rtol=0)
+    together.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert features.grad.isfinite().all()
+    assert (features.grad[mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_in_16_bits_give_nearly_the_same_shares(architecture):
+    model = small_model(architecture=architecture)
+    features, mask = padded([torch.randn(20, 40), torch.randn(7, 40)])
+    expected = model(input_features=features, attention_mask=mask).logits
+    shares = model(input_features=features.bfloat16(), attention_mask=mask).logits
+    assert shares.dtype == torch.float32
+    torch.testing.assert_close(shares, expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["statistics", "functionals"])
+def test_statistics_are_computed_alike_with_gradients_and_without(architecture):
+    model = small_model(architecture=architecture)
+    features, mask = padded([torch.randn(20, 40), torch.randn(7, 40)])
+    before = features.clone()
+    with torch.no_grad():
+        expected = model(input_features=features, attention_mask=mask).logits
+    assert torch.equal(features, before)
+    with_gradients = model(input_features=features.clone().requires_grad_(), attention_mask=mask).logits
+    assert torch.equal(with_gradients, expected)
+
+
+def test_steps_that_hardly_vary_have_the_least_deviation():
+    """A difference of large squares would be wrong by more."""
+    pooling = AttentiveStatisticsPooling(EmoShareConfig(), 6)
+    states = 100 + 1e-3 * torch.randn(1, 9, 6)
+    pooled, _ = pooling(states, None, torch.ones(1, 9, dtype=torch.bool))
+    means, deviations = pooled.view(1, 4, 2, 6).unbind(2)
+    torch.testing.assert_close(means, torch.full_like(means, 100), atol=0.01, rtol=0)
+    torch.testing.assert_close(deviations, torch.full_like(means, 1e-5**0.5), atol=1e-5, rtol=0)
 
 
 def test_the_released_architecture_2_has_as_many_parameters_as_the_authors_network():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import disk_offload
 from conftest import backbone_config, needs_bfloat16, small_model, speech
 from test_wav2vec2 import BACKBONES
 from torch import nn
@@ -48,6 +49,18 @@ def test_a_backbone_on_disk_gives_the_same_shares(model_type, fields, tmp_path):
 def test_heads_on_disk_give_the_same_shares(architecture, dtype, tmp_path):
     model = small_model(backbone_config=backbone_config(), architecture=architecture, conv_channels=(8, 8))
     assert_same_shares_offloaded(model, tmp_path, {"backbone": "cpu", "heads": "disk"}, dtype)
+
+
+def test_buffers_on_disk_give_the_same_statistics(tmp_path):
+    model = small_model(architecture="statistics")
+    scale = model.heads[0].pooling.standardization
+    scale.mean.normal_()
+    features = torch.randn(2, 20, 40)
+    with torch.no_grad():
+        expected = model(input_features=features).logits
+        disk_offload(model.heads[0], tmp_path, execution_device="cpu", offload_buffers=True)
+        assert scale.mean.is_meta
+        torch.testing.assert_close(model(input_features=features).logits, expected)
 
 
 def test_weights_that_are_not_offloaded_are_left_alone():

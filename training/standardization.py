@@ -5,7 +5,9 @@ from accelerate.utils import tqdm
 
 from ..pooling_emoshare import StatisticsPooling
 
-LEAST_DEVIATION = 1e-4  # a statistic that hardly ever changes is not blown up
+# A statistic that hardly ever changes is not blown up, nor is its rounding: the least deviation, and that relative to
+# the mean.
+LEAST_DEVIATION, LEAST_RELATIVE_DEVIATION = 1e-4, 1e-3
 
 
 def fit_standardization(model, loader, accelerator):
@@ -33,7 +35,8 @@ def fit_standardization(model, loader, accelerator):
             sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
     total, first, second = accelerator.reduce(sums.to(accelerator.device)).cpu().split([1, width, width])
     mean = first / total
-    deviation = (second / total - mean.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
+    least = (LEAST_RELATIVE_DEVIATION * mean.abs()).clamp(min=LEAST_DEVIATION)
+    deviation = (second / total - mean.square()).clamp(min=0).sqrt().maximum(least)
     for head in heads:
         head.pooling.standardization.mean.copy_(mean)
         head.pooling.standardization.deviation.copy_(deviation)
