@@ -62,7 +62,8 @@ class EmotionHead(nn.Module):
         self.ffn = _feed_forward(pooling.width, config)
         columns = 2 * num_outputs if config.has_concentrations else num_outputs
         width = [pooling.width, *config.ffn_sizes][-1]
-        self.output = nn.Linear(width + pooling.width if self.architecture.has_shortcut else width, columns)
+        self.has_shortcut = self.architecture.has_shortcut and len(self.ffn) > 0
+        self.output = nn.Linear(width + pooling.width if self.has_shortcut else width, columns)
         self.output_activation = ACT2FN[config.output_activation]
 
     @property
@@ -104,7 +105,7 @@ class EmotionHead(nn.Module):
             states, last_states, mask = self._states(features, lengths)
             pooled, weights = self.pooling(states, last_states, mask)
             hidden = self.ffn(pooled, self.dropout)
-            if self.architecture.has_shortcut:
+            if self.has_shortcut:
                 hidden = torch.cat([hidden, pooled], dim=1)
             outputs = self.output(self.dropout(hidden))
             shares = self.output_activation(outputs[:, : self.num_outputs])

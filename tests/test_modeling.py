@@ -113,9 +113,12 @@ def give_statistics_a_scale(model):
 
 
 def output_of(head, summary):
+    hidden = summary
     for layer in head.ffn:
-        summary = layer(summary)
-    return torch.sigmoid(head.output(summary))
+        hidden = layer(hidden)
+    if head.architecture.has_shortcut:
+        hidden = torch.cat([hidden, summary])
+    return torch.sigmoid(head.output(hidden))
 
 
 LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
