@@ -91,8 +91,8 @@ def _voice(waveform, frames, sampling_rate, hop_length):
     window, of the samples around the frame.
     """
     length = round(PITCH_WINDOW_S * sampling_rate)
-    before = (length - frames.shape[1]) // 2
-    around = torch.nn.functional.pad(waveform, (before, length)).unfold(0, length, hop_length)[: len(frames)]
+    margin = (length - frames.shape[1]) // 2
+    around = torch.nn.functional.pad(waveform, (margin, length)).unfold(0, length, hop_length)[: len(frames)]
     window = torch.hann_window(length)
     longest = round(sampling_rate / LOWEST_PITCH_HZ)
     correlation = _autocorrelation((around - around.mean(dim=1, keepdim=True)) * window, longest)

@@ -260,8 +260,9 @@ def plot(folder, results, seeds):
     panel.axvline(0, color="0.6", linewidth=0.8)
     panel.set_yticks(range(len(results)), [scores["title"].replace("`", "") for scores in results.values()])
     panel.invert_yaxis()
-    of_seeds = f"; networks: mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
-    panel.set_xlabel(f"mean Spearman's ρ (line: 95 % interval over speakers; marks: each speaker{of_seeds})")
+    of_seeds = f"\nnetworks: mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
+    text = f"mean Spearman's ρ\nline: 95 % interval over speakers; marks: speakers{of_seeds}"
+    panel.set_xlabel(text, fontsize="small")
     panel.grid(axis="x", color="0.9")
     panel.set_axisbelow(True)
     for suffix in (".png", ".svg"):

@@ -33,7 +33,9 @@ def fit_standardization(model, loader, accelerator):
             statistics = heads[0].statistics_of(features, lengths).double().cpu()
             weights = batch["weights"].double().cpu()
             sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
-    total, first, second = accelerator.reduce(sums.to(accelerator.device)).cpu().split([1, width, width])
+    if accelerator.num_processes > 1:  # a single process may be on a device without float64
+        sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
+    total, first, second = sums.split([1, width, width])
     mean = first / total
     least = (LEAST_RELATIVE_DEVIATION * mean.abs()).clamp(min=LEAST_DEVIATION)
     deviation = (second / total - mean.square()).clamp(min=0).sqrt().maximum(least)

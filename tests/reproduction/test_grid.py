@@ -202,7 +202,7 @@ def test_the_grid_of_folds_is_valid(tmp_path):
     grid = yaml.safe_load((ROOT / "configs" / "emodb_folds.yaml").read_text())
     grid["train"]["dataset"] = "csv"
     cells = with_folds(read_grid(write_grid(tmp_path, **grid), data_dir="DIR"), corpus_of(list("abcdefghij"))).cells
-    assert len(cells) == 3 * 10
+    assert len(cells) == 2 * 3 * 10
 
 
 def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
