@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .architectures_emoshare import ARCHITECTURES
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
-from .losses_emoshare import LOSSES, takes
+from .losses_emoshare import LIKELIHOODS, LOSSES, takes
 from .repository_emoshare import (
     AUTO_MAP,
     CUSTOM_PIPELINES,
@@ -98,7 +98,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             heads and a feed-forward network four times as wide. Ours: `"cnn_lstm_statistics"` (attentive statistics
             pooling with four queries after the LSTM), `"statistics"` (mean and deviation of the frame features, and one
             linear layer: a linear probe) and `"functionals"` (the functionals of classical systems, and a feed-forward
-            network), both without convolutions and LSTM: fields of these have no effect then.
+            network), both without convolutions and LSTM: fields of these have no effect then, except that clips must
+            have at least `pool_size` frames.
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):
@@ -293,7 +294,12 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
                 f"conv_channels: got {self.conv_channels}; with architecture={self.architecture!r} the last must be a "
                 f"multiple of {heads}, its attention heads"
             )
-        if takes(self.loss, "listeners") and self.output_activation != "sigmoid":
+        if self.backbone_layer == "weighted" and architecture.stem == "no_stem":
+            raise ValueError(
+                f"backbone_layer: got 'weighted'; with architecture={self.architecture!r}, whose statistics are scaled "
+                "before training, the weights of the layers cannot be learned; expected a layer"
+            )
+        if self.loss in LIKELIHOODS and self.output_activation != "sigmoid":
             raise ValueError(
                 f"loss: got {self.loss!r}, a likelihood of votes, which needs shares between 0 and 1; expected "
                 f"output_activation='sigmoid', and not {self.output_activation!r}"

@@ -68,8 +68,8 @@ class EmotionHead(nn.Module):
 
     @property
     def dtype(self):
-        """Of the weights that stay what they are in a quantised head; those of linear layers do not."""
-        return next(chain(self.parameters(), self.buffers())).dtype
+        """Of the weights and buffers that are floating point, as those of a quantised layer are not."""
+        return next(tensor.dtype for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point())
 
     @property
     def stem(self):

@@ -152,6 +152,8 @@ LOSSES = {
     "binomial_rank": binomial_rank,
     "beta_binomial": beta_binomial,
 }
+# Losses of shares as probabilities of a vote, which must lie between 0 and 1.
+LIKELIHOODS = ("binomial", "binomial_rank", "beta_binomial")
 
 
 def takes(name, parameter):

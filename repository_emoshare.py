@@ -35,7 +35,7 @@ ENTRY_MODULES = (
 ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
 _access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
 
-CARD_FILES = ("README.md", "shares_devel.png")  # the model card, and the figure in it
+CARD_FILES = ("README.md", "shares_devel.png", "calibration_devel.png")  # the model card, and the figures in it
 # The files of a model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
 PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
 

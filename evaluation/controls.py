@@ -34,6 +34,9 @@ def report_controls(corpus, predictions, shuffled, accelerator, stores=None):
     if not accelerator.is_main_process:
         return
     scorers = _scorers(corpus, predictions)
+    if "devel" not in scorers:
+        accelerator.print("No controls: no label's shares differ on devel")
+        return
 
     def scores(shares):
         return {split: scorers[split].scores(shares[split])[MEAN].rho for split in scorers if split in shares}

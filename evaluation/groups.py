@@ -79,7 +79,7 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
     for group in scored:
         clips = np.flatnonzero(group_of_clip == group)
         draws = resamples(len(clips), None if units is None else np.asarray(units)[clips], bootstrap, seed)
-        resampled = np.array([rhos(clips[draw]) for draw in draws])
+        resampled = np.array([rhos(clips[draw]) for draw in draws]).reshape(-1, 1 + len(labels))
         ends = map(percentile_interval, resampled.T) if bootstrap else [()] * (1 + len(labels))
         of_labels = zip([MEAN, *labels], rhos(clips), ends, strict=True)
         scores[names[group]] = {label: Score(float(rho), *interval) for label, rho, interval in of_labels}
@@ -104,7 +104,7 @@ def groups_of(values):
     known = [value for value in values if is_known(value)]
     if all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
         places = {value: place for place, value in enumerate(sorted(set(known)))}
-        names = [value if isinstance(value, str) else f"{value:g}" for value in places]
+        names = [value if isinstance(value, str) else repr(value).removesuffix(".0") for value in places]
     else:
         quarters = np.searchsorted(np.quantile(known, [0.25, 0.5, 0.75]), known).tolist()
         quarter_of = dict(zip(known, quarters, strict=True))

@@ -233,15 +233,20 @@ def test_many_broken_files_cost_no_clip_more_than_a_second_reading(model_folder,
 
 
 @pytest.mark.slow
+def take_interrupts():
+    """A process in the background of a script ignores interrupts, and so would the command that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupted_run_keeps_its_rows(model_folder, tmp_path):
     clip = write_clip(tmp_path / "clip.wav", 1.0)
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "0.wav").write_text("not audio")
-    for number in range(1, 10000):
+    for number in range(1, 3000):
         os.symlink(clip, tmp_path / "clips" / f"{number}.wav")
     output = tmp_path / "shares.csv"
     command = [*COMMAND, "predict", tmp_path / "clips", "--model", model_folder, "--output", output]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts)
     deadline = time.monotonic() + 120
     while not (output.is_file() and output.read_text().count("\n") > 3):
         assert process.poll() is None, process.stderr.read()
@@ -253,7 +258,7 @@ def test_an_interrupted_run_keeps_its_rows(model_folder, tmp_path):
     assert "Traceback" not in errors
     assert "0.wav: not an audio file" in errors
     header, *rows = read_csv(output)
-    assert 3 <= len(rows) < 9999
+    assert 3 <= len(rows) < 2999
     assert {len(row) for row in rows} == {len(header)}
 
 

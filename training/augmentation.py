@@ -143,6 +143,8 @@ def mix(batch, alpha, rng):
     device, clips = batch["labels"].device, len(batch["labels"])
     other = torch.from_numpy(rng.permutation(clips)).to(device)
     part = _tensor(rng.beta(alpha, alpha, clips), device)
+    if "listeners" in batch:
+        batch["listeners"] = batch["listeners"].nan_to_num(nan=1.0)  # what losses take an unknown number for
     for name in ("frame_features", *(name for name in MIXED if name in batch)):
         own = batch[name]
         own_part = part.view(-1, *[1] * (own.dim() - 1)).to(own.dtype)

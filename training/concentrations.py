@@ -30,6 +30,10 @@ def fit_concentrations(model, loader, accelerator):
     listeners = np.broadcast_to(store.listeners[:, None], store.shares.shape).astype(np.float64)
     known = ~np.isnan(store.shares) & (listeners > 1)
     if not known.any():
+        accelerator.print(
+            "Concentrations are not fitted to devel, where no clip is known to have several listeners: intervals will "
+            "be too narrow"
+        )
         return
     true, listeners = store.shares[known].astype(np.float64), listeners[known]
     exponent, factor = _most_likely(true, listeners, *_known(predict_votes(model, loader, accelerator), known))

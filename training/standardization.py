@@ -31,7 +31,8 @@ def fit_standardization(model, loader, accelerator):
         for batch in tqdm(loader, desc="Scale of the statistics", unit=" batches", leave=False):
             features, lengths = batch["frame_features"].float(), batch["attention_mask"].sum(dim=1)
             statistics = heads[0].statistics_of(features, lengths).double().cpu()
-            weights = batch["weights"].double().cpu()
+            is_counted = batch["weights"].view(len(statistics), -1).any(dim=1).cpu()  # not so where a batch is repeated
+            weights = torch.from_numpy(loader.store.weights)[batch["window"].cpu()].double() * is_counted
             sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
     if accelerator.num_processes > 1:  # a single process may be on a device without float64
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()

@@ -96,7 +96,8 @@ class EmotionShareSpearman(evaluate.Metric):
         intervals = None
         if bootstrap:
             draws = resamples(len(predictions), groups, bootstrap, seed)
-            resampled = np.array([_spearman(predictions[draw], references[draw]) for draw in draws])
+            resampled = [_spearman(predictions[draw], references[draw]) for draw in draws]
+            resampled = np.array(resampled).reshape(-1, len(rhos))
             _warn_of_resamples(resampled, rhos, label_names)
             intervals = [
                 percentile_interval(_mean(resampled)),
@@ -127,7 +128,10 @@ def _matrix(rows, name):
 
 
 def resamples(clips, groups, bootstrap, seed):
-    """The indices of the clips in each of `bootstrap` resamples: of clips, or of whole groups."""
+    """
+    The indices of the clips in each of `bootstrap` resamples: of clips, or of whole groups. There are none of a single
+    group, which says nothing about others.
+    """
     rng = np.random.default_rng(seed)
     if groups is None:
         for _ in range(bootstrap):
@@ -137,7 +141,7 @@ def resamples(clips, groups, bootstrap, seed):
     for clip, group in enumerate(groups):
         members.setdefault(group, []).append(clip)
     members = list(members.values())
-    for _ in range(bootstrap):
+    for _ in range(bootstrap if len(members) > 1 else 0):
         yield np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
 
 

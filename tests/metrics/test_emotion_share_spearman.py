@@ -203,7 +203,7 @@ def test_groups_are_resampled_whole(metric):
     predictions = references + rng.normal(0, 0.3, size=references.shape)
     arguments = {"predictions": predictions, "references": references, "bootstrap": 40}
     one = metric.compute(**arguments, groups=["only one"] * 40)
-    assert one["spearman_ci95"] == [pytest.approx(one["spearman"])] * 2
+    assert np.isnan(one["spearman_ci95"]).all()  # one group says nothing about others
     each = metric.compute(**arguments, groups=list(range(40)))
     assert each == metric.compute(**arguments)  # as if there were no groups
     of_two = metric.compute(**arguments, groups=["a", "b"] * 20)

@@ -200,6 +200,8 @@ def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
 
 def test_the_grid_of_folds_is_valid(tmp_path):
     grid = yaml.safe_load((ROOT / "configs" / "emodb_folds.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "configs" / "small_corpus.yaml").read_text())
+    assert {key: value for key, value in grid["train"].items() if key != "dataset"}.items() <= recipe.items()
     grid["train"]["dataset"] = "csv"
     cells = with_folds(read_grid(write_grid(tmp_path, **grid), data_dir="DIR"), corpus_of(list("abcdefghij"))).cells
     assert len(cells) == 2 * 3 * 10

@@ -30,7 +30,7 @@ def fitted(monkeypatch, true_concentrations, predicted, listeners=15, bias=0.0):
     head = Head(predicted)
     monkeypatch.setattr(concentrations, "predict_votes", lambda *_: VotePredictions(shares + bias, head.concentrations))
     loader = SimpleNamespace(store=SimpleNamespace(shares=true, listeners=panel))
-    fit_concentrations(SimpleNamespace(heads=[head]), loader, None)
+    fit_concentrations(SimpleNamespace(heads=[head]), loader, SimpleNamespace(print=print))
     return head.concentrations
 
 
@@ -54,6 +54,7 @@ def test_wrong_shares_are_less_sure(monkeypatch):
 
 
 @pytest.mark.parametrize("listeners", [1, np.nan])
-def test_without_panels_nothing_changes(listeners, monkeypatch):
+def test_without_panels_nothing_changes_and_that_is_said(listeners, monkeypatch, capsys):
     before = np.full((1500, 2), 12.0)
     np.testing.assert_array_equal(fitted(monkeypatch, 12.0, before, listeners), before)
+    assert "Concentrations are not fitted to devel" in capsys.readouterr().out

@@ -43,9 +43,12 @@ def scale_of(model):
     return torch.stack([scale.mean, scale.deviation])
 
 
-def fit(model, store, processes=1, batch_size=3):
+def fit(model, store, processes=1, batch_size=3, share_weights=None):
     """As several processes would, one after the other: first what each has to add, then the fit with the sum."""
     added = []
+
+    def loader(accelerator):
+        return FeatureLoader(store, model.config, batch_size, accelerator, seed=1, share_weights=share_weights)
 
     def collect(sums):
         added.append(sums.clone())
@@ -53,9 +56,19 @@ def fit(model, store, processes=1, batch_size=3):
 
     for index in range(processes):
         accelerator = process(index, processes, collect)
-        fit_standardization(model, FeatureLoader(store, model.config, batch_size, accelerator, seed=1), accelerator)
+        fit_standardization(model, loader(accelerator), accelerator)
     accelerator = process(0, processes, lambda sums: sum(added))
-    fit_standardization(model, FeatureLoader(store, model.config, batch_size, accelerator, seed=1), accelerator)
+    fit_standardization(model, loader(accelerator), accelerator)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_weights_of_shares_do_not_change_the_scale(processes, stores):
+    store, scales = stores["train"], []
+    for share_weights in (None, 0.5 + np.random.default_rng(0).random(stores["train"].shares.shape)):
+        model = small_model(id2label=LABELS, architecture="functionals")
+        fit(model, store, processes, share_weights=share_weights)
+        scales.append(scale_of(model))
+    assert torch.equal(*scales)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
