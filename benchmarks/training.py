@@ -75,6 +75,8 @@ class RandomStore(torch.utils.data.Dataset):
     def __init__(self, frames):
         rng = np.random.default_rng(0)
         self.num_frames = frames
+        self.clip_of_window = np.arange(len(frames))
+        self.weights = np.ones(len(frames), dtype=np.float32)
         self.shares = rng.beta(0.6, 2.5, size=(len(frames), len(EMOTIONS))).astype(np.float32)
         self.features = [rng.standard_normal((length, WIDTH), dtype=np.float32).astype(np.float16) for length in frames]
 
@@ -93,6 +95,8 @@ class RandomStore(torch.utils.data.Dataset):
             "frame_features": torch.from_numpy(batch),
             "attention_mask": length_mask(torch.from_numpy(self.num_frames[indices]), longest),
             "labels": torch.from_numpy(self.shares[indices]),
+            "weights": torch.from_numpy(self.weights[indices]),
+            "window": torch.tensor(indices),
         }
 
 
