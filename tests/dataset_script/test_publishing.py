@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 NAME = "org/corpus"
 FILES = ["README.md", "data/devel.parquet", "data/test.parquet", "data/train.parquet"]
-# Reads a dataset where there is no emoshare and no torchcodec, at once and in streaming mode. On a busy machine, threads
-# that read ahead for the streaming mode can crash Python while it ends, so it ends at once.
+# Reads a dataset where there is no emoshare and no torchcodec, at once and in streaming mode. On a busy machine,
+# threads that read ahead for the streaming mode can crash Python while it ends, so it ends at once.
 READ = """
 import hashlib, json, os, sys
 sys.modules["emoshare"] = sys.modules["torchcodec"] = None
