@@ -81,10 +81,12 @@ class AttentiveStatisticsPooling(nn.Module):
 class StatisticsPooling(nn.Module):
     """Mean and standard deviation over a clip's own steps, in the scale of the training set."""
 
+    statistics_per_value = 2
+
     def __init__(self, config, width):
         super().__init__()
-        self.standardization = Standardization(2 * width)
-        self.width = 2 * width
+        self.width = self.statistics_per_value * width
+        self.standardization = Standardization(self.width)
 
     def forward(self, states, last_states, mask):
         """As `AttentionPooling.forward`; there are no weights."""
@@ -101,10 +103,7 @@ class FunctionalsPooling(StatisticsPooling):
     its slope standard deviation, mean size and quantiles; in the scale of the training set.
     """
 
-    def __init__(self, config, width):
-        super().__init__(config, width)
-        self.width = (2 + len(QUANTILES) + 2 + len(QUANTILES_OF_SLOPES)) * width
-        self.standardization = Standardization(self.width)
+    statistics_per_value = 2 + len(QUANTILES) + 2 + len(QUANTILES_OF_SLOPES)
 
     def statistics(self, states, mask):
         """As `StatisticsPooling.statistics`; a clip that is too short for slopes has the slope 0."""

@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
+from .losses_emoshare import LEAST_PROBABILITY
+
 LEVEL = 0.9
 DEFAULT_LISTENERS = 20
 MOST_LISTENERS = 10_000  # time and memory grow with them
-LEAST_PROBABILITY = 1e-6  # as in training: no vote is impossible
 
 
 def log_likelihood(votes, listeners, shares, concentrations):

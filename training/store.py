@@ -46,11 +46,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder, corpus, split):
-        self.clips = corpus.splits[split]
-        self.labels = corpus.labels
-        self.shares = corpus.shares(split).astype(np.float32)
-        self.listeners = corpus.listeners(split).astype(np.float32)
-        self.metadata = corpus.metadata[split]
+        self._take_clips(corpus, split)
         votes = (self.labels, self.shares)
         if not np.isnan(self.listeners).all():
             votes += (self.listeners,)
@@ -70,6 +66,13 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.features = table.column("features")
         (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind == self.features.type.value_type)
         self.num_frames = np.array([shape[-2].as_py() for shape in self.shape])[self.rows]
+
+    def _take_clips(self, corpus, split):
+        self.clips = corpus.splits[split]
+        self.labels = corpus.labels
+        self.shares = corpus.shares(split).astype(np.float32)
+        self.listeners = corpus.listeners(split).astype(np.float32)
+        self.metadata = corpus.metadata[split]
 
     def __len__(self):
         return len(self.rows)
@@ -118,11 +121,7 @@ class ResplitFeatureStore(FrameFeatureStore):
     """
 
     def __init__(self, stores, corpus, split):
-        self.clips = corpus.splits[split]
-        self.labels = corpus.labels
-        self.shares = corpus.shares(split).astype(np.float32)
-        self.listeners = corpus.listeners(split).astype(np.float32)
-        self.metadata = corpus.metadata[split]
+        self._take_clips(corpus, split)
         stores = [stores[name] for name in corpus.whole.splits]
         names = "+".join(store.fingerprint for store in stores)
         self.fingerprint = f"{names}-{Hasher.hash((self.labels, self.shares, corpus.origins[split]))}"
