@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small_model, speech, write_corpus
+from conftest import SMALL_HEAD, backbone_config, run_command, run_script, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
@@ -269,13 +269,13 @@ def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(corpus, tmp_path)
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
     load, _, extraction = text.partition("model = ")
     script.write_text(f"{load}{limit}model = {extraction}")
-    result = run_python(script, cwd=tmp_path, check=False)
+    result = run_script(script, cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "OSError" in result.stderr
     assert "frame features cannot be written to" in result.stderr
     assert not list((tmp_path / "store").glob("*/state.json"))
     script.write_text(text)
-    run_python(script, cwd=tmp_path)
+    run_script(script, cwd=tmp_path)
     assert len(list((tmp_path / "store").glob("*/state.json"))) == 1
 
 
