@@ -18,31 +18,15 @@ from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
-from .arguments import parse_arguments
 from .augmentation import check_listeners
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
 from .corpus import check_votes, load_run_corpus
 from .features import check_new_audio, extract_frame_features
-from .launch import start
 from .model import build_model
 from .store import ResplitFeatureStore
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import run_entry_point, together
-
-
-def main(argv, name="train.py"):
-    """
-    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
-    user gave is wrong.
-    """
-    return run_entry_point(name, parse_arguments, _run, argv)
-
-
-def _run(arguments):
-    accelerator = start(arguments)
-    train(arguments, accelerator)
-    accelerator.end_training()
+from .user_errors import together
 
 
 def train(arguments, accelerator):
