@@ -25,6 +25,7 @@ from .corpus import check_votes, load_run_corpus
 from .features import check_new_audio, extract_frame_features
 from .model import build_model
 from .store import ResplitFeatureStore
+from .store_names import StoreNames
 from .trainer import HeadTrainer, predict_after_shuffling
 from .user_errors import together
 
@@ -57,11 +58,12 @@ def train(arguments, accelerator):
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
     layers, whole = [model.config.backbone_layer], corpus.as_stored
-    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+    names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     # Of the clips as they are now: until the results are written, somebody may change them or move them away.
     made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
     stores = {
-        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype)
+        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype, names)
         for split in whole.splits
     }
     if whole is not corpus:
