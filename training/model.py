@@ -1,7 +1,9 @@
 """A run's model, its heads untrained, and the feature extractor that fits it."""
 
 import copy
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +21,8 @@ from ..modeling_emoshare import EmoShareModel
 def build_model(arguments, labels):
     """
     With `--push_backbone false`, which saves the heads alone, the weights of a backbone that an earlier run has loaded
-    are left out: frame features may all be there already, and `load_left_out_backbone` loads them where they are not.
+    with the same `--seed` are left out: frame features may all be there already, and `load_left_out_backbone` loads
+    them where they are not.
 
     Args:
         arguments: `Arguments`. Without `--head_seeds`, the initial weights follow torch's global seed.
@@ -43,8 +46,8 @@ def build_model(arguments, labels):
     else:
         fields["backbone_layer"] = arguments.layer
         revision = commit_of(arguments.backbone, arguments.backbone_revision)
-        build = _with_backbone if run.push_backbone else _without_known_backbone
-        model = build(arguments.backbone, revision, fields)
+        build = EmoShareModel.from_backbone_pretrained if run.push_backbone else _with_backbone_if_new
+        model = build(arguments.backbone, revision=revision, **fields)
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
             model.config.backbone_config,
@@ -74,52 +77,87 @@ def load_left_out_backbone(model):
     backbone = load_backbone(name, copy.deepcopy(config.backbone_config), config.backbone_revision)
     if weights_hash(backbone) != config.backbone_hash:
         raise ValueError(f"{name}: the backbone's weights were changed while the run began")
+    _attach(model, backbone)
+
+
+def _attach(model, backbone):
     model.family.prepare(backbone)
     model.backbone = backbone.requires_grad_(False).eval()
 
 
-def _with_backbone(name_or_path, revision, fields):
-    return EmoShareModel.from_backbone_pretrained(name_or_path, revision=revision, **fields)
-
-
-def _without_known_backbone(name_or_path, revision, fields):
-    """A model without its backbone's weights, if their hash is kept; otherwise with them, and their hash is kept."""
-    entry, state, _ = _checkpoint(name_or_path, revision)
-    known = kept({entry: state}).get(entry)
-    if known is not None:
-        return _without_backbone(name_or_path, revision, fields, known.decode())
-    before = torch.get_rng_state()
-    model = _with_backbone(name_or_path, revision, fields)
-    after = torch.get_rng_state()
-    entry, state, is_settled = _checkpoint(name_or_path, revision)  # it may have been fetched
-    if is_settled:
-        # Loading draws random numbers if the checkpoint lacks weights: heads would have others without it.
-        torch.set_rng_state(before)
-        _without_backbone(name_or_path, revision, fields, model.config.backbone_hash)
-        if torch.equal(torch.get_rng_state(), after):
-            keep([Entry(entry, state, model.config.backbone_hash.encode())])
-        torch.set_rng_state(after)
-    return model
-
-
-def _without_backbone(name_or_path, revision, fields, backbone_hash):
+def _with_backbone_if_new(name_or_path, revision, **fields):
+    """
+    As `EmoShareModel.from_backbone_pretrained`, with the same heads; without the backbone's weights if they were loaded
+    with this state of torch's generator before, so that their hash and what loading draws from it are known.
+    """
+    backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    # Checked before the weights are fetched, so that a wrong field costs no time.
+    EmoShareConfig(backbone_config=copy.deepcopy(backbone_config), **fields)
+    drawn_before = hashlib.blake2b(torch.get_rng_state().numpy()).hexdigest()
+    checkpoint = _Checkpoint.at(name_or_path, revision)
+    backbone_hash, generator = checkpoint.known(drawn_before)
+    backbone = None
+    if backbone_hash is None:
+        backbone = load_backbone(name_or_path, copy.deepcopy(backbone_config), revision)
+        backbone_hash, generator = weights_hash(backbone), torch.get_rng_state()
+        _Checkpoint.at(name_or_path, revision).keep(drawn_before, backbone_hash, generator)  # it may have been fetched
+    torch.set_rng_state(generator)
     config = EmoShareConfig(
-        backbone_config=AutoConfig.from_pretrained(name_or_path, revision=revision),
+        backbone_config=backbone_config,
         backbone_name_or_path=str(name_or_path),
         backbone_revision=revision,
         backbone_hash=backbone_hash,
         **fields,
     )
-    model = EmoShareModel(config)  # draws the backbone's random numbers, after which come those of the heads
+    model = EmoShareModel(config)  # with a backbone of random weights: those of the heads are drawn after them
     model.backbone = None
+    if backbone is not None:
+        _attach(model, backbone)
     return model
 
 
-def _checkpoint(name_or_path, revision):
-    """Name and state of a backbone's checkpoint, as in `Entry`, and whether its files are settled."""
-    folder = Path(cached_file(name_or_path, CONFIG_NAME, revision=revision)).parent
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    versions = f"{transformers.__version__} {torch.__version__}".encode()
-    names = [path.name.encode("utf-8", "surrogateescape") for path in files]
-    state = b" ".join([versions, *names, state_of(files)])
-    return b"backbone " + os.fsencode(folder.absolute()), state, are_settled(files)
+@dataclass(frozen=True)
+class _Checkpoint:
+    """
+    What is known of a backbone that was loaded before.
+
+    Attributes:
+        folder: of its files, as bytes.
+        state: of them, as of `Entry`.
+        is_settled: whether what is known may be kept.
+    """
+
+    folder: bytes
+    state: bytes
+    is_settled: bool
+
+    @classmethod
+    def at(cls, name_or_path, revision):
+        """Of the checkpoint as it is there now."""
+        folder = Path(cached_file(name_or_path, CONFIG_NAME, revision=revision)).parent
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+        versions = f"{transformers.__version__} {torch.__version__}".encode()
+        state = b" ".join([versions, *(os.fsencode(path.name) for path in files), state_of(files)])
+        return cls(os.fsencode(folder.absolute()), state, are_settled(files))
+
+    def known(self, drawn_before):
+        """
+        The hash of the weights, and the state of torch's generator after they were loaded; both `None` if not known.
+
+        Args:
+            drawn_before: a digest of the generator's state before.
+        """
+        name = self._name(drawn_before)
+        value = kept({name: self.state}).get(name)
+        if value is None:
+            return None, None
+        backbone_hash, _, generator = value.partition(b" ")
+        return backbone_hash.decode(), torch.frombuffer(bytearray(generator), dtype=torch.uint8)
+
+    def keep(self, drawn_before, backbone_hash, generator):
+        """Makes this known, with arguments as `known` has and gives them."""
+        value = backbone_hash.encode() + b" " + generator.numpy().tobytes()
+        keep([Entry(self._name(drawn_before), self.state, value, self.is_settled)])
+
+    def _name(self, drawn_before):
+        return b"backbone loaded after %s from %s" % (drawn_before.encode(), self.folder)

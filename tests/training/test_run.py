@@ -2,15 +2,27 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import soundfile
-from conftest import SMALL_HEAD_FLAGS, full_disk, read_csv, speech, torch_threads, write_corpus, write_csv
+from conftest import (
+    SMALL_HEAD_FLAGS,
+    backbone_config,
+    full_disk,
+    read_csv,
+    speech,
+    torch_threads,
+    write_corpus,
+    write_csv,
+)
+from transformers import AutoModel
 
-from emoshare import EmoShareModel
-from emoshare.dataset_script import load_corpus
+from emoshare import EmoShareModel, modeling_emoshare
+from emoshare.backbone_emoshare import load_backbone as load
+from emoshare.dataset_script import digests, load_corpus
 from emoshare.evaluation.scores import read_made_from
-from emoshare.training import run
+from emoshare.training import model, run
 from emoshare.training.command import main
 
 
@@ -176,3 +188,32 @@ def test_a_run_resamples_speakers_and_prints_controls_and_ceiling(flags, tmp_pat
     assert "bootstrapped over groups of clips (`speaker`)" in (tmp_path / "output" / "README.md").read_text()
     assert main([*flags, "--resample", "person"]) == 2
     assert "train.py: error: --resample: got 'person'; the corpus has speaker, listeners\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)
+    backbone, loaded = shutil.copytree(backbone_folder, tmp_path / "backbone"), []
+    for module in (model, modeling_emoshare):
+        monkeypatch.setattr(module, "load_backbone", lambda *args, **more: loaded.append(1) or load(*args, **more))
+    flags = [*flags, "--backbone", str(backbone), "--push_backbone", "false"]
+
+    def run_to(output_dir, *more):
+        loaded.clear()
+        assert main([*flags, "--output_dir", str(tmp_path / output_dir), *more]) == 0
+        return len(loaded), capsys.readouterr().out.count(": extracting ")
+
+    assert run_to("first") == (1, 2)
+    assert run_to("second") == (0, 0)
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    card = first.pop("README.md").replace(b"/first", b"/second").replace(b"name: first", b"name: second")
+    assert second.pop("README.md") == card
+    assert second == first
+    assert run_to("another layer", "--backbone_layer", "1") == (1, 2)
+    assert run_to("whole", "--push_backbone", "true") == (1, 0)
+    for name in ("predictions_devel.csv", "eval_results.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    for folder in ("second", "whole"):
+        assert EmoShareModel.from_pretrained(tmp_path / folder).backbone is not None
+    AutoModel.from_config(backbone_config()).save_pretrained(backbone)
+    assert run_to("another backbone") == (1, 2)
