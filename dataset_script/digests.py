@@ -80,21 +80,25 @@ def file_digests(paths):
     Returns:
         `list[bytes]`: of each file, the digest of its content. Files whose digests are not kept are read.
     """
-    found = kept({_name(path): state_of([path]) for path in paths})
-    entries = read_files([path for path in paths if _name(path) not in found])
+    names = list(map(_name, paths))
+    found = kept({name: state_of([path]) for name, path in zip(names, paths, strict=True)})
+    entries = read_files([path for name, path in zip(names, paths, strict=True) if name not in found])
     keep(entries)
     found.update({entry.name: entry.digest for entry in entries})
-    return [found[_name(path)] for path in paths]
+    return [found[name] for name in names]
 
 
 def unknown_files(paths):
     """Those of these files whose digests are not kept."""
-    found = kept({_name(path): state_of([path]) for path in paths})
-    return [path for path in paths if _name(path) not in found]
+    names = {path: _name(path) for path in paths}
+    found = kept({name: state_of([path]) for path, name in names.items()})
+    return [path for path, name in names.items() if name not in found]
 
 
 def read_files(paths):
     """The `Entry`s of files, all of which are read, side by side."""
+    if not paths:
+        return []
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(_read, paths), total=len(paths), desc="Fingerprinting audio", unit=" clips"))
 
