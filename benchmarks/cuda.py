@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import training
 from accelerate import Accelerator
 from corpus import voices, write_corpus
 from inference import DEMO_HEAD, encoder_operations, front_end_counts
@@ -28,6 +27,7 @@ from machine import DEVICE, copy_rate, describe, matmul_rate, seconds_of
 from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
+import training
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
 from emoshare.architectures_emoshare import ARCHITECTURES
 from emoshare.dataset_script import load_corpus
@@ -95,7 +95,7 @@ def main():
         try:
             with tf32(False):
                 section(sizes)
-        except Exception:  # the next section says something too
+        except Exception:  # noqa: BLE001 - the next section says something too
             print(f"FAILED\n{traceback.format_exc(limit=-6)}")
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
