@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
-from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, EmotionShareSpearman
+from ..metrics.emotion_share_spearman.spearman import INTERVAL, spearman_scores
 from .selections import SELECTIONS
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
@@ -41,7 +41,8 @@ class Score:
 
 class Scorer:
     """
-    The challenge's score of predicted shares against a split's true ones: see `metrics/emotion_share_spearman`.
+    The challenge's score of predicted shares against a split's true ones: what `metrics/emotion_share_spearman`
+    computes, called without the metric.
 
     Args:
         references: (clips, labels) true shares, NaN where one is not known.
@@ -51,8 +52,6 @@ class Scorer:
     def __init__(self, references, labels):
         self.references = references
         self.labels = labels
-        # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
-        self.metric = EmotionShareSpearman(keep_in_memory=True)
 
     def scores(self, predictions, bootstrap=0, seed=0, groups=None):
         """
@@ -66,20 +65,13 @@ class Scorer:
         Returns:
             `dict[str | None, Score]`: of `MEAN`, and of each label.
         """
-        values = self.metric.compute(
-            predictions=predictions,
-            references=self.references,
-            label_names=self.labels,
-            bootstrap=bootstrap,
-            seed=seed,
-            groups=groups,
-        )
+        values = spearman_scores(predictions, self.references, self.labels, bootstrap, seed, groups)
         return {label: _score(values, metric_name(label)) for label in (MEAN, *self.labels)}
 
     def rhos(self, predictions, labels):
         """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
         names = [self.labels[index] for index in labels]
-        values = self.metric.compute(predictions=predictions, references=self.references[:, labels], label_names=names)
+        values = spearman_scores(predictions, self.references[:, labels], names)
         return np.array([values[metric_name(name)] for name in names])
 
 
