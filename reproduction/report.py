@@ -7,7 +7,6 @@ from string import Template
 import numpy as np
 
 from ..dataset_script.corpora import CORPORA, is_published
-from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
 from ..evaluation.markdown import markdown_table
@@ -92,6 +91,7 @@ class _Page:
         self.grid, self.failed, self.scored = grid, failed, scored
         self.figures = grid.output_dir / "figures"
         self.splits, self.labels, self.info = corpus.splits, corpus.labels, corpus.info
+        self.filenames = corpus.filenames
         self.corpus = _corpus_title(corpus.info, grid.cells[0].arguments)
         self.has_folds = corpus.whole is not None
         if self.has_folds:
@@ -289,11 +289,11 @@ class _Page:
     def submission(self):
         if "test" not in self.splits or not self.runs or self.has_folds:
             return ""
-        problems = []
+        problems, filenames = [], self.filenames("test")
         for run in self.runs:
             path = run.cell.folder / "predictions_test.csv"
             try:
-                read_submission(path, self.splits["test"][FILENAME], self.labels)
+                read_submission(path, filenames, self.labels)
             except (OSError, ValueError) as error:
                 problems.append(f"- `{run.cell.folder.name}`: {_one_line(str(error).replace(str(path), path.name))}")
         counts = {"fit": len(self.runs) - len(problems), "finished": len(self.runs)}

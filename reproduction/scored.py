@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..dataset_script.folds import divide
-from ..dataset_script.tables import FILENAME
 from ..evaluation.predictions import read_predictions
 from .results import Run, read_run
 from .significance import mean_scores
@@ -40,6 +39,7 @@ class Devel:
 
     def __init__(self, corpus):
         self.corpus = corpus
+        self.filenames = corpus.filenames("devel")
         self.references = corpus.shares("devel")
         self.shares = {"train": corpus.shares("train"), "devel": self.references}
         self.units = f"{len(self.references):,} devel clips"
@@ -52,7 +52,7 @@ class Devel:
     def predictions(self, run):
         """(clips, labels) predicted shares of the scored clips."""
         path = run.cell.folder / "predictions_devel.csv"
-        return read_predictions(path, self.corpus.splits["devel"][FILENAME], self.corpus.labels)
+        return read_predictions(path, self.filenames, self.corpus.labels)
 
 
 class Folds:
@@ -76,6 +76,7 @@ class Folds:
         folds = divide(corpus, data.num_folds, data.group_by)
         corpus = corpus.resplit({f"fold {number}": clips for number, clips in enumerate(folds)})
         self.labels, self.splits, self.group_by = corpus.labels, corpus.splits, data.group_by
+        self.filenames = [corpus.filenames(split) for split in corpus.splits]  # of each fold
         self.of_fold = [corpus.shares(split) for split in corpus.splits]
         self.references = np.concatenate(self.of_fold)
         self.shares = {"all folds": self.references}
@@ -122,8 +123,8 @@ class Folds:
 
     def _of_folds(self, cells):
         return [
-            read_predictions(cell.folder / "predictions_test.csv", clips[FILENAME], self.labels)
-            for cell, clips in zip(cells, self.splits.values(), strict=True)
+            read_predictions(cell.folder / "predictions_test.csv", filenames, self.labels)
+            for cell, filenames in zip(cells, self.filenames, strict=True)
         ]
 
 

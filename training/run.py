@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.calibration import calibration_of
 from ..evaluation.card import CALIBRATION_FIGURE, model_card, shown_settings
@@ -127,8 +126,8 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
             feature_extractor.save_pretrained(folder)
             for split, of_split in predictions.items():
-                filenames = corpus.splits[split][FILENAME]
-                write_predictions(folder / f"predictions_{split}.csv", filenames, of_split.shares, corpus.labels)
+                path = folder / f"predictions_{split}.csv"
+                write_predictions(path, corpus.filenames(split), of_split.shares, corpus.labels)
             selected = None if arguments.run.selection == "best_epoch" else progress.selected
             write_history(folder / HISTORY, progress.history, corpus.labels, selected)
             dataset, shares = shown_settings(arguments)["dataset"], predictions["devel"].shares
@@ -148,7 +147,7 @@ def _save_intervals(folder, corpus, predictions, title):
     """Writes what a model with concentrations adds to a run; returns the `Calibration` of each split that has one."""
     calibrations = {}
     for split, of_split in predictions.items():
-        listeners, filenames = corpus.listeners(split), corpus.splits[split][FILENAME]
+        listeners, filenames = corpus.listeners(split), corpus.filenames(split)
         write_intervals(folder / f"intervals_{split}.csv", filenames, of_split, listeners, corpus.labels)
         calibration = calibration_of(of_split, corpus.shares(split), listeners)
         if calibration is not None:
