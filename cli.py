@@ -187,6 +187,7 @@ def _score(arguments, corpus, predicted, shares, units):
     """
 
     from .dataset_script.tables import FILENAME
+    from .dataset_script.facts import are_names
     from .evaluation.ceiling import noise_ceiling
     from .evaluation.groups import as_json, as_text, compare
     from .evaluation.predictions import write_predictions
@@ -209,7 +210,10 @@ def _score(arguments, corpus, predicted, shares, units):
     groups = {}
     for fact in arguments.by:
         values = [corpus.metadata[split][fact][index] for index in predicted]
-        comparison = compare(values, shares, references, labels, arguments.bootstrap, arguments.seed, units)
+        resampling = arguments.bootstrap, arguments.seed, units
+        comparison = compare(
+            values, shares, references, labels, *resampling, fact == arguments.resample or are_names(fact)
+        )
         print(as_text(fact, comparison))
         groups[fact] = as_json(comparison)
     if output_dir:

@@ -9,6 +9,8 @@ from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
 
 CLIPS_CSV = "lab/clips.csv"
 LISTENERS = "listeners"  # the fact that says how many listeners a clip's shares are of
+# Facts whose numbers are names, of which none is more than another.
+NAMING = re.compile(r"speaker|actor|(^|[^a-z])id$", re.IGNORECASE)
 
 
 def read_facts(data_dir, labels, clips, problems):
@@ -53,6 +55,11 @@ def read_facts(data_dir, labels, clips, problems):
                     texts[fact][clip] = text
         check_listeners(fields.get(LISTENERS), CLIPS_CSV, number, problems)
     return {fact: _numbers_if_all_are(values) for fact, values in texts.items()}
+
+
+def are_names(fact):
+    """Whether the values of a fact with this name say who or what, even if they are numbers: speaker, actor_id, ..."""
+    return NAMING.search(fact) is not None
 
 
 def is_known(value):

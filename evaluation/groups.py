@@ -55,7 +55,7 @@ class Comparison:
     gaps: dict
 
 
-def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None):
+def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None, are_names=False):
     """
     Scores each group of clips that share the value of a fact, and tests the largest gap between their ρ.
 
@@ -73,11 +73,12 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
         units: (clips,) what each clip belongs to, such as its speaker, where clips of one are not independent. Units
             are then resampled as a whole. They are permuted as a whole, too, if the fact is the same for all clips of
             each; otherwise clips are permuted within them.
+        are_names: as in `groups_of`.
 
     Returns:
         `Comparison`.
     """
-    names, group_of_clip = groups_of(values)
+    names, group_of_clip = groups_of(values, are_names)
     sizes = np.bincount(group_of_clip[group_of_clip >= 0], minlength=len(names)).tolist()
     scored = [group for group, size in enumerate(sizes) if size >= MIN_CLIPS]
     rhos_of = ResampledSpearman(predictions[None], references)
@@ -99,17 +100,18 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
     )
 
 
-def groups_of(values):
+def groups_of(values, are_names=False):
     """
     Args:
         values: of a fact, text or numbers, `None` where it is not known.
+        are_names: whether each number is a group, however many there are, as numbers of speakers are.
 
     Returns:
         The names of the groups, in order, and the index of each clip's group (clips,) int64, -1 where the fact is not
-        known. Numbers that differ a lot are grouped into quarters: `"20 to 31"`.
+        known. Numbers that differ a lot are otherwise grouped into quarters: `"20 to 31"`.
     """
     known = [value for value in values if is_known(value)]
-    if all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
+    if are_names or all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
         places = {value: place for place, value in enumerate(sorted(set(known)))}
         names = [value if isinstance(value, str) else repr(value).removesuffix(".0") for value in places]
     else:

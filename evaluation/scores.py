@@ -24,6 +24,7 @@ LEFT_OUT = "clips_left_out"
 CALIBRATION = "calibration"
 CEILING = "noise_ceiling"
 GROUPS = "groups"
+OF_FOLD = "test"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -86,7 +87,7 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None):
+def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None, of_fold=None):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
@@ -100,6 +101,7 @@ def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=
         ceiling: `NoiseCeiling`, under `noise_ceiling`, by the metric's names; not there if there is none.
         groups: by fact, what `groups.as_json` returns, under `groups`; not there if there is none.
         calibrations: by split, `Calibration`s of a model that says how sure it is, under `calibration`.
+        of_fold: of `Scorer.scores` on a fold that is test, under `test`, by the metric's names; `None` leaves it out.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -117,6 +119,8 @@ def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=
         values[GROUPS] = groups
     if calibrations:
         values[CALIBRATION] = {split: calibration.as_dict() for split, calibration in calibrations.items()}
+    if of_fold is not None:
+        values[OF_FOLD] = {metric_name(label): number_or_null(score.rho) for label, score in of_fold.items()}
     with whole_file(path, encoding="utf-8") as file:
         file.write(json.dumps(values, indent=2) + "\n")
 

@@ -157,7 +157,7 @@ class _Page:
         nothing = [""] * (len(rows[0]) - len(columns) - 1)
         rows.append(["mean ± deviation", *nothing, *(column[-2] for column in columns)])
         rows.append(["**pooled**, 95 % interval", *nothing, *(column[-1] for column in columns)])
-        header = ["fold", "clips", *([] if self.scored.groups is None else [self.scored.group_by])]
+        header = ["fold", "clips", *([] if self.scored.of_groups is None else [self.scored.group_by])]
         header += [f"{system.row}, {system.title}" for system in self.systems]
         plot_folds(
             self.figures / "folds",
@@ -184,7 +184,7 @@ class _Page:
 
     def groups_of(self, fold):
         """The column for a fold's groups: their names, or their number where there are many; none without groups."""
-        if self.scored.groups is None:
+        if self.scored.of_groups is None:
             return []
         groups = self.scored.of_groups[fold]
         return [", ".join(groups) if len(groups) <= SHOWN_GROUPS else f"{len(groups):,} of them"]

@@ -18,6 +18,7 @@ from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, read_grid, with_folds
 from .plan import describe, prepare_features
 from .report import write_report
+from .scored import scored_on
 
 DESCRIPTION = (
     "Reproduces the paper: a grid of features, architectures and seeds, and its tables and figures. Each cell is a run "
@@ -42,6 +43,7 @@ def _run(parsed):
         make_random_backbones(grid)
     corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
     grid = together(partial(with_folds, grid, corpus.as_stored))
+    together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
     check_done_cells(grid, corpus, accelerator)
     if flags.dry_run:
         accelerator.print(describe(grid, corpus, accelerator))

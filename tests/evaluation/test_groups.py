@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from emoshare.dataset_script.facts import are_names
 from emoshare.evaluation import groups
 from emoshare.evaluation.groups import as_json, as_text, compare, groups_of
 from emoshare.evaluation.scores import MEAN, Scorer
@@ -147,3 +148,11 @@ def test_groups_are_the_values_of_a_fact_or_quarters_of_its_numbers():
     names, of_clips = groups_of([20.0] * 90 + ages[:13])
     assert (names[0], sum(of_clips == 0)) == ("20 to 20", 91)
     assert groups_of([None, None])[0] == []
+
+
+def test_numbers_of_speakers_are_groups_however_many_there_are():
+    names, of_clips = groups_of([float(clip % 20) for clip in range(60)], are_names=True)
+    assert names == [str(speaker) for speaker in range(20)]
+    assert of_clips.tolist() == [clip % 20 for clip in range(60)]
+    assert all(map(are_names, ["speaker", "Speakers", "actor", "id", "speaker_id", "ID"]))
+    assert not any(map(are_names, ["age", "valid", "listeners", "identity score"]))

@@ -87,6 +87,13 @@ def test_written_scores_are_json_even_without_a_rho(tmp_path):
     assert math.isnan(read_scores(tmp_path / "r.json", ["joy"])["joy"].rho)
 
 
+def test_scores_on_a_fold_are_written_too(tmp_path):
+    scores, of_fold = {MEAN: Score(0.5), "joy": Score(0.5)}, {MEAN: Score(0.25), "joy": Score(math.nan)}
+    write_scores(tmp_path / "r.json", scores, of_fold=of_fold)
+    assert json.loads((tmp_path / "r.json").read_text())["test"] == {"spearman": 0.25, "spearman_joy": None}
+    assert read_scores(tmp_path / "r.json", ["joy"])[MEAN].rho == 0.5
+
+
 def test_a_label_may_be_called_as_the_mean_is():
     scores = {MEAN: Score(0.25), "mean": Score(0.5, 0.4, 0.6)}
     table = score_table(scores, {"mean": "   epoch 3"})
