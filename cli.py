@@ -186,8 +186,8 @@ def _score(arguments, corpus, predicted, shares, units):
     `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
     """
 
-    from .dataset_script.tables import FILENAME
     from .dataset_script.facts import are_names
+    from .dataset_script.tables import FILENAME
     from .evaluation.ceiling import noise_ceiling
     from .evaluation.groups import as_json, as_text, compare
     from .evaluation.predictions import write_predictions
