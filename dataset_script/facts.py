@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from pathlib import Path
+from os.path import normpath
 
 from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
 
@@ -20,12 +20,12 @@ def read_facts(data_dir, labels, clips, problems):
     Args:
         data_dir (`Path`): the corpus.
         labels: label names; no fact may have the name of one.
-        clips: set of `Path`, the clips of all splits, relative to the folder `wav`.
+        clips: set of the `normpath`s of the clips of all splits, relative to the folder `wav`.
         problems: `Problems`; whatever is wrong with the facts is added.
 
     Returns:
-        `dict` from a fact's name to a `dict` from a clip (`Path`) to its value: a number where all known values of the
-        fact are numbers, otherwise text. A clip whose fact is not known is not there.
+        `dict` from a fact's name to a `dict` from a clip, one of `clips`, to its value: a number where all known values
+        of the fact are numbers, otherwise text. A clip whose fact is not known is not there.
 
     Raises:
         ValueError: if it is not a CSV file in UTF-8.
@@ -42,9 +42,9 @@ def read_facts(data_dir, labels, clips, problems):
     texts = {column: {} for column in header if column != FILENAME}
     first_seen = {}
     for number, row in rows:
-        fields = dict(zip(header, (text.strip() for text in row), strict=True))
+        fields = dict(zip(header, map(str.strip, row), strict=True))
         filename = fields.pop(FILENAME)
-        clip = Path(filename)  # ./a.wav is a.wav
+        clip = normpath(filename)  # ./a.wav is a.wav
         if clip not in clips:
             problems.add(CLIPS_CSV, number, f"{filename!r} is in no split")
         elif (first := first_seen.setdefault(clip, number)) != number:
@@ -99,7 +99,7 @@ def check_listeners(value, table, row, problems):
 
 def _numbers_if_all_are(texts):
     """Names of speakers such as 03 are text, although Python could read them as numbers."""
-    if any(re.match(r"0\d", text) for text in texts.values()):
+    numbers = {text: number_in(text) for text in set(texts.values())}
+    if any(re.match(r"0\d", text) for text in numbers) or not all(map(math.isfinite, numbers.values())):
         return texts
-    numbers = {clip: number_in(text) for clip, text in texts.items()}
-    return numbers if all(map(math.isfinite, numbers.values())) else texts
+    return {clip: numbers[text] for clip, text in texts.items()}
