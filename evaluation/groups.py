@@ -171,7 +171,8 @@ def _gaps(rhos_of, scores, names, group_of_clip, units, seed):
     labels = list(next(iter(scores.values())))
     # Of ranks within groups: if one group had higher shares than another, clips of both together would be in a clearer
     # order than those of either, and by chance there would be smaller gaps between them.
-    rhos_of = _of_ranks_within(rhos_of, [np.flatnonzero(group_of_clip == group) for group in groups])
+    shape = len(labels) - 1, len(group_of_clip)  # MEAN is one of the labels
+    rhos_of = _of_ranks_within(rhos_of, shape, [np.flatnonzero(group_of_clip == group) for group in groups])
     assigned = group_of_clip[clips]
     permuted = _permuted(assigned, None if units is None else np.asarray(units)[clips], seed)
     gaps = np.array([_largest_gaps(rhos_of, clips, groups_now, groups) for groups_now in [assigned, *permuted]])
@@ -184,9 +185,12 @@ def _gaps(rhos_of, scores, names, group_of_clip, units, seed):
     return found
 
 
-def _of_ranks_within(rhos_of, groups):
-    """`ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group; `groups`: lists of indices."""
-    columns = np.full((2, *rhos_of.known.shape), np.nan)
+def _of_ranks_within(rhos_of, shape, groups):
+    """
+    `ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group; `shape`: number of labels and of all
+    clips; `groups`: lists of indices.
+    """
+    columns = np.full((2, *shape), np.nan)
     for clips in groups:
         ranks, known = rhos_of.ranks(clips)
         columns[..., clips] = np.where(known, ranks / np.maximum(known.sum(axis=1), 1)[:, None], np.nan)

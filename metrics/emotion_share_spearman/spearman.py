@@ -9,6 +9,7 @@ import numpy as np
 
 INTERVAL = "_ci95"  # ends the name of an interval
 WITHIN_CLIPS = "within_clip_spearman"
+VALUES_AT_ONCE = 1 << 16  # predicted and true shares: a processor's cache holds what is computed of them
 
 
 def spearman_scores(predictions, references, label_names=None, bootstrap=0, seed=0, groups=None, within_clips=False):
@@ -83,6 +84,39 @@ class ResampledSpearman:
     """
 
     def __init__(self, predictions, references):
+        runs, clips, labels = predictions.shape
+        at_once = max(1, VALUES_AT_ONCE // max(1, (1 + runs) * clips))
+        parts = [slice(first, first + at_once) for first in range(0, labels, at_once)]
+        self.parts = [_LabelsAtOnce(predictions[..., own], references[:, own]) for own in parts]
+
+    def __call__(self, clips=slice(None), counts=1):
+        """
+        Args:
+            clips: indices of the clips, each as often as it is there; all of them by default.
+            counts: (clips,) how often each of these is there, instead.
+
+        Returns:
+            ρ (runs, labels).
+        """
+        return np.concatenate([part.rhos(clips, counts) for part in self.parts], axis=1)
+
+    def ranks(self, clips=slice(None), counts=1):
+        """
+        Args:
+            clips, counts: as in `__call__`.
+
+        Returns:
+            Ranks minus their mean (1 + runs, labels, clips), first those of the references; of a clip whose share is
+            not known they mean nothing. And how often each counts (labels, clips): not at all if it is not known.
+        """
+        ranks, weights = zip(*(part.ranks(clips, counts) for part in self.parts), strict=True)
+        return np.concatenate(ranks, axis=1), np.concatenate(weights)
+
+
+class _LabelsAtOnce:
+    """Some labels of `ResampledSpearman`, which are computed together; see there for the arguments."""
+
+    def __init__(self, predictions, references):
         self.runs, _, self.labels = predictions.shape
         self.known = (~np.isnan(references)).T.astype(np.float64, order="C")  # (labels, clips)
         # Of each column, first those of the references, then those of each run: (columns, clips)
@@ -96,15 +130,7 @@ class ResampledSpearman:
         np.put_along_axis(self.place, order, np.cumsum(is_new).reshape(columns.shape) - 1, axis=1)
         self.num_places = int(is_new.sum())
 
-    def __call__(self, clips=slice(None), counts=1):
-        """
-        Args:
-            clips: indices of the clips, each as often as it is there; all of them by default.
-            counts: (clips,) how often each of these is there, instead.
-
-        Returns:
-            ρ (runs, labels).
-        """
+    def rhos(self, clips, counts):
         ranks, weights = self.ranks(clips, counts)
         true, predicted = ranks[0], ranks[1:]
         weighted = weights * true
@@ -114,15 +140,7 @@ class ResampledSpearman:
             rhos = np.where(spread > 0, products / np.sqrt(spread * true_spread), 0.0)
         return np.where(true_spread > 0, np.clip(rhos, -1, 1), np.nan)
 
-    def ranks(self, clips=slice(None), counts=1):
-        """
-        Args:
-            clips, counts: as in `__call__`.
-
-        Returns:
-            Ranks minus their mean (1 + runs, labels, clips), first those of the references; of a clip whose share is
-            not known they mean nothing. And how often each counts (labels, clips): not at all if it is not known.
-        """
+    def ranks(self, clips, counts):
         place, weights = self.place[:, clips], self.known[:, clips] * counts
         of_place = np.bincount(place.ravel(), np.tile(weights, (1 + self.runs, 1)).ravel(), self.num_places)
         totals = np.tile(weights.sum(axis=1), 1 + self.runs)  # of each column
