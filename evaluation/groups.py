@@ -187,8 +187,12 @@ def _gaps(rhos_of, scores, names, group_of_clip, units, seed):
 
 def _of_ranks_within(rhos_of, shape, groups):
     """
-    `ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group; `shape`: number of labels and of all
-    clips; `groups`: lists of indices.
+    `ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group.
+
+    Args:
+        rhos_of: `ResampledSpearman` of the clips' shares.
+        shape: number of labels, and of all clips.
+        groups: the indices of the clips of each group.
     """
     columns = np.full((2, *shape), np.nan)
     for clips in groups:

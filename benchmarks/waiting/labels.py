@@ -1,11 +1,12 @@
 """
-Labels, facts and names of a corpus of ComParE 2023's size, 51,813 clips with nine emotions: how long a run waits for them.
+Labels, facts and names of a corpus of ComParE 2023's size, 51,813 clips: how long a run waits for them.
 
     python benchmarks/waiting/labels.py
 
-The peer is what one writes first with `datasets`: `clips[label]`, a column that NumPy reads value by value. Of a fold, whose
-clips are a selection, it is `clips[label][:]`, which reads a column in one go, but row by row where rows are selected. Label files
-are compared with pandas, which reads them and checks nothing. Empty files stand for the clips.
+The peer is what one writes first with `datasets`: `clips[label]`, a column that NumPy reads value by value. Of a fold,
+whose clips are a selection, it is `clips[label][:]`, which reads a column in one go where no rows are selected, and row
+by row where they are. Label files are compared with pandas, which reads them, checks nothing, and looks for no clip.
+Empty files stand for the clips.
 """
 
 import sys
@@ -87,7 +88,7 @@ def row(name, peer, ours):
     if isinstance(own[1], list) and isinstance(own[1][0], np.ndarray):
         for one, other in zip(theirs[1], own[1], strict=True):
             np.testing.assert_array_equal(one, other)
-    print(f"| {name} | {theirs[0]:.3f} s | {own[0]:.3f} s | {theirs[0] / own[0]:.1f}x |", flush=True)
+    print(f"| {name} | {theirs[0]:.3f} s | {own[0]:.3f} s | {theirs[0] / own[0]:.3g}x |", flush=True)
 
 
 def seconds_and_result(function, rounds):

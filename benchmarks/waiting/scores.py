@@ -1,11 +1,12 @@
 """
-Scores and intervals of predictions for ComParE 2023, with its nine emotions: what an epoch and the end of a run wait for.
+Scores and intervals of predictions for ComParE 2023: what an epoch and the end of a run wait for.
 
     python benchmarks/waiting/scores.py
 
-The peer of a score is the metric as `evaluate` calls it, which writes all shares to Arrow and reads them back: the same numbers, to the
-last bit. The peer of a bootstrap is SciPy's `spearmanr` in a loop over the same resamples, of which the peer runs a few: its time is
-given for as many as EmoShare's. Shares have ties, as those of votes; scores differ by 1e-12 at most, or this fails.
+The peer of a score is the metric as `evaluate` calls it, which writes all shares to Arrow and reads them back: the same
+numbers, to the last bit. The peer of a bootstrap is SciPy's `spearmanr` in a loop over the same resamples. It runs a
+few of them, and its time is given for as many as EmoShare's. Shares have ties, as those of votes have. If the scores
+of the two differed by more than 1e-12, this would fail.
 """
 
 import sys
