@@ -186,8 +186,8 @@ def _score(arguments, corpus, predicted, shares, units):
     Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
     `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
     """
-    import numpy as np
 
+    from .dataset_script.facts import are_names
     from .dataset_script.tables import FILENAME
     from .evaluation.ceiling import noise_ceiling
     from .evaluation.groups import as_json, as_text, compare
@@ -202,7 +202,7 @@ def _score(arguments, corpus, predicted, shares, units):
     ceiling = noise_ceiling(references, listeners, labels)
     output_dir = arguments.output_dir and Path(arguments.output_dir)
     if output_dir:
-        filenames = np.array(corpus.splits[split][FILENAME][:], dtype=object)[predicted]
+        filenames = corpus.column(split, FILENAME)[predicted]
         write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, labels)
     print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
     print(score_table(scores, ceiling=ceiling))
@@ -211,7 +211,10 @@ def _score(arguments, corpus, predicted, shares, units):
     groups = {}
     for fact in arguments.by:
         values = [corpus.metadata[split][fact][index] for index in predicted]
-        comparison = compare(values, shares, references, labels, arguments.bootstrap, arguments.seed, units)
+        resampling = arguments.bootstrap, arguments.seed, units
+        comparison = compare(
+            values, shares, references, labels, *resampling, fact == arguments.resample or are_names(fact)
+        )
         print(as_text(fact, comparison))
         groups[fact] = as_json(comparison)
     if output_dir:
@@ -222,7 +225,6 @@ def _score(arguments, corpus, predicted, shares, units):
 
 def ensemble(arguments):
     """`emoshare ensemble`: checks the predictions of runs, averages them, and prints ρ of each and of their mean."""
-    from .dataset_script.tables import FILENAME
     from .evaluation.predictions import read_members, write_predictions
     from .evaluation.scores import MEAN, RESULTS, Scorer, score_table, write_scores
 
@@ -233,15 +235,15 @@ def ensemble(arguments):
     if len(set(folders)) < len(folders):
         raise ValueError(f"RUN_DIR: got a run more than once: {' '.join(arguments.run_dirs)}")
     corpus = _load_corpus(arguments)
-    members = read_members(arguments.run_dirs, corpus.splits, corpus.labels)
+    members = read_members(arguments.run_dirs, corpus)
     means = {split: shares.mean(axis=0) for split, shares in members.items()}
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
     scores = scorer.scores(means["devel"], arguments.bootstrap, arguments.seed)
     made_from = _made_from(corpus, "devel", range(len(means["devel"])))
     output_dir.mkdir(parents=True, exist_ok=True)
     for split, shares in means.items():
-        filenames = corpus.splits[split][FILENAME]
-        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+        path = output_dir / f"predictions_{split}.csv"
+        write_predictions(path, corpus.filenames(split), shares, corpus.labels)
     write_scores(output_dir / RESULTS, scores, made_from)
 
     print(f"\nSpearman's rho on devel, {len(corpus.splits['devel'])} clips")

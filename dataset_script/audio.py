@@ -64,8 +64,9 @@ def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False
     """
     problems = Problems(source, shown=None)
     clips = [(split, index) for split in splits for index in range(len(corpus.splits[split]))]
+    rows = corpus.splits.select_columns([FILENAME, AUDIO])  # to read a row with all of its columns takes longer
     for split, index in tqdm(clips, desc="Checking audio", unit=" clips"):
-        row = corpus.splits[split][index]
+        row = rows[split][index]
         try:
             num_samples = length_of(row, sampling_rate, decode)
         except (ValueError, OSError) as error:

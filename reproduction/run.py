@@ -17,6 +17,7 @@ from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, with_folds
 from .plan import describe, prepare_features
 from .report import write_report
+from .scored import scored_on
 
 ERROR = "error.txt"
 
@@ -41,6 +42,7 @@ def run(grid, dry_run=False):
     corpus = load_run_corpus(data, accelerator, _loaded(data, corpora, accelerator))
     read_clips_together(corpus, accelerator)
     grid = together(partial(with_folds, grid, corpus.as_stored))
+    together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
     check_done_cells(grid, corpus, accelerator)
     if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))

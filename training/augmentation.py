@@ -11,15 +11,6 @@ MASKS = 2  # of frames, and of features, in each clip
 MIXED = ("labels", "weights", "listeners")
 
 
-def check_listeners(run, corpus):
-    """Raises ValueError if listeners are to be dropped and none are known."""
-    if run.listener_dropout and np.isnan(corpus.listeners("train")).all():
-        raise ValueError(
-            "--listener_dropout: needs the number of listeners of each clip, which this corpus does not have; expected "
-            "the fact 'listeners' (column of lab/clips.csv)"
-        )
-
-
 class Augmentation:
     """
     Changes the batches of a training run as its flags say, the same way whenever an epoch is run.

@@ -13,19 +13,23 @@ from ..losses_emoshare import takes
 from .user_errors import together
 
 
-def check_votes(corpus, loss):
+def check_listeners(corpus, loss, listener_dropout):
     """
     Args:
         corpus: `Corpus`.
-        loss: `--loss`.
+        loss, listener_dropout: `--loss` and `--listener_dropout`.
 
     Raises:
-        ValueError: if the loss needs the number of listeners of clips, and no training clip's is known.
+        ValueError: if one of them needs the number of listeners of clips, and no training clip's is known.
     """
-    if takes(loss, "concentrations") and np.isnan(corpus.listeners("train")).all():
+    needs = []
+    if takes(loss, "concentrations"):
+        needs.append(f"--loss {loss}: needs to know how many listeners voted")
+    if listener_dropout:
+        needs.append("--listener_dropout: needs the number of listeners of each clip")
+    if needs and np.isnan(corpus.listeners("train")).all():
         raise ValueError(
-            f"--loss {loss}: needs to know how many listeners voted, and no clip of train has a number of them; "
-            f"expected a column {LISTENERS!r} in {CLIPS_CSV}"
+            f"{needs[0]}, and no clip of train has a number of them; expected a column {LISTENERS!r} in {CLIPS_CSV}"
         )
 
 

@@ -3,14 +3,14 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers.utils import CONFIG_NAME
 
-from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.calibration import calibration_of
 from ..evaluation.card import CALIBRATION_FIGURE, model_card, shown_settings
-from ..evaluation.ceiling import noise_ceiling
+from ..evaluation.ceiling import NoiseCeiling, noise_ceiling
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_calibration, plot_shares
 from ..evaluation.groups import resampled_units
@@ -18,10 +18,9 @@ from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
-from .augmentation import check_listeners
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
-from .corpus import check_votes, load_run_corpus
+from .corpus import check_listeners, load_run_corpus
 from .features import check_new_audio, extract_frame_features
 from .model import build_model
 from .store import ResplitFeatureStore
@@ -52,8 +51,7 @@ def train(arguments, accelerator, loaded=None):
 
     corpus = load_run_corpus(arguments.data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
-    together(partial(check_votes, corpus, arguments.model.loss))
-    together(partial(check_listeners, run, corpus))
+    together(partial(check_listeners, corpus, arguments.model.loss, run.listener_dropout))
     units = together(partial(resampled_units, corpus, "devel", run.resample))
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
@@ -84,15 +82,13 @@ def train(arguments, accelerator, loaded=None):
         fit_concentrations(model, loaders["devel"], accelerator)
     predictions = {split: predict_votes(model, loader, accelerator) for split, loader in loaders.items()}
     shares = {split: of_split.shares for split, of_split in predictions.items()}
-    scores = scorer.scores(shares["devel"], run.bootstrap, run.seed, units)
-    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
 
-    if accelerator.is_main_process:
-        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from)
-    report(scores, shares["devel"], progress.selected, ceiling, accelerator, run.selection)
-    if corpus.whole is not None:
-        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(shares["test"])
-        accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
+    if accelerator.is_main_process:  # the others wait for it: intervals take seconds
+        results = results_of(run, corpus, scorer, shares, units)
+        save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from)
+        report(results.scores, shares["devel"], progress.selected, results.ceiling, accelerator, run.selection)
+        if results.of_fold is not None:
+            print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(results.of_fold)}")
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
         of_backbone = None if arguments.model.is_acoustic else stores
@@ -103,7 +99,41 @@ def train(arguments, accelerator, loaded=None):
         print(f"Published: {commit.commit_url}")
 
 
-def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from):
+class Results(NamedTuple):
+    """
+    What a run measures at its end.
+
+    Attributes:
+        scores: of `Scorer.scores` on devel, with intervals.
+        ceiling: `NoiseCeiling` of devel.
+        of_fold: of `Scorer.scores` on test, where that is a fold of the corpus; otherwise `None`.
+    """
+
+    scores: dict
+    ceiling: NoiseCeiling
+    of_fold: dict | None
+
+
+def results_of(run, corpus, scorer, shares, units):
+    """
+    Args:
+        run: `RunArguments`.
+        corpus: `Corpus`.
+        scorer: `Scorer` of devel.
+        shares: by split, (clips, labels) predicted shares.
+        units: of `resampled_units` on devel.
+
+    Returns:
+        `Results`.
+    """
+    scores = scorer.scores(shares["devel"], run.bootstrap, run.seed, units)
+    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
+    if corpus.whole is None:
+        return Results(scores, ceiling, None)
+    return Results(scores, ceiling, Scorer(corpus.shares("test"), corpus.labels).scores(shares["test"]))
+
+
+def save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
     the new is on the disk, and the results come last: their presence marks a finished run.
@@ -115,19 +145,21 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
             feature_extractor.save_pretrained(folder)
             for split, of_split in predictions.items():
-                filenames = corpus.splits[split][FILENAME]
-                write_predictions(folder / f"predictions_{split}.csv", filenames, of_split.shares, corpus.labels)
+                path = folder / f"predictions_{split}.csv"
+                write_predictions(path, corpus.filenames(split), of_split.shares, corpus.labels)
             selected = None if arguments.run.selection == "best_epoch" else progress.selected
             write_history(folder / HISTORY, progress.history, corpus.labels, selected)
             dataset, shares = shown_settings(arguments)["dataset"], predictions["devel"].shares
             title = f"Predicted and true shares on devel ({dataset})"
-            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, scores, title)
+            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, results.scores, title)
             calibrations = {}
             if model.config.has_concentrations:
                 calibrations = _save_intervals(folder, corpus, predictions, f"Calibration ({dataset})")
-            card = model_card(arguments, model, feature_extractor, scores, corpus, ceiling, calibrations)
+            scores, ceiling, of_fold = results
+            card = model_card(arguments, model, feature_extractor, scores, corpus, ceiling, calibrations, of_fold)
             card.save(folder / "README.md")
-            write_scores(folder / RESULTS, scores, made_from, ceiling=ceiling, calibrations=calibrations)
+            measured = {"ceiling": ceiling, "calibrations": calibrations, "of_fold": of_fold}
+            write_scores(folder / RESULTS, scores, made_from, **measured)
             sync_all(folder)
         _replace_run(folder, output_dir, model.config)
 
@@ -136,7 +168,7 @@ def _save_intervals(folder, corpus, predictions, title):
     """Writes what a model with concentrations adds to a run; returns the `Calibration` of each split that has one."""
     calibrations = {}
     for split, of_split in predictions.items():
-        listeners, filenames = corpus.listeners(split), corpus.splits[split][FILENAME]
+        listeners, filenames = corpus.listeners(split), corpus.filenames(split)
         write_intervals(folder / f"intervals_{split}.csv", filenames, of_split, listeners, corpus.labels)
         calibration = calibration_of(of_split, corpus.shares(split), listeners)
         if calibration is not None:

@@ -1,5 +1,6 @@
 """Whole grids with folds: features are extracted once, and a cell is a run of train.py on a fold."""
 
+import json
 import shutil
 
 import pytest
@@ -94,6 +95,9 @@ def check_against_a_run_by_hand(cell, grid):
     for name in ("predictions_devel.csv", "predictions_test.csv", "eval_results.json", "model.safetensors"):
         assert (grid / "by hand" / name).read_bytes() == (cell / name).read_bytes(), name
     card = (cell / "README.md").read_text()
+    of_test = json.loads((cell / "eval_results.json").read_text())["test"]
+    assert set(of_test) == {"spearman", "spearman_joy", "spearman_awe"}
+    assert f"On test, which nothing was selected on, the mean ρ is {of_test['spearman']:.3f}." in card
     for setting in ("| folds | leave_one_out |", "| fold | 1 |", "| group_by | speaker |"):
         assert setting in card
 
