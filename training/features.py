@@ -27,16 +27,18 @@ from .store import (
     finish,
     is_whole,
     shard_path,
+    shard_writer,
     stored_bytes,
-    write_shard,
     written_clips,
 )
 from .user_errors import checking, together
 
 # Part of every store's fingerprint: increase it when this code computes other features from the same input.
 FEATURES_VERSION = 3
-# What one process holds in memory and writes at once, and loses at most when it is killed; for n layers, 1/n of it.
+# What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
+# `SHARDS` files, and one for each process besides.
 CLIPS_PER_SHARD = 128
+SHARDS = 1000
 # The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
 # Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
@@ -230,28 +232,34 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
             f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
             + (f", continuing after {done} of {len(mine)}" if done else "")
         )
-    shards = list(_missing_shards(mine, written, model.config))
+    shards = list(_missing_shards(mine, written, model.config, len(clips)))
     done = len(mine) - sum(len(shard) for shard, _ in shards)
     samples = 0
     with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
         for shard, layers in shards:
-            windows = [window for clip in shard for window in _windows(clips[clip], clip, feature_extractor)]
-            _add_features(windows, model, feature_extractor, dtype, layers)
-            for layer in layers:
-                of_layer = [{**window, "features": window["features"][layer]} for window in windows]
-                write_shard(shard_path(folders[layer], shard, process, processes), of_layer, dtype)
-            samples += sum(window["num_samples"] for window in windows)
-            progress.update(len(shard))
-            progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in layers}
+            with ExitStack() as files:
+                # Closed in the order of the layers.
+                write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+                for part in _in_memory_at_once(shard, layers, model):
+                    windows = [window for clip in part for window in _windows(clips[clip], clip, feature_extractor)]
+                    _add_features(windows, model, feature_extractor, dtype, layers)
+                    for window in windows:
+                        for layer, features in window["features"].items():
+                            write[layer]({**window, "features": features})
+                    samples += sum(window["num_samples"] for window in windows)
+                    progress.update(len(part))
+                    progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
 
 
-def _missing_shards(mine, written, config):
+def _missing_shards(mine, written, config, num_clips):
     """
     Args:
         mine: the clips of this process, in order.
         written: the clips that are already written, a set for each layer. They differ between layers if an extraction
             was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
+        num_clips: of the whole split.
 
     Yields:
         The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
@@ -259,9 +267,23 @@ def _missing_shards(mine, written, config):
     for layers, clips in groupby(mine, lambda clip: [layer for layer in written if clip not in written[layer]]):
         if layers:
             clips = list(clips)
-            per_shard = -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+            per_shard = max(_clips_for(layers, config), -(-num_clips // SHARDS))
             for first in range(0, len(clips), per_shard):
                 yield clips[first : first + per_shard], layers
+
+
+def _in_memory_at_once(shard, layers, model):
+    """The clips of a shard in parts, of which one is in memory: a single clip, where the backbone takes no batches."""
+    size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
+    return [shard[first : first + size] for first in range(0, len(shard), size)]
+
+
+def _clips_for(layers, config):
+    return -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+
+
+def _seconds_per_pass(model):
+    return SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
 
 
 def _windows(row, clip, feature_extractor):
@@ -278,13 +300,13 @@ def _windows(row, clip, feature_extractor):
             }
             for start, end in feature_extractor.windows(len(waveform))
         ]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
 def _add_features(windows, model, feature_extractor, dtype, layers):
     """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
-    seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+    seconds = _seconds_per_pass(model)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]
