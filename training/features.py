@@ -5,8 +5,8 @@ import hashlib
 import json
 import shutil
 import sys
-from contextlib import ExitStack
-from itertools import groupby
+from contextlib import ExitStack, closing
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, clips_fingerprint, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
+from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
     as_stored,
@@ -44,6 +45,9 @@ FILES_OPENED = 2000
 # Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
+# Seconds of audio that may wait, decoded, for the backbone: less where it takes clip by clip.
+SECONDS_AHEAD, SECONDS_AHEAD_OF_CLIPS = 1024, 64
+DECODING_THREADS = 4  # where the backbone runs on an accelerator
 
 
 def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
@@ -235,14 +239,18 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
     shards = list(_missing_shards(mine, written, model.config, len(clips)))
     done = len(mine) - sum(len(shard) for shard, _ in shards)
     samples = 0
-    with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
+    decoded = iter(_decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor))
+    with (
+        closing(decoded),
+        tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress,
+    ):
         for shard, layers in shards:
             paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in layers}
             with ExitStack() as files:
                 # Closed in the order of the layers.
                 write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
                 for part in _in_memory_at_once(shard, layers, model):
-                    windows = [window for clip in part for window in _windows(clips[clip], clip, feature_extractor)]
+                    windows = [window for of_clip in islice(decoded, len(part)) for window in of_clip]
                     _add_features(windows, model, feature_extractor, dtype, layers)
                     for window in windows:
                         for layer, features in window["features"].items():
@@ -284,6 +292,22 @@ def _clips_for(layers, config):
 
 def _seconds_per_pass(model):
     return SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+
+
+def _decoded(clips, indices, model, feature_extractor):
+    """The windows of each of the clips with these indices, read ahead of the backbone."""
+    if model.device.type != "cpu":
+        num_threads = DECODING_THREADS
+    else:  # without a backbone, nothing else is computed
+        num_threads = torch.get_num_threads() if model.backbone is None else 1
+    seconds = SECONDS_AHEAD if _seconds_per_pass(model) else SECONDS_AHEAD_OF_CLIPS
+    return ReadAhead(
+        lambda clip: _windows(clips[clip], clip, feature_extractor),
+        indices,
+        cost=lambda windows: sum(window["num_samples"] for window in windows),
+        limit=seconds * feature_extractor.sampling_rate,
+        num_threads=num_threads,
+    )
 
 
 def _windows(row, clip, feature_extractor):
