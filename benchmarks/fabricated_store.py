@@ -1,4 +1,4 @@
-"""A store of any number of windows with the lengths of real clips, and features so narrow that every disk holds them."""
+"""A store of any number of windows with the lengths of real clips, and features so narrow that any disk holds them."""
 
 import shutil
 from dataclasses import dataclass

@@ -59,7 +59,7 @@ class ReadAhead:
             try:
                 result = self.function(self.items[place])
                 outcome = result, None, self.cost(result)
-            except Exception as error:  # of whatever kind: it belongs to whoever iterates
+            except Exception as error:  # noqa: BLE001  (raised again by whoever iterates)
                 outcome = None, error, 0
             with self.changed:
                 self.waiting[place] = outcome
