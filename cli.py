@@ -18,10 +18,6 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
-
-from .feature_extraction_emoshare import EmoShareFeatureExtractor
-
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
 HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 
@@ -29,15 +25,18 @@ BROKEN_CLIPS, FAILED, INTERRUPTED = 1, 2, 130  # exit codes; argparse uses 2 for
 
 
 def main(argv=None):
-    """Runs the command with `argv`, the process's own arguments if not given; returns the exit code."""
+    """
+    Runs the command with `argv`, the process's own arguments if not given; returns the exit code. Nothing that takes
+    long is imported until the arguments are found to be right.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["train"]:  # these two read their own flags, --help among them
-            from .training.run import main as train
+            from .training.command import main as train
 
             return train(argv[1:], "emoshare train")
         if argv[:1] == ["reproduce"]:
-            from .reproduction.run import main as reproduce
+            from .reproduction.command import main as reproduce
 
             return reproduce(argv[1:], "emoshare reproduce")
         return _run(_parser().parse_args(argv))
@@ -47,6 +46,8 @@ def main(argv=None):
 
 
 def _run(arguments):
+    import torch
+
     from .evaluation.clips import printable
 
     try:
@@ -271,6 +272,8 @@ def _made_from(corpus, split, indices):
 def _load_pipeline(arguments):
     """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+
+    from .feature_extraction_emoshare import EmoShareFeatureExtractor
 
     _check_model_folder(arguments)
     source = {"revision": arguments.revision, "trust_remote_code": False}

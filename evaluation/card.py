@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..architectures_emoshare import ARCHITECTURES
 from ..dataset_script.corpora import is_published
-from ..feature_extraction_emoshare import FEATURE_TYPES
+from ..fields_emoshare import FEATURE_TYPES
 from .ceiling import NoiseCeiling
 from .markdown import markdown_table
 from .paper import rhos_of, row_of

@@ -1,8 +1,6 @@
 """Extracts frame features: the frozen backbone runs once over every clip, and a store keeps the result."""
 
 import copy
-import hashlib
-import json
 import shutil
 import sys
 from contextlib import ExitStack, closing
@@ -11,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from accelerate.utils import broadcast_object_list, tqdm
 from filelock import FileLock
 
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
-from ..dataset_script.audio import check_audio, clips_fingerprint, length_of
+from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
+from .model import load_left_out_backbone
 from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
@@ -32,10 +30,9 @@ from .store import (
     stored_bytes,
     written_clips,
 )
+from .store_names import StoreNames
 from .user_errors import checking, together
 
-# Part of every store's fingerprint: increase it when this code computes other features from the same input.
-FEATURES_VERSION = 3
 # What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
 # `SHARDS` files, and one for each process besides.
 CLIPS_PER_SHARD = 128
@@ -50,44 +47,46 @@ SECONDS_AHEAD, SECONDS_AHEAD_OF_CLIPS = 1024, 64
 DECODING_THREADS = 4  # where the backbone runs on an accelerator
 
 
-def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
+def extract_frame_features(
+    corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16", names=None
+):
     """
     The frame features of a split, of the model's `backbone_layer`.
 
     Args:
         corpus: `Corpus`.
         split: name of the split.
-        model, feature_extractor, cache_dir, accelerator, dtype: as in `extract_layers`, errors too.
+        model, feature_extractor, cache_dir, accelerator, dtype, names: as in `extract_layers`, errors too.
 
     Returns:
         `FrameFeatureStore`.
     """
     layer = model.config.backbone_layer
     clips = corpus.splits[split]
-    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
+    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer], names)
     with checking(is_of_all=True):
         return FrameFeatureStore(stores[layer], corpus, split)
 
 
-def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers):
+def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers, names=None):
     """
     Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet.
 
     Args:
         corpus: `Corpus`, with the splits by which features are stored.
         data: `DataArguments`.
-        model, feature_extractor, cache_dir, accelerator, layers: as in `extract_layers`.
+        model, feature_extractor, cache_dir, accelerator, layers, names: as in `extract_layers`.
 
     Raises:
         UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
     """
 
     def check():
-        digest = _digest_of_model(model, feature_extractor, data.feature_dtype)
+        of_stores = names or StoreNames(model, feature_extractor, data.feature_dtype)
         new = [
             split
             for split, clips in corpus.splits.items()
-            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(digest, clips, layers).values())
+            if not all(is_whole(Path(cache_dir, name)) for name in of_stores.of(clips, layers).values())
         ]
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
@@ -95,7 +94,7 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
     together(check if accelerator.is_main_process else lambda: None)
 
 
-def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
+def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names=None):
     """
     Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
     used as it is. The backbone runs over the clips once, for all layers that are missing.
@@ -106,12 +105,14 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
     Args:
         clips: the split, a `datasets.Dataset`.
         split: its name, for messages.
-        model: `EmoShareModel`; without a backbone, the acoustic features are the frame features.
+        model: `EmoShareModel`; without a backbone, the acoustic features are the frame features. A backbone that
+            `build_model` has left out is loaded if something is to be extracted.
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
         dtype: of the stored features: `"float16"`, `"bfloat16"` or `"float32"`.
         layers: each as `EmoShareConfig.backbone_layer`; the one in the model's config does not matter.
+        names: `StoreNames` of model, feature extractor and dtype, if there are any already.
 
     Returns:
         `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer.
@@ -125,8 +126,8 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         _check_layer(layer, model.config)
     stores = None
     if accelerator.is_main_process:
-        fingerprints = _fingerprints(_digest_of_model(model, feature_extractor, dtype), clips, layers)
-        stores = {layer: Path(cache_dir) / fingerprint for layer, fingerprint in fingerprints.items()}
+        of_stores = names or StoreNames(model, feature_extractor, dtype)
+        stores = {layer: Path(cache_dir) / name for layer, name in of_stores.of(clips, layers).items()}
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
     with ExitStack() as locks:
@@ -150,6 +151,7 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
                     begin(folder, accelerator.num_processes)
             accelerator.wait_for_everyone()
             with checking():  # not of all: a process has clips of its own
+                load_left_out_backbone(model)
                 _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -355,28 +357,3 @@ def _frame_features(inputs, model, feature_extractor, layers):
         {layer: array[index][..., :own, :] for layer, array in arrays.items()}
         for index, own in enumerate(features.lengths.tolist())
     ]
-
-
-def _digest_of_model(model, feature_extractor, dtype):
-    """Of everything that decides the features of any split and layer; reads all weights of the backbone."""
-    versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
-    settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
-    digest = hashlib.blake2b(json.dumps([versions, dtype, settings], sort_keys=True).encode(), digest_size=16)
-    if model.backbone is not None:
-        digest.update(model.config.backbone_config.to_json_string().encode())
-        for name, tensor in sorted(model.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest
-
-
-def _fingerprints(digest, clips, layers):
-    """For each layer, a hexadecimal name made of everything that decides its features of a split."""
-    digest = digest.copy()
-    digest.update(clips_fingerprint(clips).encode())
-    fingerprints = {}
-    for layer in layers:
-        of_layer = digest.copy()
-        of_layer.update(json.dumps(layer).encode())
-        fingerprints[layer] = of_layer.hexdigest()
-    return fingerprints

@@ -18,31 +18,16 @@ from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
-from .arguments import parse_arguments
 from .augmentation import check_listeners
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
 from .corpus import check_votes, load_run_corpus
 from .features import check_new_audio, extract_frame_features
-from .launch import start
 from .model import build_model
 from .store import ResplitFeatureStore
+from .store_names import StoreNames
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import run_entry_point, together
-
-
-def main(argv, name="train.py"):
-    """
-    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
-    user gave is wrong.
-    """
-    return run_entry_point(name, parse_arguments, _run, argv)
-
-
-def _run(arguments):
-    accelerator = start(arguments)
-    train(arguments, accelerator)
-    accelerator.end_training()
+from .user_errors import together
 
 
 def train(arguments, accelerator):
@@ -73,11 +58,12 @@ def train(arguments, accelerator):
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
     layers, whole = [model.config.backbone_layer], corpus.as_stored
-    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+    names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     # Of the clips as they are now: until the results are written, somebody may change them or move them away.
     made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
     stores = {
-        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype)
+        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype, names)
         for split in whole.splits
     }
     if whole is not corpus:

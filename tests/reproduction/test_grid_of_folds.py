@@ -8,8 +8,8 @@ from conftest import read_csv, torch_threads, write_corpus, write_csv
 
 from emoshare.evaluation import figures as shares_figure
 from emoshare.reproduction import figures
-from emoshare.reproduction.run import main
-from emoshare.training import features, run
+from emoshare.reproduction.command import main
+from emoshare.training import command, features
 from emoshare.training.trainer import HeadTrainer
 
 FLAGS = {"num_train_epochs": 2, "bootstrap": 0, "conv_channels": [8], "lstm_hidden_size": 4, "ffn_sizes": [4]}
@@ -90,7 +90,7 @@ def check_against_a_run_by_hand(cell, grid):
     for name, value in {**FLAGS, **of_cell}.items():
         flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     flags += ["--dataset", "csv", "--data_dir", str(grid / "corpus"), "--output_dir", str(grid / "by hand")]
-    assert run.main([*flags, "--feature_cache_dir", str(grid / "grid" / "features")]) == 0
+    assert command.main([*flags, "--feature_cache_dir", str(grid / "grid" / "features")]) == 0
     for name in ("predictions_devel.csv", "predictions_test.csv", "eval_results.json", "model.safetensors"):
         assert (grid / "by hand" / name).read_bytes() == (cell / name).read_bytes(), name
     card = (cell / "README.md").read_text()

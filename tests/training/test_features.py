@@ -14,7 +14,7 @@ from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
-from emoshare.dataset_script import audio, load_corpus
+from emoshare.dataset_script import audio, digests, load_corpus
 from emoshare.training import features
 from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
@@ -366,8 +366,8 @@ def test_layers_that_are_there_and_those_above_the_highest_are_not_extracted(cli
 def test_what_decides_all_layers_is_read_once(clips, tmp_path, accelerator, monkeypatch):
     model = model_with(backbone_config=backbone_config())
     read = []
-    read_bytes, state_dict = Path.read_bytes, model.backbone.state_dict
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    read_file, state_dict = digests._read, model.backbone.state_dict
+    monkeypatch.setattr(digests, "_read", lambda path: read.append(Path(path).name) or read_file(path))
     monkeypatch.setattr(model.backbone, "state_dict", lambda: read.append("weights") or state_dict())
     extract_layers(clips, "train", model, EmoShareFeatureExtractor(), tmp_path, accelerator, "float16", LAYERS)
     assert sorted(read) == [*clips["filename"], "weights"]
