@@ -31,7 +31,7 @@ class Augmentation:
         self.longest = config.max_frames if config.normalization == "sequence" else None
         self.epoch = self.drawn = None
         if run.listener_dropout:
-            self.clip_of_window = torch.from_numpy(store.clip_of_window).to(self.device)
+            self.clip_of_window = torch.tensor(store.clip_of_window, device=self.device)
 
     def set_epoch(self, epoch):
         """Draws the listeners of all clips for an epoch: the same on all processes."""

@@ -3,8 +3,8 @@
 import copy
 import shutil
 import sys
-from contextlib import ExitStack
-from itertools import groupby
+from contextlib import ExitStack, closing
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
 from .model import load_left_out_backbone
+from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
     as_stored,
@@ -25,20 +26,25 @@ from .store import (
     finish,
     is_whole,
     shard_path,
+    shard_writer,
     stored_bytes,
-    write_shard,
     written_clips,
 )
 from .store_names import StoreNames
 from .user_errors import checking, together
 
-# What one process holds in memory and writes at once, and loses at most when it is killed; for n layers, 1/n of it.
+# What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
+# `SHARDS` files, and one for each process besides.
 CLIPS_PER_SHARD = 128
+SHARDS = 1000
 # The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
 # Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
+# Seconds of audio that may wait, decoded, for the backbone: less where it takes clip by clip.
+SECONDS_AHEAD, SECONDS_AHEAD_OF_CLIPS = 1024, 64
+DECODING_THREADS = 4  # where the backbone runs on an accelerator
 
 
 def extract_frame_features(
@@ -232,28 +238,38 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
             f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
             + (f", continuing after {done} of {len(mine)}" if done else "")
         )
-    shards = list(_missing_shards(mine, written, model.config))
+    shards = list(_missing_shards(mine, written, model.config, len(clips)))
     done = len(mine) - sum(len(shard) for shard, _ in shards)
     samples = 0
-    with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
+    decoded = iter(_decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor))
+    with (
+        closing(decoded),
+        tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress,
+    ):
         for shard, layers in shards:
-            windows = [window for clip in shard for window in _windows(clips[clip], clip, feature_extractor)]
-            _add_features(windows, model, feature_extractor, dtype, layers)
-            for layer in layers:
-                of_layer = [{**window, "features": window["features"][layer]} for window in windows]
-                write_shard(shard_path(folders[layer], shard, process, processes), of_layer, dtype)
-            samples += sum(window["num_samples"] for window in windows)
-            progress.update(len(shard))
-            progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in layers}
+            with ExitStack() as files:
+                # Closed in the order of the layers.
+                write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+                for part in _in_memory_at_once(shard, layers, model):
+                    windows = [window for of_clip in islice(decoded, len(part)) for window in of_clip]
+                    _add_features(windows, model, feature_extractor, dtype, layers)
+                    for window in windows:
+                        for layer, features in window["features"].items():
+                            write[layer]({**window, "features": features})
+                    samples += sum(window["num_samples"] for window in windows)
+                    progress.update(len(part))
+                    progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
 
 
-def _missing_shards(mine, written, config):
+def _missing_shards(mine, written, config, num_clips):
     """
     Args:
         mine: the clips of this process, in order.
         written: the clips that are already written, a set for each layer. They differ between layers if an extraction
             was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
+        num_clips: of the whole split.
 
     Yields:
         The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
@@ -261,9 +277,39 @@ def _missing_shards(mine, written, config):
     for layers, clips in groupby(mine, lambda clip: [layer for layer in written if clip not in written[layer]]):
         if layers:
             clips = list(clips)
-            per_shard = -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+            per_shard = max(_clips_for(layers, config), -(-num_clips // SHARDS))
             for first in range(0, len(clips), per_shard):
                 yield clips[first : first + per_shard], layers
+
+
+def _in_memory_at_once(shard, layers, model):
+    """The clips of a shard in parts, of which one is in memory: a single clip, where the backbone takes no batches."""
+    size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
+    return [shard[first : first + size] for first in range(0, len(shard), size)]
+
+
+def _clips_for(layers, config):
+    return -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+
+
+def _seconds_per_pass(model):
+    return SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+
+
+def _decoded(clips, indices, model, feature_extractor):
+    """The windows of each of the clips with these indices, read ahead of the backbone."""
+    if model.device.type != "cpu":
+        num_threads = DECODING_THREADS
+    else:  # without a backbone, nothing else is computed
+        num_threads = torch.get_num_threads() if model.backbone is None else 1
+    seconds = SECONDS_AHEAD if _seconds_per_pass(model) else SECONDS_AHEAD_OF_CLIPS
+    return ReadAhead(
+        lambda clip: _windows(clips[clip], clip, feature_extractor),
+        indices,
+        cost=lambda windows: sum(window["num_samples"] for window in windows),
+        limit=seconds * feature_extractor.sampling_rate,
+        num_threads=num_threads,
+    )
 
 
 def _windows(row, clip, feature_extractor):
@@ -280,13 +326,13 @@ def _windows(row, clip, feature_extractor):
             }
             for start, end in feature_extractor.windows(len(waveform))
         ]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
 def _add_features(windows, model, feature_extractor, dtype, layers):
     """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
-    seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+    seconds = _seconds_per_pass(model)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]

@@ -1,7 +1,7 @@
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,16 +169,18 @@ features.extract_frame_features(corpus, "train", model, extractor, "{folder}/sto
 
 def stop_after(shards, monkeypatch):
     """As if the process were killed after this many shards."""
-    write_shard = features.write_shard
+    shard_writer = features.shard_writer
     written = []
 
-    def write(*arguments):
-        if len(written) == shards:
-            raise KeyboardInterrupt
-        write_shard(*arguments)
-        written.append(arguments)
+    @contextmanager
+    def write(path, dtype):
+        with shard_writer(path, dtype) as write_window:
+            yield write_window
+            if len(written) == shards:
+                raise KeyboardInterrupt
+        written.append(path)
 
-    monkeypatch.setattr(features, "write_shard", write)
+    monkeypatch.setattr(features, "shard_writer", write)
 
 
 def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
@@ -210,7 +212,7 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
         if folder == "parts":
             assert (store / shard.name).stat().st_mtime_ns == written
     assert files["whole"] == files["parts"]
-    assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
+    assert len(files["whole"]) == 3 + 2 + 1  # shards, the two files of a dataset, and where each window is
 
 
 def test_a_store_with_a_damaged_shard_is_mended(corpus, tmp_path, accelerator, monkeypatch, capsys):
@@ -380,6 +382,22 @@ def test_a_shard_of_many_layers_holds_fewer_clips(clips, tmp_path, accelerator, 
         assert [len(list(folder.glob("shard-*"))) for folder in folders.values()] == [shards] * len(layers)
 
 
+def test_the_number_of_shards_has_a_limit(corpus, clips, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 1)
+    model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
+    arguments = (clips, "train", model, extractor)
+    folders = {}
+    for most, shards in (1000, 5), (5, 5), (3, 3), (1, 1):
+        monkeypatch.setattr(features, "SHARDS", most)
+        folders |= {most: extract_layers(*arguments, tmp_path / str(most), accelerator, "float16", [0, "weighted"])}
+        assert [len(list(folder.glob("shard-*"))) for folder in folders[most].values()] == [shards] * 2
+    expected = contents(folders[1000], corpus)
+    for of_layers in folders.values():
+        for layer, found in contents(of_layers, corpus).items():
+            for own, other in zip(found, expected[layer], strict=True):
+                np.testing.assert_array_equal(own, other)
+
+
 @pytest.mark.parametrize("written", range(10))
 def test_an_extraction_of_layers_that_dies_between_any_two_shards_goes_on_there(
     written, clips, tmp_path, accelerator, monkeypatch
@@ -447,6 +465,8 @@ def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, m
 
 
 LAYERS_IN_TWO_PROCESSES = """
+from contextlib import contextmanager
+
 from accelerate import Accelerator
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -459,22 +479,24 @@ model = EmoShareModel.from_pretrained("{folder}/model")
 accelerator = Accelerator(cpu=True)
 arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
 
-write_shard = features.write_shard
+shard_writer = features.shard_writer
 written = []
 
-def write(*arguments):
-    if len(written) == accelerator.process_index + 1:
-        raise KeyboardInterrupt
-    write_shard(*arguments)
-    written.append(arguments)
+@contextmanager
+def write(path, dtype):
+    with shard_writer(path, dtype) as write_window:
+        yield write_window
+        if len(written) == accelerator.process_index + 1:
+            raise KeyboardInterrupt
+    written.append(path)
 
-features.write_shard = write
+features.shard_writer = write
 try:
     features.extract_layers(*arguments)
 except KeyboardInterrupt:
     print("interrupted in process", accelerator.process_index)
 accelerator.wait_for_everyone()
-features.write_shard = write_shard
+features.shard_writer = shard_writer
 features.extract_layers(*arguments)
 accelerator.end_training()
 """
