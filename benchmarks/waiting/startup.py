@@ -24,7 +24,7 @@ COMMANDS = {
     "`emoshare predict --help`": [*EMOSHARE, "predict", "--help"],
     "`emoshare train --help`": [*EMOSHARE, "train", "--help"],
     "`emoshare reproduce --help`": [*EMOSHARE, "reproduce", "--help"],
-    "`emoshare train --nonsense`": [*EMOSHARE, "train", "--nonsense"],
+    "`emoshare train` with a wrong flag": [*EMOSHARE, "train", "--nonsense"],
     "`transformers --help`": [str(Path(sys.executable).with_name("transformers")), "--help"],
     "`accelerate launch --help`": [str(Path(sys.executable).with_name("accelerate")), "launch", "--help"],
     "import of all that `emoshare train` needs": [*PYTHON, "import emoshare.training.run, emoshare.training.launch"],
