@@ -24,6 +24,7 @@ from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES, takes
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
+from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .threads_emoshare import side_by_side
 
@@ -310,7 +311,10 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             )
         all_layers = range(self.family.num_layers(self.backbone.config) + 1)
         to_run = [layer for layer in layers if layer != "weighted"] + (list(all_layers) if "weighted" in layers else [])
-        states = self.family.hidden_states(self.backbone, inputs.to(self.backbone.dtype), lengths, to_run)
+        run = partial(self.family.hidden_states, self.backbone, layers=to_run)
+        is_one_pass = inputs.device.type != "cpu" or self.backbone.training or torch.compiler.is_compiling()
+        inputs = inputs.to(self.backbone.dtype)
+        states = run(inputs, lengths) if is_one_pass else in_passes(run, inputs, lengths, num_frames)
         if "weighted" in layers:
             states["weighted"] = torch.stack([states[layer] for layer in all_layers], dim=1)
         return FrameFeatures({layer: states[layer] for layer in layers}, num_frames)
