@@ -42,7 +42,7 @@ class EmotionSharePipeline(ChunkPipeline):
 
     Takes what `load_audio` takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
-    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, up to n windows of similar
+    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, up to n windows of like
     length go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A
     file is decoded in blocks, so that hours of audio need no more memory than a minute.
 

@@ -469,7 +469,7 @@ def test_extraction_for_training_gives_the_features_of_each_clip_alone(
     model = small_model(backbone_config=backbone_config(model_type, **fields), id2label={0: "joy"})
     stores = []
     for seconds in (0, 3):
-        monkeypatch.setattr(training_features, "SECONDS_PER_PASS", seconds)
+        monkeypatch.setitem(training_features.SECONDS_PER_PASS, "cpu", seconds)
         folder, accelerator = tmp_path / str(seconds), Accelerator(cpu=True)
         store = training_features.extract_frame_features(
             mixed_lengths, "train", model, EmoShareFeatureExtractor(), folder, accelerator, "float32"

@@ -39,8 +39,9 @@ FEATURES_VERSION = 3
 CLIPS_PER_SHARD = 128
 # The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
-# Seconds of audio that the model is given at once; on a CPU it divides them further.
-SECONDS_PER_PASS = 128
+# Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
+SECONDS_PER_PASS = {"cpu": 0}
+SECONDS_PER_PASS_ON_ACCELERATORS = 128
 
 
 def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
@@ -283,8 +284,9 @@ def _windows(row, clip, feature_extractor):
 
 def _add_features(windows, model, feature_extractor, dtype, layers):
     """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
+    seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
     lengths = np.array([window["num_samples"] for window in windows])
-    for batch in batches_by_length(lengths, SECONDS_PER_PASS * feature_extractor.sampling_rate):
+    for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]
         for index, features in zip(batch, _frame_features(inputs, model, feature_extractor, layers), strict=True):
             try:
