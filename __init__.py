@@ -1,14 +1,15 @@
-"""EmoShare: for a speech clip, the share of listeners who would perceive each emotion."""
+"""
+EmoShare: for a speech clip, the share of listeners who would perceive each emotion.
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
-from transformers.pipelines import PIPELINE_REGISTRY
+Importing this package takes no time, so that a command can answer `--help` at once. Its classes are registered with
+Transformers, which takes seconds, as soon as Transformers is imported, be it before or after this package, or one of
+the public names is asked for. `registration` does it.
+"""
 
-from .audio_emoshare import load_audio
-from .configuration_emoshare import EMOTIONS, EmoShareConfig
-from .feature_extraction_emoshare import EmoShareFeatureExtractor
-from .head_emoshare import EmotionHead
-from .modeling_emoshare import EmoShareModel, EmoShareOutput
-from .pipeline_emoshare import EmotionSharePipeline
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.util import find_spec
 
 __all__ = [
     "EMOTIONS",
@@ -21,10 +22,56 @@ __all__ = [
     "load_audio",
 ]
 
-AutoConfig.register(EmoShareConfig.model_type, EmoShareConfig)
-AutoModel.register(EmoShareConfig, EmoShareModel)
-AutoModelForAudioClassification.register(EmoShareConfig, EmoShareModel)
-AutoFeatureExtractor.register(EmoShareConfig, EmoShareFeatureExtractor)
-PIPELINE_REGISTRY.register_pipeline(
-    "emotion-share", EmotionSharePipeline, pt_model=AutoModelForAudioClassification, type="audio"
-)
+# The flat modules that import neither PyTorch nor Transformers.
+LIGHT_MODULES = ("architectures_emoshare", "fields_emoshare", "losses_emoshare")
+
+
+def __getattr__(name):
+    if name in __all__:
+        return getattr(_register(), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+def _register():
+    return import_module(".registration", __name__)
+
+
+class _RegisterAfterImport(MetaPathFinder):
+    """
+    Waits for the first import of Transformers, or of a flat module that will import it, and registers right after it.
+    In the middle of a flat module's import it would be too early: `registration` needs the whole module.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        package, _, module = name.rpartition(".")
+        is_ours = package == __name__ and module.endswith("_emoshare") and module not in LIGHT_MODULES
+        if not is_ours and name != "transformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    def __init__(self, loader):
+        self.loader = loader
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _register()
+
+
+if "transformers" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterAfterImport())

@@ -18,10 +18,6 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
-
-from .feature_extraction_emoshare import EmoShareFeatureExtractor
-
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
 HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 
@@ -29,15 +25,18 @@ BROKEN_CLIPS, FAILED, INTERRUPTED = 1, 2, 130  # exit codes; argparse uses 2 for
 
 
 def main(argv=None):
-    """Runs the command with `argv`, the process's own arguments if not given; returns the exit code."""
+    """
+    Runs the command with `argv`, the process's own arguments if not given; returns the exit code. Nothing that takes
+    long is imported until the arguments are found to be right.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["train"]:  # these two read their own flags, --help among them
-            from .training.run import main as train
+            from .training.command import main as train
 
             return train(argv[1:], "emoshare train")
         if argv[:1] == ["reproduce"]:
-            from .reproduction.run import main as reproduce
+            from .reproduction.command import main as reproduce
 
             return reproduce(argv[1:], "emoshare reproduce")
         return _run(_parser().parse_args(argv))
@@ -47,6 +46,8 @@ def main(argv=None):
 
 
 def _run(arguments):
+    import torch
+
     from .evaluation.clips import printable
 
     try:
@@ -185,8 +186,8 @@ def _score(arguments, corpus, predicted, shares, units):
     Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
     `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
     """
-    import numpy as np
 
+    from .dataset_script.facts import are_names
     from .dataset_script.tables import FILENAME
     from .evaluation.ceiling import noise_ceiling
     from .evaluation.groups import as_json, as_text, compare
@@ -201,7 +202,7 @@ def _score(arguments, corpus, predicted, shares, units):
     ceiling = noise_ceiling(references, listeners, labels)
     output_dir = arguments.output_dir and Path(arguments.output_dir)
     if output_dir:
-        filenames = np.array(corpus.splits[split][FILENAME][:], dtype=object)[predicted]
+        filenames = corpus.column(split, FILENAME)[predicted]
         write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, labels)
     print(f"\nSpearman's rho of {arguments.model} on {split}, {len(predicted)} clips")
     print(score_table(scores, ceiling=ceiling))
@@ -210,7 +211,10 @@ def _score(arguments, corpus, predicted, shares, units):
     groups = {}
     for fact in arguments.by:
         values = [corpus.metadata[split][fact][index] for index in predicted]
-        comparison = compare(values, shares, references, labels, arguments.bootstrap, arguments.seed, units)
+        resampling = arguments.bootstrap, arguments.seed, units
+        comparison = compare(
+            values, shares, references, labels, *resampling, fact == arguments.resample or are_names(fact)
+        )
         print(as_text(fact, comparison))
         groups[fact] = as_json(comparison)
     if output_dir:
@@ -221,7 +225,6 @@ def _score(arguments, corpus, predicted, shares, units):
 
 def ensemble(arguments):
     """`emoshare ensemble`: checks the predictions of runs, averages them, and prints ρ of each and of their mean."""
-    from .dataset_script.tables import FILENAME
     from .evaluation.predictions import read_members, write_predictions
     from .evaluation.scores import MEAN, RESULTS, Scorer, score_table, write_scores
 
@@ -232,15 +235,15 @@ def ensemble(arguments):
     if len(set(folders)) < len(folders):
         raise ValueError(f"RUN_DIR: got a run more than once: {' '.join(arguments.run_dirs)}")
     corpus = _load_corpus(arguments)
-    members = read_members(arguments.run_dirs, corpus.splits, corpus.labels)
+    members = read_members(arguments.run_dirs, corpus)
     means = {split: shares.mean(axis=0) for split, shares in members.items()}
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
     scores = scorer.scores(means["devel"], arguments.bootstrap, arguments.seed)
     made_from = _made_from(corpus, "devel", range(len(means["devel"])))
     output_dir.mkdir(parents=True, exist_ok=True)
     for split, shares in means.items():
-        filenames = corpus.splits[split][FILENAME]
-        write_predictions(output_dir / f"predictions_{split}.csv", filenames, shares, corpus.labels)
+        path = output_dir / f"predictions_{split}.csv"
+        write_predictions(path, corpus.filenames(split), shares, corpus.labels)
     write_scores(output_dir / RESULTS, scores, made_from)
 
     print(f"\nSpearman's rho on devel, {len(corpus.splits['devel'])} clips")
@@ -271,6 +274,8 @@ def _made_from(corpus, split, indices):
 def _load_pipeline(arguments):
     """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+
+    from .feature_extraction_emoshare import EmoShareFeatureExtractor
 
     _check_model_folder(arguments)
     source = {"revision": arguments.revision, "trust_remote_code": False}

@@ -12,7 +12,8 @@ from transformers.utils import logging
 from .architectures_emoshare import ARCHITECTURES
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
-from .losses_emoshare import LIKELIHOODS, LOSSES, takes
+from .fields_emoshare import CHOICES, DEFAULTS, EMOTIONS
+from .losses_emoshare import LIKELIHOODS, takes
 from .repository_emoshare import (
     AUTO_MAP,
     CUSTOM_PIPELINES,
@@ -25,28 +26,6 @@ from .repository_emoshare import (
 
 logger = logging.get_logger(__name__)
 
-# The nine emotions of the ComParE 2023 Emotion Share sub-challenge, in the challenge's order.
-EMOTIONS = (
-    "Anger",
-    "Boredom",
-    "Calmness",
-    "Concentration",
-    "Determination",
-    "Excitement",
-    "Interest",
-    "Sadness",
-    "Tiredness",
-)
-
-NORMALIZATIONS = ("frame", "none", "sequence")
-OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
-# Fields whose value is one of a few names, and the names.
-CHOICES = {
-    "architecture": ARCHITECTURES,
-    "normalization": NORMALIZATIONS,
-    "output_activation": OUTPUT_ACTIVATIONS,
-    "loss": LOSSES,
-}
 LARGEST_SIZE = 2**31 - 1
 MOST_LAYERS = 1000  # a damaged config may ask for any number, and to build them would take forever
 DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
@@ -154,19 +133,19 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         backbone_layer=-1,
         freeze_backbone=True,
         feature_size=None,
-        architecture="cnn_lstm_attention",
-        conv_channels=(768, 384, 192),
+        architecture=DEFAULTS["architecture"],
+        conv_channels=DEFAULTS["conv_channels"],
         conv_kernel_size=3,
-        pool_size=2,
-        lstm_hidden_size=512,
-        lstm_num_layers=2,
-        ffn_sizes=None,
-        normalization="frame",
-        max_frames=398,
-        output_activation="sigmoid",
-        separate_heads=True,
-        loss="mse",
-        dropout=0.0,
+        pool_size=DEFAULTS["pool_size"],
+        lstm_hidden_size=DEFAULTS["lstm_hidden_size"],
+        lstm_num_layers=DEFAULTS["lstm_num_layers"],
+        ffn_sizes=DEFAULTS["ffn_sizes"],
+        normalization=DEFAULTS["normalization"],
+        max_frames=DEFAULTS["max_frames"],
+        output_activation=DEFAULTS["output_activation"],
+        separate_heads=DEFAULTS["separate_heads"],
+        loss=DEFAULTS["loss"],
+        dropout=DEFAULTS["dropout"],
         id2label=None,
         problem_type="regression",
         **kwargs,

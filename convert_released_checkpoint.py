@@ -15,13 +15,9 @@ from statistics import mode
 import torch
 from transformers import AutoConfig
 
-from emoshare.configuration_emoshare import (
-    ARCHITECTURES,
-    DEFAULT_FEATURE_SIZE,
-    EMOTIONS,
-    EmoShareConfig,
-)
+from emoshare.configuration_emoshare import ARCHITECTURES, DEFAULT_FEATURE_SIZE, EmoShareConfig
 from emoshare.feature_extraction_emoshare import EmoShareFeatureExtractor
+from emoshare.fields_emoshare import EMOTIONS
 from emoshare.head_emoshare import EmotionHead
 from emoshare.modeling_emoshare import EmoShareModel
 

@@ -15,22 +15,13 @@ from transformers.utils import logging
 
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known
-from .descriptors_emoshare import NUM_DESCRIPTORS, descriptors
+from .descriptors_emoshare import descriptors
+from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
 from .repository_emoshare import ACCESS, PushToHub
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
 
-# The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
-ACOUSTIC_BANDS = 40
-# What the extractor makes: what model cards call it, and its width.
-FEATURE_TYPES = {
-    "waveform": ("waveform", 1),
-    "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
-    "mfcc": ("MFCC", ACOUSTIC_BANDS),
-    "descriptors": ("MFCC and low-level descriptors", NUM_DESCRIPTORS),
-}
-ACOUSTIC_FEATURES = tuple(name for name in FEATURE_TYPES if name != "waveform")
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
 ACOUSTIC_MAX_HZ = 8000.0

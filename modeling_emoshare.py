@@ -191,7 +191,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
                 self._check_backbone_is_pretrained()
             else:
                 logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
-        self.config.include_backbone = include_backbone or self.backbone is None or not self.config.freeze_backbone
+        has_backbone = self.config.backbone_config is not None
+        self.config.include_backbone = include_backbone or not has_backbone or not self.config.freeze_backbone
         if not self.config.include_backbone:
             state_dict = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {

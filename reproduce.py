@@ -12,7 +12,7 @@ Without any data, on the synthetic corpus and small random backbones:
 
 import sys
 
-from emoshare.reproduction.run import main
+from emoshare.reproduction.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -38,8 +38,8 @@ def _use_one_thread():
     torch.get_num_threads()  # a thread takes over the default once, when it first asks: later changes do not reach it
 
 
-@cache
-def _pool(num_threads):
+def single_threads(num_threads):
+    """A `ThreadPoolExecutor` whose threads have one intra-op thread each, and have all started."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_threads, "emoshare", initializer=_use_one_thread)
     # Each thread sets the number for itself, and also the default for threads that start later: all start now, each
@@ -49,6 +49,8 @@ def _pool(num_threads):
     torch.set_num_threads(before)
     return pool
 
+
+_pool = cache(single_threads)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of its parent's threads

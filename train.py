@@ -31,7 +31,7 @@ The story of a run, which `training/run.py` spells out in this order:
 
 import sys
 
-from emoshare.training.run import main
+from emoshare.training.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,6 @@ from scipy.stats import rankdata
 from emoshare import load_audio
 from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.folds import divide, fold_of
-from emoshare.dataset_script.tables import FILENAME
 from emoshare.dataset_script.whole_files import whole_file
 from emoshare.evaluation.controls import PENALTIES, clip_functionals
 from emoshare.evaluation.figures import save_figure
@@ -127,7 +126,7 @@ def trained(config, data, fold, seed, **changes):
     with redirect_stdout(io.StringIO()):  # stdout is for the table alone
         train(arguments, start(arguments))
     division = data.divisions[fold]
-    files = {split: (output_dir / f"predictions_{split}.csv", division.splits[split][FILENAME]) for split in SCORED}
+    files = {split: (output_dir / f"predictions_{split}.csv", division.filenames(split)) for split in SCORED}
     return {split: read_predictions(*file, division.labels) for split, file in files.items()}
 
 

@@ -33,7 +33,7 @@ from emoshare.losses_emoshare import LOSSES
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.concentrations import fit_concentrations
-from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, write_shard
+from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, shard_writer
 from emoshare.training.trainer import HeadTrainer, heads_in_training, train_step
 from emoshare.votes_emoshare import log_likelihood
 
@@ -112,8 +112,9 @@ def make_stores(folder, seed, panel):
 def write_store(folder, features, corpus, split):
     unfinished, store = folder / f"{split}.unfinished", folder / split
     begin(unfinished, 1)
-    windows = [{"clip": clip, "start": 0, "num_samples": 1, "features": own} for clip, own in enumerate(features)]
-    write_shard(shard_path(unfinished, range(len(windows)), 0, 1), windows, "float32")
+    with shard_writer(shard_path(unfinished, range(len(features)), 0, 1), "float32") as write:
+        for clip, own in enumerate(features):
+            write({"clip": clip, "start": 0, "num_samples": 1, "features": own})
     finish(unfinished, store, "float32")
     return FrameFeatureStore(store, corpus, split)
 

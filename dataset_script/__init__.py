@@ -1,7 +1,21 @@
 """Emotion share corpora as Hugging Face datasets: ComParE 2023, any folder of clips and CSVs, a synthetic corpus."""
 
-from .corpora import CORPORA, CorpusInfo
-from .corpus import Corpus, load_corpus
-from .emotion_share import EmotionShare, load_emotion_share
+from importlib import import_module
 
-__all__ = ["CORPORA", "Corpus", "CorpusInfo", "EmotionShare", "load_corpus", "load_emotion_share"]
+from .corpora import CORPORA, CorpusInfo
+
+# What is imported when it is asked for: the command line needs the corpora's names alone, and `datasets` takes seconds.
+_MODULES = {
+    "Corpus": "corpus",
+    "EmotionShare": "emotion_share",
+    "load_corpus": "corpus",
+    "load_emotion_share": "emotion_share",
+}
+
+__all__ = ["CORPORA", "CorpusInfo", *_MODULES]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

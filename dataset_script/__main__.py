@@ -12,14 +12,17 @@ import sys
 import warnings
 from pathlib import Path
 
-from ..repository_emoshare import create_repository
 from .corpora import CORPORA
-from .emotion_share import EmotionShare
-from .publishing import push_dataset, write_dataset
 
 
 def main(argv):
     arguments = _parse(argv)
+
+    # After the arguments were read: importing these takes seconds.
+    from ..repository_emoshare import create_repository
+    from .emotion_share import EmotionShare
+    from .publishing import push_dataset, write_dataset
+
     corpus = CORPORA[arguments.config]
     if arguments.public and not corpus.is_redistributable:
         warnings.warn(

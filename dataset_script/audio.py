@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from datasets.utils import tqdm
 
 from ..audio_emoshare import audio_info, load_audio
+from .digests import Entry, are_settled, file_digests, keep, kept, state_of
 from .tables import AUDIO, FILENAME, Problems
+
+ROWS_AT_ONCE = 100  # of audio
+DIGEST_BYTES = hashlib.blake2b().digest_size
 
 # The digests of splits that hold the audio themselves, which cannot change: a run asks for each several times.
 _of_bytes = WeakKeyDictionary()
@@ -62,8 +64,9 @@ def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False
     """
     problems = Problems(source, shown=None)
     clips = [(split, index) for split in splits for index in range(len(corpus.splits[split]))]
+    rows = corpus.splits.select_columns([FILENAME, AUDIO])  # to read a row with all of its columns takes longer
     for split, index in tqdm(clips, desc="Checking audio", unit=" clips"):
-        row = corpus.splits[split][index]
+        row = rows[split][index]
         try:
             num_samples = length_of(row, sampling_rate, decode)
         except (ValueError, OSError) as error:
@@ -119,34 +122,53 @@ def fingerprint_of(digests):
 
 
 def clip_digests(clips):
-    """Of each clip of a split, a `datasets.Dataset`, `bytes` that change with its name and the content of its file."""
+    """
+    Of each clip of a split, a `datasets.Dataset`, `bytes` that change with its name and the content of its file. What
+    has been read once is not read again until it changes: see `digests`.
+    """
     if clips in _of_bytes:
         return _of_bytes[clips]
-    digests, are_in_files = [], False
-    for row in tqdm(clips.select_columns([FILENAME, AUDIO]), desc="Fingerprinting audio", unit=" clips"):
-        name = hashlib.blake2b(row[FILENAME].encode("utf-8", "surrogateescape")).digest()
-        audio = row[AUDIO]
-        if audio["bytes"] is not None:
-            content = _digest(audio["bytes"])
-        else:
-            content = _digest_of_file(Path(audio["path"]))
-            are_in_files = True
-        digests.append(name + content)
-    if not are_in_files:
+    paths = audio_files(clips)
+    in_files = [path for path in paths if path is not None]
+    of_files = iter(file_digests(in_files))
+    of_rows = iter(_digests_of_rows(clips) if len(in_files) < len(paths) else [])
+    digests = [
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + next(of_rows if path is None else of_files)
+        for name, path in zip(clips[FILENAME][:], paths, strict=True)
+    ]
+    if not in_files:
         _of_bytes[clips] = digests
     return digests
 
 
+def audio_files(clips):
+    """The path of each clip of a split, a `datasets.Dataset`; `None` where it holds the audio itself."""
+    paths = []
+    for audio in _audio(clips):
+        is_file = audio.field("bytes").is_null().to_pylist()
+        paths += [path if there else None for path, there in zip(audio.field("path").to_pylist(), is_file, strict=True)]
+    return paths
+
+
+def _digests_of_rows(clips):
+    """The digest of each clip that a split holds itself; those of a split that is in files of Arrow are kept."""
+    name = b"rows of " + clips._fingerprint.encode()
+    files = [file["filename"] for file in clips.cache_files]
+    state = state_of(files)
+    joined = kept({name: state}).get(name) if files else None
+    if joined is None:
+        is_settled = bool(files) and are_settled(files)
+        held = (content.as_buffer() for audio in _audio(clips) for content in audio.field("bytes") if content.is_valid)
+        joined = b"".join(map(_digest, tqdm(held, desc="Fingerprinting audio", total=len(clips), unit=" clips")))
+        keep([Entry(name, state, joined, is_settled)])
+    return [joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES)]
+
+
+def _audio(clips):
+    """The audio column of a split, in parts: Arrow arrays of structs, whose bytes stay where they are."""
+    for rows in clips.select_columns([AUDIO]).with_format("arrow").iter(ROWS_AT_ONCE):
+        yield rows[AUDIO].combine_chunks()
+
+
 def _digest(content):
     return hashlib.blake2b(content).digest()
-
-
-def _digest_of_file(path):
-    stat = path.stat()
-    return _digest_at(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest_at(path, size, time):
-    """Of a file with this size and time of its last change: the cells of a grid read each clip once."""
-    return _digest(path.read_bytes())

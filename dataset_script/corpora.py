@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..configuration_emoshare import EMOTIONS
+from ..fields_emoshare import EMOTIONS
 from . import crema_d, emodb
 from .labels import load_folder
-from .synthetic import SyntheticCorpus
 from .tables import CorpusTables
 
 
@@ -105,6 +104,19 @@ class CorpusInfo:
 
 COMPARE_LAYOUT = "wav/*.wav and lab/*.csv"
 
+
+def _load_synthetic(info, data_dir, cache_dir):
+    from .synthetic import SyntheticCorpus  # which imports SciPy
+
+    return SyntheticCorpus().load(info, data_dir, cache_dir)
+
+
+def _noise_ceiling_of_synthetic(split):
+    from .synthetic import SyntheticCorpus
+
+    return SyntheticCorpus().noise_ceiling(split)
+
+
 CORPORA = {
     "synthetic": CorpusInfo(
         title="the synthetic corpus",
@@ -115,13 +127,13 @@ CORPORA = {
         source="Voices made of pulses and filters, and simulated listeners who vote; made by "
         "`emoshare.dataset_script`. **They show that software works, and say nothing about people, voices or "
         "emotions**; a score on them says nothing about a score on real speech.",
-        loader=SyntheticCorpus().load,
+        loader=_load_synthetic,
         labels=EMOTIONS,
         caution="The corpus is synthetic: voices made of pulses and filters, and simulated listeners. These numbers "
         "show that the software works. They say nothing about people, nor about which features or architecture are "
         "better on speech.",
         is_synthetic=True,
-        noise_ceiling=SyntheticCorpus().noise_ceiling,
+        noise_ceiling=_noise_ceiling_of_synthetic,
     ),
     "compare2023": CorpusInfo(
         title="ComParE 2023",

@@ -13,7 +13,7 @@ from .corpora import CORPORA, corpus_named, is_published
 from .emotion_share import EmotionShare, prepare
 from .facts import LISTENERS, is_known
 from .published import load_published
-from .tables import FILENAME
+from .tables import AUDIO, FILENAME
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,41 @@ class Corpus:
         origins = {split: [int(index) for index in indices] for split, indices in clips.items()}
         return replace(self, splits=splits, rows={}, whole=self, origins=origins)
 
+    def column(self, split, name):
+        """
+        A whole column of a split, (clips,) as Arrow gives it to NumPy: NaN stands for null in a column of numbers, and
+        `None` in one of text. It is not read value by value, which would take a thousand times as long.
+        """
+        if self.whole is None:
+            return self.splits[split].with_format("arrow")[name][:].to_numpy()
+        # A selection of rows, such as a fold, is read row by row: the columns that it is selected from are not.
+        of_whole = [self.whole.column(own, name) for own in self.whole.splits]
+        return np.concatenate(of_whole)[self.origins[split]]
+
+    def filenames(self, split):
+        """The names of a split's clips, a list."""
+        return self.column(split, FILENAME).tolist()
+
     @cached_property
     def metadata(self):
         """The facts: {split: {fact: list of a value per clip}}, `None` where a value is not known."""
-        return {
-            split: {fact: [value if is_known(value) else None for value in clips[fact][:]] for fact in self.facts}
-            for split, clips in self.splits.items()
-        }
+        return {split: {fact: self._fact(split, fact) for fact in self.facts} for split in self.splits}
+
+    def _fact(self, split, fact):
+        return [value if is_known(value) else None for value in self.column(split, fact).tolist()]
 
     def shares(self, split):
-        """The true shares of a split's clips: (clips, labels) float64, NaN where one is not known."""
-        return known_shares(self.splits[split], self.labels)
+        """The true shares of a split's clips: (clips, labels) float64, NaN where one is not known; read-only."""
+        return self._shares[split]
+
+    @cached_property
+    def _shares(self):
+        shares = {}
+        for split in self.splits:
+            columns = [self.column(split, label) for label in self.labels]
+            shares[split] = np.stack(columns, axis=1).astype(np.float64, copy=False)
+            shares[split].flags.writeable = False  # each caller gets the same ones
+        return shares
 
     def fingerprints(self):
         """
@@ -116,20 +140,14 @@ class Corpus:
 
     def audio(self, split):
         """The split's clips as a list of `Clip`, of which none holds its audio before that is asked for."""
-        filenames = self.splits[split][FILENAME][:]
-        return [Clip(self.splits[split], index, filename) for index, filename in enumerate(filenames)]
+        clips = self.splits[split].select_columns([AUDIO])
+        return [Clip(clips, index, filename) for index, filename in enumerate(self.filenames(split))]
 
     def listeners(self, split):
         """How many listeners heard each clip: (clips,) float64, NaN where that is not known."""
         if LISTENERS not in self.facts:
             return np.full(len(self.splits[split]), np.nan)
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
-
-
-def known_shares(clips, labels):
-    """The shares in a `datasets.Dataset`: (clips, labels) float64, NaN where one is not known."""
-    # The slice reads a column in one go; without it NumPy would read the column value by value.
-    return np.array([clips[label][:] for label in labels], dtype=np.float64).T
 
 
 def load_corpus(dataset, data_dir=None, cache_dir=None):

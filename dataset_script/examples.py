@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..configuration_emoshare import EMOTIONS
+from ..fields_emoshare import EMOTIONS
 from .synthetic import MAX_SECONDS, SAMPLING_RATE, SyntheticCorpus, synthesize
 
 CHOSEN = ("Excitement", "Tiredness", "Anger")

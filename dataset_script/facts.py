@@ -3,12 +3,14 @@
 import math
 import re
 from collections import Counter
-from pathlib import Path
+from os.path import normpath
 
 from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
 
 CLIPS_CSV = "lab/clips.csv"
 LISTENERS = "listeners"  # the fact that says how many listeners a clip's shares are of
+# Facts whose numbers are names, of which none is more than another.
+NAMING = re.compile(r"speaker|actor|(^|[^a-z])id$", re.IGNORECASE)
 
 
 def read_facts(data_dir, labels, clips, problems):
@@ -18,12 +20,12 @@ def read_facts(data_dir, labels, clips, problems):
     Args:
         data_dir (`Path`): the corpus.
         labels: label names; no fact may have the name of one.
-        clips: set of `Path`, the clips of all splits, relative to the folder `wav`.
+        clips: set of the `normpath`s of the clips of all splits, relative to the folder `wav`.
         problems: `Problems`; whatever is wrong with the facts is added.
 
     Returns:
-        `dict` from a fact's name to a `dict` from a clip (`Path`) to its value: a number where all known values of the
-        fact are numbers, otherwise text. A clip whose fact is not known is not there.
+        `dict` from a fact's name to a `dict` from a clip, one of `clips`, to its value: a number where all known values
+        of the fact are numbers, otherwise text. A clip whose fact is not known is not there.
 
     Raises:
         ValueError: if it is not a CSV file in UTF-8.
@@ -40,9 +42,9 @@ def read_facts(data_dir, labels, clips, problems):
     texts = {column: {} for column in header if column != FILENAME}
     first_seen = {}
     for number, row in rows:
-        fields = dict(zip(header, (text.strip() for text in row), strict=True))
+        fields = dict(zip(header, map(str.strip, row), strict=True))
         filename = fields.pop(FILENAME)
-        clip = Path(filename)  # ./a.wav is a.wav
+        clip = normpath(filename)  # ./a.wav is a.wav
         if clip not in clips:
             problems.add(CLIPS_CSV, number, f"{filename!r} is in no split")
         elif (first := first_seen.setdefault(clip, number)) != number:
@@ -53,6 +55,11 @@ def read_facts(data_dir, labels, clips, problems):
                     texts[fact][clip] = text
         check_listeners(fields.get(LISTENERS), CLIPS_CSV, number, problems)
     return {fact: _numbers_if_all_are(values) for fact, values in texts.items()}
+
+
+def are_names(fact):
+    """Whether the values of a fact with this name say who or what, even if they are numbers: speaker, actor_id, ..."""
+    return NAMING.search(fact) is not None
 
 
 def is_known(value):
@@ -92,7 +99,7 @@ def check_listeners(value, table, row, problems):
 
 def _numbers_if_all_are(texts):
     """Names of speakers such as 03 are text, although Python could read them as numbers."""
-    if any(re.match(r"0\d", text) for text in texts.values()):
+    numbers = {text: number_in(text) for text in set(texts.values())}
+    if any(re.match(r"0\d", text) for text in numbers) or not all(map(math.isfinite, numbers.values())):
         return texts
-    numbers = {clip: number_in(text) for clip, text in texts.items()}
-    return numbers if all(map(math.isfinite, numbers.values())) else texts
+    return {clip: numbers[text] for clip, text in texts.items()}

@@ -4,7 +4,7 @@ from itertools import chain
 
 import numpy as np
 
-from .tables import FILENAME, Problems
+from .tables import Problems
 
 LEAST_FOLDS = 3  # one is test, the next one devel, and the others train
 
@@ -85,7 +85,7 @@ def _groups(corpus, clips, group_by):
     if group_by not in corpus.facts:
         raise ValueError(f"group_by: got {group_by!r}; expected a fact of the corpus: {', '.join(corpus.facts)}")
     values = list(chain.from_iterable(facts[group_by] for facts in corpus.metadata.values()))
-    filenames = list(chain.from_iterable(split[FILENAME] for split in corpus.splits.values()))
+    filenames = list(chain.from_iterable(map(corpus.filenames, corpus.splits)))
     problems = Problems(f"group_by {group_by}")
     for clip in clips:
         if values[clip] is None:

@@ -1,6 +1,7 @@
 """Reads and checks a corpus in the ComParE 2023 layout: `DIR/wav/*.wav`, `DIR/lab/SPLIT.csv`, `DIR/lab/clips.csv`."""
 
 from collections import Counter
+from os.path import isabs, isfile, join, normpath
 from pathlib import Path
 
 from .facts import read_facts
@@ -53,11 +54,11 @@ def read_folder(data_dir, expected_labels=None, test_is_optional=False):
     clips = _check_clips(data_dir, splits, problems)
     facts = read_facts(data_dir, labels, clips, problems)
     problems.raise_if_any()
+    folder = data_dir / "wav"
     for table in splits.values():
-        table.paths = [data_dir / "wav" / filename for filename in table.filenames]
-        table.facts = {
-            fact: [values.get(Path(filename)) for filename in table.filenames] for fact, values in facts.items()
-        }
+        table.paths = [folder / filename for filename in table.filenames]
+        clips = list(map(normpath, table.filenames))
+        table.facts = {fact: list(map(values.get, clips)) for fact, values in facts.items()}
     return CorpusTables(list(labels), splits)
 
 
@@ -71,9 +72,9 @@ def _read_labels(path, labels, problems, may_be_unknown):
     labels = _check_header(path, header, labels, may_be_unknown)
     table = ClipTable()
     for number, row in rows:
-        fields = dict(zip(header, (text.strip() for text in row), strict=True))
+        fields = dict(zip(header, map(str.strip, row), strict=True))
         filename = fields[FILENAME]
-        if not filename or Path(filename).is_absolute() or ".." in Path(filename).parts:
+        if not filename or isabs(filename) or ".." in Path(filename).parts:
             problems.add(name, number, f"filename is {filename!r}; expected a file in the folder wav")
             continue
         table.filenames.append(filename)
@@ -116,21 +117,14 @@ def _check_header(path, header, labels, labels_may_be_absent):
 
 
 def _check_clips(data_dir, splits, problems):
-    """Each clip must be listed once in the corpus, and be there. Returns the clips, a set of `Path`."""
+    """Each clip must be listed once in the corpus, and be there. Returns the clips, a set of their `normpath`s."""
     first_seen = {}
     for split, table in splits.items():
         for row, filename in zip(table.rows, table.filenames, strict=True):
-            clip, place = Path(filename), f"{split}.csv, row {row}"  # ./a.wav is a.wav
+            clip, place = normpath(filename), f"{split}.csv, row {row}"  # ./a.wav is a.wav
             first = first_seen.setdefault(clip, place)
             if first != place:
                 problems.add(f"lab/{split}.csv", row, f"{filename} is listed again; first in {first}")
-            elif not _is_file(data_dir / "wav" / filename):
+            elif not isfile(join(data_dir, "wav", filename)):
                 problems.add(f"lab/{split}.csv", row, f"wav/{filename}: no such file")
     return set(first_seen)
-
-
-def _is_file(path):
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long for a file
-        return False

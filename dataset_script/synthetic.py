@@ -21,7 +21,7 @@ from filelock import FileLock
 from scipy.signal import istft, stft
 from scipy.stats import spearmanr
 
-from ..configuration_emoshare import EMOTIONS
+from ..fields_emoshare import EMOTIONS
 from .labels import read_folder
 from .tables import FILENAME, SPLITS
 from .whole_files import put_in_place, work_folder, writing

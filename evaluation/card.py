@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..architectures_emoshare import ARCHITECTURES
 from ..dataset_script.corpora import is_published
-from ..feature_extraction_emoshare import FEATURE_TYPES
+from ..fields_emoshare import FEATURE_TYPES
 from .ceiling import NoiseCeiling
 from .markdown import markdown_table
 from .paper import rhos_of, row_of
@@ -21,7 +21,9 @@ TEMPLATE = Path(__file__).parent / "model_card.md"
 CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
 
 
-def model_card(arguments, model, feature_extractor, scores, corpus, ceiling=NO_CEILING, calibrations=None):
+def model_card(
+    arguments, model, feature_extractor, scores, corpus, ceiling=NO_CEILING, calibrations=None, of_fold=None
+):
     """
     Args:
         arguments: the run's `Arguments`.
@@ -31,6 +33,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus, ceiling=NO_C
         corpus: the `Corpus` it was trained on.
         ceiling: `NoiseCeiling` of devel.
         calibrations: by split, `Calibration`s of a model that says how sure it is.
+        of_fold: of `Scorer.scores` on test, where that is a fold of the corpus.
 
     Returns:
         `huggingface_hub.ModelCard`. Its metadata tell the Hub the task, base model, dataset, metrics, and a result for
@@ -63,6 +66,7 @@ def model_card(arguments, model, feature_extractor, scores, corpus, ceiling=NO_C
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
         resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
+        folds=_folds(of_fold),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
         results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
         ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",
@@ -162,6 +166,17 @@ def _results_table(scores, ceiling, paper):
         *(["paper"] if paper else []),
     ]
     return markdown_table(header, rows)
+
+
+def _folds(of_fold):
+    """What is said where devel and test are folds of the corpus; nothing otherwise."""
+    if of_fold is None:
+        return ""
+    text = "\nDevel and test are folds of the corpus, not its own splits."
+    rho = of_fold[MEAN].rho
+    return (
+        f"{text}\n" if math.isnan(rho) else f"{text} On test, which nothing was selected on, the mean ρ is {rho:.3f}.\n"
+    )
 
 
 def _calibration(calibrations):

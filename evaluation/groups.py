@@ -6,7 +6,13 @@ import numpy as np
 from scipy.stats import beta
 
 from ..dataset_script.facts import is_known
-from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, percentile_interval, resamples
+from ..metrics.emotion_share_spearman.spearman import (
+    INTERVAL,
+    ResampledSpearman,
+    mean_rho,
+    percentile_interval,
+    resampled_counts,
+)
 from .scores import MEAN, Score, metric_name, number_or_null, score_table
 
 MIN_CLIPS = 10  # of a group that is scored
@@ -49,7 +55,7 @@ class Comparison:
     gaps: dict
 
 
-def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None):
+def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None, are_names=False):
     """
     Scores each group of clips that share the value of a fact, and tests the largest gap between their ρ.
 
@@ -67,42 +73,45 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
         units: (clips,) what each clip belongs to, such as its speaker, where clips of one are not independent. Units
             are then resampled as a whole. They are permuted as a whole, too, if the fact is the same for all clips of
             each; otherwise clips are permuted within them.
+        are_names: as in `groups_of`.
 
     Returns:
         `Comparison`.
     """
-    names, group_of_clip = groups_of(values)
+    names, group_of_clip = groups_of(values, are_names)
     sizes = np.bincount(group_of_clip[group_of_clip >= 0], minlength=len(names)).tolist()
     scored = [group for group, size in enumerate(sizes) if size >= MIN_CLIPS]
-    rhos = GroupRhos(predictions, references)
+    rhos_of = ResampledSpearman(predictions[None], references)
     scores = {}
     for group in scored:
         clips = np.flatnonzero(group_of_clip == group)
-        draws = resamples(len(clips), None if units is None else np.asarray(units)[clips], bootstrap, seed)
-        resampled = np.array([rhos(clips[draw]) for draw in draws]).reshape(-1, 1 + len(labels))
+        own_units = None if units is None else np.asarray(units)[clips]
+        draws = resampled_counts(len(clips), own_units, bootstrap, seed)
+        resampled = np.array([_with_mean(rhos_of(clips, counts)) for counts in draws]).reshape(-1, 1 + len(labels))
         ends = map(percentile_interval, resampled.T) if bootstrap else [()] * (1 + len(labels))
-        of_labels = zip([MEAN, *labels], rhos(clips), ends, strict=True)
+        of_labels = zip([MEAN, *labels], _with_mean(rhos_of(clips)), ends, strict=True)
         scores[names[group]] = {label: Score(float(rho), *interval) for label, rho, interval in of_labels}
     return Comparison(
         scores,
         clips={names[group]: sizes[group] for group in scored},
         too_small={name: size for name, size in zip(names, sizes, strict=True) if size < MIN_CLIPS},
         unknown=int((group_of_clip < 0).sum()),
-        gaps=_gaps(rhos, scores, names, group_of_clip, units, seed),
+        gaps=_gaps(rhos_of, scores, names, group_of_clip, units, seed),
     )
 
 
-def groups_of(values):
+def groups_of(values, are_names=False):
     """
     Args:
         values: of a fact, text or numbers, `None` where it is not known.
+        are_names: whether each number is a group, however many there are, as numbers of speakers are.
 
     Returns:
         The names of the groups, in order, and the index of each clip's group (clips,) int64, -1 where the fact is not
-        known. Numbers that differ a lot are grouped into quarters: `"20 to 31"`.
+        known. Numbers that differ a lot are otherwise grouped into quarters: `"20 to 31"`.
     """
     known = [value for value in values if is_known(value)]
-    if all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
+    if are_names or all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
         places = {value: place for place, value in enumerate(sorted(set(known)))}
         names = [value if isinstance(value, str) else repr(value).removesuffix(".0") for value in places]
     else:
@@ -148,54 +157,12 @@ def resampled_units(corpus, split, fact):
     return values
 
 
-class GroupRhos:
-    """
-    Spearman's ρ among any of the clips, by the rules of `metrics/emotion_share_spearman`: ties get their mean rank, a
-    constant prediction counts as 0, constant references give no ρ. All values are sorted once, and ranks among any of
-    them are then counted.
-
-    Args:
-        predictions, references: (clips, labels), NaN where a reference is not known.
-    """
-
-    def __init__(self, predictions, references):
-        known = ~np.isnan(references)
-        self.is_known = np.concatenate([known, known], axis=1).astype(np.float64)  # (clips, 2 * labels)
-        columns = np.concatenate([predictions, references], axis=1)
-        places = [np.unique(column, return_inverse=True) for column in columns.T]
-        starts = np.cumsum([0, *(len(values) for values, _ in places)])
-        self.num_places = starts[-1]  # of all columns, one after the other
-        self.place = np.stack([start + place for start, (_, place) in zip(starts, places, strict=False)], axis=1)
-
-    def __call__(self, clips):
-        """ρ (1 + labels,) among clips with these indices, each as often as it is there: the mean, and of each label."""
-        predicted, true = np.split(self._ranks(clips)[0], 2, axis=1)
-        spread, true_spread = (predicted**2).sum(axis=0), (true**2).sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rhos = np.where(spread > 0, (predicted * true).sum(axis=0) / np.sqrt(spread * true_spread), 0.0)
-        rhos = np.where(true_spread > 0, np.clip(rhos, -1, 1), np.nan)
-        known = rhos[~np.isnan(rhos)]
-        return np.append(known.mean() if len(known) else np.nan, rhos)
-
-    def _ranks(self, clips):
-        """Ranks minus their mean (clips, 2 * labels), 0 where a share is not known, and how many are (2 * labels,)."""
-        place, is_known = self.place[clips], self.is_known[clips]
-        counts = np.bincount(place.ravel(), weights=is_known.ravel(), minlength=self.num_places)
-        num_known = is_known.sum(axis=0)
-        up_to = np.cumsum(counts)[place] - (np.cumsum(num_known) - num_known)
-        return (up_to - (counts[place] + num_known) / 2) * is_known, num_known
-
-    def of_ranks_within(self, groups):
-        """`GroupRhos` of the clips' ranks, from -0.5 to 0.5 within their own group; `groups` is a list of indices."""
-        ranks = np.zeros(self.place.shape)
-        for clips in groups:
-            of_group, num_known = self._ranks(clips)
-            ranks[clips] = of_group / np.maximum(num_known, 1)
-        predicted, true = np.split(np.where(self.is_known > 0, ranks, np.nan), 2, axis=1)
-        return GroupRhos(np.nan_to_num(predicted), true)
+def _with_mean(rhos):
+    """ρ of one run (1, labels), as `ResampledSpearman` gives it -> (1 + labels,), the mean in front."""
+    return np.append(mean_rho(rhos), rhos)
 
 
-def _gaps(rhos, scores, names, group_of_clip, units, seed):
+def _gaps(rhos_of, scores, names, group_of_clip, units, seed):
     """The `Gap` of each label, `MEAN` among them, between the groups that have scores."""
     if len(scores) < 2:
         return {}
@@ -204,10 +171,11 @@ def _gaps(rhos, scores, names, group_of_clip, units, seed):
     labels = list(next(iter(scores.values())))
     # Of ranks within groups: if one group had higher shares than another, clips of both together would be in a clearer
     # order than those of either, and by chance there would be smaller gaps between them.
-    rhos = rhos.of_ranks_within([np.flatnonzero(group_of_clip == group) for group in groups])
+    shape = len(labels) - 1, len(group_of_clip)  # MEAN is one of the labels
+    rhos_of = _of_ranks_within(rhos_of, shape, [np.flatnonzero(group_of_clip == group) for group in groups])
     assigned = group_of_clip[clips]
     permuted = _permuted(assigned, None if units is None else np.asarray(units)[clips], seed)
-    gaps = np.array([_largest_gaps(rhos, clips, groups_now, groups) for groups_now in [assigned, *permuted]])
+    gaps = np.array([_largest_gaps(rhos_of, clips, groups_now, groups) for groups_now in [assigned, *permuted]])
     found = {}
     for label, gap, p in zip(labels, gaps[0], _adjusted(gaps), strict=True):
         known = {name: of_labels[label].rho for name, of_labels in scores.items()}
@@ -217,9 +185,26 @@ def _gaps(rhos, scores, names, group_of_clip, units, seed):
     return found
 
 
-def _largest_gaps(rhos, clips, group_of_clip, groups):
+def _of_ranks_within(rhos_of, shape, groups):
+    """
+    `ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group.
+
+    Args:
+        rhos_of: `ResampledSpearman` of the clips' shares.
+        shape: number of labels, and of all clips.
+        groups: the indices of the clips of each group.
+    """
+    columns = np.full((2, *shape), np.nan)
+    for clips in groups:
+        ranks, known = rhos_of.ranks(clips)
+        columns[..., clips] = np.where(known, ranks / np.maximum(known.sum(axis=1), 1)[:, None], np.nan)
+    references, predictions = columns.swapaxes(1, 2)
+    return ResampledSpearman(np.nan_to_num(predictions)[None], references)
+
+
+def _largest_gaps(rhos_of, clips, group_of_clip, groups):
     """Highest minus lowest ρ of the groups, for the mean and each label; 0 where fewer than two have one."""
-    of_groups = np.array([rhos(clips[group_of_clip == group]) for group in groups])
+    of_groups = np.array([_with_mean(rhos_of(clips[group_of_clip == group])) for group in groups])
     is_known = ~np.isnan(of_groups)
     highest = np.where(is_known, of_groups, -np.inf).max(axis=0)
     lowest = np.where(is_known, of_groups, np.inf).min(axis=0)

@@ -142,12 +142,11 @@ def read_submission(path, filenames, labels):
     return read_predictions(path, filenames, labels, SHARE)
 
 
-def read_members(folders, splits, labels):
+def read_members(folders, corpus):
     """
     Args:
         folders: of the runs, each with `predictions_devel.csv` and, if there is a test split, `predictions_test.csv`.
-        splits: `datasets.DatasetDict`.
-        labels: label names.
+        corpus: `Corpus` that they were trained on.
 
     Returns:
         The members' predictions, `dict` from split to (members, clips, labels) float64. Their mean over the members is
@@ -159,12 +158,12 @@ def read_members(folders, splits, labels):
     return {
         split: np.array(
             [
-                read_submission(Path(folder) / f"predictions_{split}.csv", splits[split][FILENAME], labels)
+                read_submission(Path(folder) / f"predictions_{split}.csv", corpus.filenames(split), corpus.labels)
                 for folder in folders
             ]
         )
         for split in ("devel", "test")
-        if split in splits
+        if split in corpus.splits
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
-from ..metrics.emotion_share_spearman.emotion_share_spearman import INTERVAL, EmotionShareSpearman
+from ..metrics.emotion_share_spearman.spearman import INTERVAL, spearman_scores
 from .selections import SELECTIONS
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
@@ -24,6 +24,7 @@ LEFT_OUT = "clips_left_out"
 CALIBRATION = "calibration"
 CEILING = "noise_ceiling"
 GROUPS = "groups"
+OF_FOLD = "test"
 
 # Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
 # that is not dead may be as close as 1e-5.
@@ -41,7 +42,8 @@ class Score:
 
 class Scorer:
     """
-    The challenge's score of predicted shares against a split's true ones: see `metrics/emotion_share_spearman`.
+    The challenge's score of predicted shares against a split's true ones: what `metrics/emotion_share_spearman`
+    computes, called without the metric.
 
     Args:
         references: (clips, labels) true shares, NaN where one is not known.
@@ -51,8 +53,6 @@ class Scorer:
     def __init__(self, references, labels):
         self.references = references
         self.labels = labels
-        # Not `evaluate.load`, which copies the module into a cache: a copy that a kill cuts off stays there for ever.
-        self.metric = EmotionShareSpearman(keep_in_memory=True)
 
     def scores(self, predictions, bootstrap=0, seed=0, groups=None):
         """
@@ -66,20 +66,13 @@ class Scorer:
         Returns:
             `dict[str | None, Score]`: of `MEAN`, and of each label.
         """
-        values = self.metric.compute(
-            predictions=predictions,
-            references=self.references,
-            label_names=self.labels,
-            bootstrap=bootstrap,
-            seed=seed,
-            groups=groups,
-        )
+        values = spearman_scores(predictions, self.references, self.labels, bootstrap, seed, groups)
         return {label: _score(values, metric_name(label)) for label in (MEAN, *self.labels)}
 
     def rhos(self, predictions, labels):
         """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
         names = [self.labels[index] for index in labels]
-        values = self.metric.compute(predictions=predictions, references=self.references[:, labels], label_names=names)
+        values = spearman_scores(predictions, self.references[:, labels], names)
         return np.array([values[metric_name(name)] for name in names])
 
 
@@ -94,7 +87,7 @@ def _score(values, name):
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
-def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None):
+def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None, of_fold=None):
     """
     Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
     no score has an interval, none is written.
@@ -108,6 +101,7 @@ def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=
         ceiling: `NoiseCeiling`, under `noise_ceiling`, by the metric's names; not there if there is none.
         groups: by fact, what `groups.as_json` returns, under `groups`; not there if there is none.
         calibrations: by split, `Calibration`s of a model that says how sure it is, under `calibration`.
+        of_fold: of `Scorer.scores` on a fold that is test, under `test`, by the metric's names; `None` leaves it out.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -125,6 +119,8 @@ def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=
         values[GROUPS] = groups
     if calibrations:
         values[CALIBRATION] = {split: calibration.as_dict() for split, calibration in calibrations.items()}
+    if of_fold is not None:
+        values[OF_FOLD] = {metric_name(label): number_or_null(score.rho) for label, score in of_fold.items()}
     with whole_file(path, encoding="utf-8") as file:
         file.write(json.dumps(values, indent=2) + "\n")
 

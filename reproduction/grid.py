@@ -21,6 +21,7 @@ KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
 FOLD_KEYS = ("folds", "group_by")  # which a grid may have
 # Flags of train.py that the grid sets itself.
 OWN_FLAGS = ("architecture", "feature_cache_dir", "output_dir", "resume_from_checkpoint", "seed", "fold", *FOLD_KEYS)
+FLAGS_OF_ALL = ("resample",)  # the page compares cells with each other
 RANDOM_BACKBONE = "random_backbone"
 SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it
 
@@ -226,6 +227,8 @@ class _Reader:
             for name in flags or {}:
                 if name in OWN_FLAGS:
                     raise self.error((*keys, name), f"{name} is set by the grid")
+                if name in FLAGS_OF_ALL and keys != ("train",):
+                    raise self.error((*keys, name), f"{name} must be the same for all cells; expected it under train")
         for name in self.entries["architectures"]:
             if name not in ARCHITECTURES:
                 raise self.error(

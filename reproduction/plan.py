@@ -9,8 +9,9 @@ from accelerate.utils import tqdm
 from ..configuration_emoshare import EmoShareConfig
 from ..modeling_emoshare import EmoShareModel
 from ..training.features import check_new_audio, expected_bytes, extract_layers
-from ..training.model import build_model
+from ..training.model import build_model, load_left_out_backbone
 from ..training.precision import training_dtype
+from ..training.store_names import StoreNames
 from ..training.trainer import heads_in_training, threads_for, train_step
 from ..training.user_errors import together
 
@@ -39,15 +40,16 @@ def prepare_features(grid, corpus, accelerator):
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
         cache_dir = arguments.feature_cache_dir
+        dtype = arguments.data.feature_dtype
         whole = corpus.as_stored
-        check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+        names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+        check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
         if len(layers) < 2:
             continue  # training extracts a single one itself
         disk = _expected_disk(whole, model.config, feature_extractor, arguments, layers)
         accelerator.print(f"{row}: features of {len(layers)} layers, {_size(disk)} if none has been extracted yet")
-        dtype = arguments.data.feature_dtype
         for split, clips in whole.splits.items():
-            extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers)
+            extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names)
 
 
 def describe(grid, corpus, accelerator):
@@ -66,6 +68,7 @@ def describe(grid, corpus, accelerator):
     for row, cells in _by_row(grid).items():
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
+        together(partial(load_left_out_backbone, model))
         model.to(accelerator.device)
         layers = {cell.layer for cell in cells}
         size = _expected_disk(whole, model.config, feature_extractor, arguments, layers)

@@ -7,7 +7,6 @@ from string import Template
 import numpy as np
 
 from ..dataset_script.corpora import CORPORA, is_published
-from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
 from ..evaluation.markdown import markdown_table
@@ -92,6 +91,7 @@ class _Page:
         self.grid, self.failed, self.scored = grid, failed, scored
         self.figures = grid.output_dir / "figures"
         self.splits, self.labels, self.info = corpus.splits, corpus.labels, corpus.info
+        self.filenames = corpus.filenames
         self.corpus = _corpus_title(corpus.info, grid.cells[0].arguments)
         self.has_folds = corpus.whole is not None
         if self.has_folds:
@@ -157,7 +157,7 @@ class _Page:
         nothing = [""] * (len(rows[0]) - len(columns) - 1)
         rows.append(["mean ± deviation", *nothing, *(column[-2] for column in columns)])
         rows.append(["**pooled**, 95 % interval", *nothing, *(column[-1] for column in columns)])
-        header = ["fold", "clips", *([] if self.scored.groups is None else [self.scored.group_by])]
+        header = ["fold", "clips", *([] if self.scored.of_groups is None else [self.scored.group_by])]
         header += [f"{system.row}, {system.title}" for system in self.systems]
         plot_folds(
             self.figures / "folds",
@@ -184,7 +184,7 @@ class _Page:
 
     def groups_of(self, fold):
         """The column for a fold's groups: their names, or their number where there are many; none without groups."""
-        if self.scored.groups is None:
+        if self.scored.of_groups is None:
             return []
         groups = self.scored.of_groups[fold]
         return [", ".join(groups) if len(groups) <= SHOWN_GROUPS else f"{len(groups):,} of them"]
@@ -289,11 +289,11 @@ class _Page:
     def submission(self):
         if "test" not in self.splits or not self.runs or self.has_folds:
             return ""
-        problems = []
+        problems, filenames = [], self.filenames("test")
         for run in self.runs:
             path = run.cell.folder / "predictions_test.csv"
             try:
-                read_submission(path, self.splits["test"][FILENAME], self.labels)
+                read_submission(path, filenames, self.labels)
             except (OSError, ValueError) as error:
                 problems.append(f"- `{run.cell.folder.name}`: {_one_line(str(error).replace(str(path), path.name))}")
         counts = {"fit": len(self.runs) - len(problems), "finished": len(self.runs)}

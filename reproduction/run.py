@@ -1,49 +1,50 @@
 """Runs a grid: each cell is a run of `train.py` in a folder of its own."""
 
-import argparse
 import shutil
 import sys
 import traceback
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ..dataset_script.whole_files import whole_file
 from ..training.checkpoints import checkpoints
-from ..training.corpus import load_run_corpus
+from ..training.corpus import load_run_corpus, load_together
 from ..training.launch import start
 from ..training.run import train
-from ..training.user_errors import UserError, checking, run_entry_point, together
+from ..training.store_names import read_clips_together
+from ..training.user_errors import UserError, checking, together
 from .done import check_done_cells
-from .grid import claim_folder, make_random_backbones, read_grid, with_folds
+from .grid import claim_folder, make_random_backbones, with_folds
 from .plan import describe, prepare_features
 from .report import write_report
+from .scored import scored_on
 
-DESCRIPTION = (
-    "Reproduces the paper: a grid of features, architectures and seeds, and its tables and figures. Each cell is a run "
-    "of train.py in a folder of its own. A finished cell is left alone, an interrupted one is resumed, and one that "
-    "fails does not stop the others."
-)
 ERROR = "error.txt"
 
 
-def main(argv, name="reproduce.py"):
+def run(grid, dry_run=False):
     """
-    `reproduce.py`, and `emoshare reproduce`, whose name messages begin with. Returns the exit code: 1 if a cell is not
-    done, 2 if something that the user gave is wrong.
+    Args:
+        grid: `Grid`, as `read_grid` gives it.
+        dry_run: whether to list the cells only, with the time and disk space that they may take.
+
+    Returns:
+        The exit code: 1 if a cell is not done.
+
+    Raises:
+        UserError: if something that the user gave is wrong.
     """
-    return run_entry_point(name, _parse, _run, argv)
-
-
-def _run(parsed):
-    flags, grid = parsed
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
         make_random_backbones(grid)
-    corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    corpora = {}  # which cells share
+    data = grid.cells[0].arguments.data
+    corpus = load_run_corpus(data, accelerator, _loaded(data, corpora, accelerator))
+    read_clips_together(corpus, accelerator)
     grid = together(partial(with_folds, grid, corpus.as_stored))
+    together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
     check_done_cells(grid, corpus, accelerator)
-    if flags.dry_run:
+    if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
     together(partial(_claim_folders, grid) if accelerator.is_main_process else lambda: None)
@@ -57,7 +58,7 @@ def _run(parsed):
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
         accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
-        run_cell(cell, accelerator)
+        run_cell(cell, accelerator, corpora)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -72,13 +73,28 @@ def _claim_folders(grid):
         claim_folder(cell)
 
 
-def run_cell(cell, accelerator):
-    """Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it."""
+def _loaded(data, corpora, accelerator):
+    """The corpus of a cell's `DataArguments` with its own splits; `corpora` keeps each that was loaded."""
+    key = data.dataset, data.data_dir
+    if key not in corpora:
+        corpora[key] = load_together(data, accelerator)
+    return corpora[key]
+
+
+def run_cell(cell, accelerator, corpora):
+    """
+    Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it.
+
+    Args:
+        cell: `Cell`.
+        accelerator: `accelerate.Accelerator`.
+        corpora: a dict, in which cells find the corpora that others have loaded.
+    """
     is_interrupted = bool(checkpoints(cell.folder))
     run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
     arguments = replace(cell.arguments, run=run)
     try:
-        train(arguments, start(arguments))
+        train(arguments, start(arguments), _loaded(arguments.data, corpora, accelerator))
         if accelerator.is_main_process:
             _tidy(cell)
     except Exception as error:
@@ -121,20 +137,3 @@ def _in_one_line(error):
     """The last line of a traceback; a message as a whole."""
     lines = [line.strip() for line in error.strip().splitlines()]
     return lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)
-
-
-def _parse(argv, name):
-    parser = argparse.ArgumentParser(prog=name, description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--config", required=True, type=Path, help="the grid: a YAML file, see configs/*_grid.yaml")
-    parser.add_argument("--data_dir", help="folder of the corpus")
-    parser.add_argument("--output_dir", help="folder for everything, instead of the one in the grid")
-    parser.add_argument("--sweep_layers", action="store_true", help="add a cell for each layer of each backbone")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="only list the cells, with the time and disk space that they may take"
-    )
-    flags = parser.parse_args(argv)
-    try:
-        grid = read_grid(flags.config, flags.data_dir, flags.output_dir, flags.sweep_layers)
-    except ValueError as error:
-        parser.error(str(error))
-    return flags, grid

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..dataset_script.folds import divide
-from ..dataset_script.tables import FILENAME
+from ..evaluation.groups import resampled_units
 from ..evaluation.predictions import read_predictions
 from .results import Run, read_run
 from .significance import mean_scores
@@ -18,31 +18,38 @@ def scored_on(grid, corpus):
     Returns:
         `Folds` of a grid that has folds, `Devel` of any other.
     """
-    data = grid.cells[0].arguments.data
-    return Devel(corpus) if data.folds is None else Folds(corpus.as_stored, data)
+    arguments = grid.cells[0].arguments
+    if arguments.data.folds is None:
+        return Devel(corpus, arguments.run.resample)
+    return Folds(corpus.as_stored, arguments.data, arguments.run.resample)
 
 
 class Devel:
     """
     Runs are scored on devel; each is one cell.
 
+    Args:
+        corpus: `Corpus`.
+        resample: `--resample` of the cells.
+
     Attributes:
         name: for headings and figures.
         references: (clips, labels) true shares of the scored clips, NaN where one is not known.
-        groups: (clips,) the group of each, or `None`.
+        groups: (clips,) what each belongs to that is resampled as a whole; `None` where clips are resampled.
         units: what intervals are over, as text.
         shares: true shares by what the figure of their distribution calls the clips.
         sizes: of what clips there are, as text.
     """
 
     name = "devel"
-    groups = None
 
-    def __init__(self, corpus):
+    def __init__(self, corpus, resample=None):
         self.corpus = corpus
+        self.filenames = corpus.filenames("devel")
         self.references = corpus.shares("devel")
         self.shares = {"train": corpus.shares("train"), "devel": self.references}
-        self.units = f"{len(self.references):,} devel clips"
+        self.groups = resampled_units(corpus, "devel", resample)
+        self.units = _units(self.groups, resample) or f"{len(self.references):,} devel clips"
         self.sizes = ", ".join(f"{len(clips):,} {split}" for split, clips in corpus.splits.items())
 
     def runs(self, cells):
@@ -52,7 +59,7 @@ class Devel:
     def predictions(self, run):
         """(clips, labels) predicted shares of the scored clips."""
         path = run.cell.folder / "predictions_devel.csv"
-        return read_predictions(path, self.corpus.splits["devel"][FILENAME], self.corpus.labels)
+        return read_predictions(path, self.filenames, self.corpus.labels)
 
 
 class Folds:
@@ -62,31 +69,35 @@ class Folds:
     Args:
         corpus: `Corpus` with its own splits.
         data: `DataArguments` of a cell.
+        resample: `--resample` of the cells; without it, the groups that are in one fold are resampled.
 
     Attributes:
         splits: the folds, a `datasets.DatasetDict`.
-        of_groups: for each fold its groups, as texts; `None` if clips were not grouped.
+        group_by: the fact whose values are each in one fold, or `None`.
+        of_groups: for each fold these values, as texts; `None` if clips were not grouped.
         title: what the folds are, as text.
         name, references, groups, units, shares, sizes: as those of `Devel`, of all folds in their order.
     """
 
     name = "the test folds"
 
-    def __init__(self, corpus, data):
+    def __init__(self, corpus, data, resample=None):
         folds = divide(corpus, data.num_folds, data.group_by)
         corpus = corpus.resplit({f"fold {number}": clips for number, clips in enumerate(folds)})
         self.labels, self.splits, self.group_by = corpus.labels, corpus.splits, data.group_by
+        self.filenames = [corpus.filenames(split) for split in corpus.splits]  # of each fold
         self.of_fold = [corpus.shares(split) for split in corpus.splits]
         self.references = np.concatenate(self.of_fold)
         self.shares = {"all folds": self.references}
-        self.groups = self.of_groups = None
-        self.units, by = f"{len(self.references):,} clips", ""
+        units = resample or data.group_by
+        of_units = [resampled_units(corpus, split, units) for split in corpus.splits]
+        self.groups = None if units is None else np.concatenate(of_units)
+        self.units = _units(self.groups, units) or f"{len(self.references):,} clips"
+        self.of_groups, by = None, ""
         if data.group_by is not None:
             values = [facts[data.group_by] for facts in corpus.metadata.values()]
-            self.groups = np.concatenate(values)
             self.of_groups = [[_text(value) for value in np.unique(of_fold)] for of_fold in values]
-            number = len(np.unique(self.groups))
-            self.units, by = f"{number:,} groups by {data.group_by}", f" by {data.group_by}"
+            by = f" by {data.group_by}"
         self.title = f"{len(folds)} folds{by}"
         fewest, most = min(map(len, folds)), max(map(len, folds))
         each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
@@ -122,9 +133,14 @@ class Folds:
 
     def _of_folds(self, cells):
         return [
-            read_predictions(cell.folder / "predictions_test.csv", clips[FILENAME], self.labels)
-            for cell, clips in zip(cells, self.splits.values(), strict=True)
+            read_predictions(cell.folder / "predictions_test.csv", filenames, self.labels)
+            for cell, filenames in zip(cells, self.filenames, strict=True)
         ]
+
+
+def _units(groups, fact):
+    """What intervals are over, as text; `None` where clips are resampled."""
+    return None if groups is None else f"{len(set(groups)):,} groups by {fact}"
 
 
 def _text(value):

@@ -1,13 +1,16 @@
 """Small real things to test on: WAV files, corpora, backbones with random weights, trained model folders."""
 
 import csv
+import multiprocessing
 import os
 import resource
+import runpy
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 # Before any Hugging Face library is imported: nothing is read from or left in the user's caches, nothing is fetched.
@@ -119,6 +122,40 @@ def run_command(*command, cwd, check=True, **environment):
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} gave {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["emoshare.training.run", "emoshare.reproduction.run"])
+
+
+def run_script(script, *arguments, cwd, check=True, **environment):
+    """
+    Runs a script in a process of its own that need not import torch and Transformers: it is forked from one that has.
+    That takes seconds less than `run_python`, and is for what does not depend on how a run is launched.
+    """
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        command = [str(part) for part in (script, *arguments)]
+        process = _forks.Process(
+            target=_run_script, args=(command, cwd, environment, DupFd(stdout.fileno()), DupFd(stderr.fileno()))
+        )
+        process.start()
+        process.join()
+        output = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            output.append(file.read())
+    if check and process.exitcode != 0:
+        pytest.fail(f"{' '.join(command)} gave {process.exitcode}\n{output[0]}\n{output[1]}")
+    return subprocess.CompletedProcess(command, process.exitcode, *output)
+
+
+def _run_script(command, cwd, environment, stdout, stderr):
+    os.dup2(stdout.detach(), 1)
+    os.dup2(stderr.detach(), 2)
+    os.chdir(cwd)
+    os.environ.update(environment)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 @contextmanager

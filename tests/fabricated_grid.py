@@ -53,7 +53,7 @@ def finish_cell(cell, corpus, noise=0.2, epochs=3):
         if split in corpus.splits:
             true = np.nan_to_num(corpus.shares(split), nan=0.3)
             shares = np.clip(true + rng.normal(0, noise, true.shape), 0, 1)
-            filenames = corpus.splits[split]["filename"]
+            filenames = corpus.filenames(split)
             write_predictions(cell.folder / f"predictions_{split}.csv", filenames, shares, corpus.labels)
             if split == "devel":
                 scores = Scorer(corpus.shares(split), corpus.labels).scores(shares, bootstrap=20)

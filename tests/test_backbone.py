@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
 from emoshare.backbone_emoshare import FAMILIES, BackboneFamily, commit_of, family_of, load_backbone, weights_hash
-from emoshare.feature_extraction_emoshare import FEATURE_TYPES
+from emoshare.fields_emoshare import FEATURE_TYPES
 from emoshare.frames_emoshare import length_mask
 
 SUPPORTED = [model_type for family in FAMILIES for model_type in family.model_types]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, backbone_config, run_python, small_model, speech
+from conftest import ROOT, backbone_config, run_script, small_model, speech
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from released_network import ReleasedNetwork
@@ -204,7 +204,7 @@ def checkpoints(tmp_path_factory):
 def convert(files, backbone, output_dir, check=True):
     arguments = [f"{emotion}={file}" for emotion, file in files.items()]
     options = ["--architecture", "cnn_lstm_attention", "--backbone", backbone, "--output_dir", output_dir]
-    return run_python("convert_released_checkpoint.py", *options, *arguments, cwd=ROOT, check=check)
+    return run_script(ROOT / "convert_released_checkpoint.py", *options, *arguments, cwd=ROOT, check=check)
 
 
 @pytest.mark.slow

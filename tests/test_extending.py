@@ -18,7 +18,7 @@ from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.corpora import CORPORA, CorpusInfo
 from emoshare.dataset_script.tables import ClipTable, CorpusTables
 from emoshare.losses_emoshare import LOSSES
-from emoshare.reproduction.run import main
+from emoshare.reproduction.command import main
 from emoshare.training.arguments import parse_arguments
 
 pytestmark = pytest.mark.slow

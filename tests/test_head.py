@@ -9,7 +9,7 @@ from torch import nn
 
 from emoshare import EmoShareConfig, EmoShareModel, EmotionHead
 from emoshare.architectures_emoshare import ARCHITECTURES, POOLINGS_OF_FRAMES, Architecture
-from emoshare.configuration_emoshare import NORMALIZATIONS
+from emoshare.fields_emoshare import NORMALIZATIONS
 from emoshare.head_emoshare import ENCODERS, POOLINGS, Dropout
 
 

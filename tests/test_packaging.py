@@ -51,6 +51,7 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
         "emoshare/dataset_script/README.md",
         "emoshare/dataset_script/dataset_card.md",
         "emoshare/metrics/emotion_share_spearman/emotion_share_spearman.py",
+        "emoshare/metrics/emotion_share_spearman/spearman.py",
         "emoshare/metrics/emotion_share_spearman/README.md",
         "emoshare/metrics/emotion_share_spearman/index.html",
         "emoshare/metrics/emotion_share_spearman/requirements.txt",

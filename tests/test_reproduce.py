@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL_BACKBONE, run_command, write_corpus
+from conftest import ROOT, SMALL_BACKBONE, run_command, run_script, write_corpus
 
 pytestmark = pytest.mark.slow
 
+REPRODUCE = ROOT / "reproduce.py"
 LAUNCH = [Path(sys.executable).parent / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml"]
-LAUNCH += [ROOT / "reproduce.py"]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def grid(tmp_path_factory):
 
 
 def reproduce(grid, folder, *flags, check=True):
-    command = [*LAUNCH, "--config", grid, "--output_dir", folder, *flags]
-    return run_command(*command, cwd=grid.parent, check=check)
+    return run_script(REPRODUCE, "--config", grid, "--output_dir", folder, *flags, cwd=grid.parent, check=check)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(grid):
     folder = grid.parent / "undisturbed"
-    return folder, reproduce(grid, folder, "--sweep_layers")
+    command = [*LAUNCH, REPRODUCE, "--config", grid, "--output_dir", folder, "--sweep_layers"]
+    return folder, run_command(*command, cwd=grid.parent)
 
 
 def test_a_grid_leaves_a_report(undisturbed):
@@ -86,7 +86,7 @@ def test_a_cell_that_fails_is_listed_and_loses_no_other(grid, tmp_path):
 
 
 def test_a_killed_grid_continues_with_what_is_not_done(grid, undisturbed, tmp_path):
-    command = [*LAUNCH, "--config", grid, "--output_dir", tmp_path, "--sweep_layers"]
+    command = [*LAUNCH, REPRODUCE, "--config", grid, "--output_dir", tmp_path, "--sweep_layers"]
     process = subprocess.Popen([str(part) for part in command], cwd=grid.parent, start_new_session=True)
     deadline = time.monotonic() + 180
     while len(list(tmp_path.glob("cells/*/eval_results.json"))) < 3:

@@ -9,12 +9,12 @@ from fabricated_grid import fabricated_corpus, finish_cell, plan_cell
 from huggingface_hub import ModelCard
 
 from emoshare import EmoShareFeatureExtractor, app, cli
-from emoshare.configuration_emoshare import ARCHITECTURES, NORMALIZATIONS, OUTPUT_ACTIVATIONS
+from emoshare.architectures_emoshare import ARCHITECTURES
 from emoshare.dataset_script.corpora import CORPORA
 from emoshare.dataset_script.publishing import dataset_card
 from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
-from emoshare.feature_extraction_emoshare import ACOUSTIC_FEATURES, FEATURE_TYPES
+from emoshare.fields_emoshare import ACOUSTIC_FEATURES, FEATURE_TYPES, NORMALIZATIONS, OUTPUT_ACTIVATIONS
 from emoshare.head_emoshare import ENCODERS, STEMS
 from emoshare.losses_emoshare import LOSSES
 from emoshare.pooling_emoshare import POOLINGS

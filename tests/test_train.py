@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, SMALL_HEAD_FLAGS, needs_bfloat16, read_csv, run_command, write_corpus, write_csv
+from conftest import (
+    ROOT,
+    SMALL_HEAD_FLAGS,
+    needs_bfloat16,
+    read_csv,
+    run_command,
+    run_script,
+    write_corpus,
+    write_csv,
+)
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -21,8 +30,9 @@ from emoshare import EMOTIONS
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml", ROOT / "train.py"]
-TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", ROOT / "train.py"]
+TRAIN = ROOT / "train.py"
+LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "accelerate_config.yaml", TRAIN]
+TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", TRAIN]
 ACOUSTIC = ["--dataset", "csv", "--feature_dtype", "float32", *SMALL_HEAD_FLAGS]
 ACOUSTIC += ["--learning_rate", "1e-3", "--per_device_train_batch_size", "4"]
 MODULES = ["configuration", "backbone", "modeling", "feature_extraction", "pipeline"]
@@ -155,14 +165,14 @@ def start_and_kill_after(checkpoint, *command, cwd):
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(own_corpus, tmp_path):
-    command = [*LAUNCH, *ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "8"]
-    command += ["--feature_cache_dir", tmp_path / "features", "--checkpoint_minutes", "0"]
-    run_command(*command, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    flags = [*ACOUSTIC, "--data_dir", own_corpus, "--num_train_epochs", "8"]
+    flags += ["--feature_cache_dir", tmp_path / "features", "--checkpoint_minutes", "0"]
+    run_script(TRAIN, *flags, "--output_dir", tmp_path / "whole", cwd=tmp_path)
     start_and_kill_after(
-        tmp_path / "parts" / "checkpoint-epoch-3", *command, "--output_dir", tmp_path / "parts", cwd=tmp_path
+        tmp_path / "parts" / "checkpoint-epoch-3", *LAUNCH, *flags, "--output_dir", tmp_path / "parts", cwd=tmp_path
     )
     assert not (tmp_path / "parts" / "model.safetensors").exists()
-    result = run_command(*command, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", cwd=tmp_path)
+    result = run_script(TRAIN, *flags, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", cwd=tmp_path)
     assert "Resuming after epoch" in result.stdout
     assert "epoch 1: " not in result.stdout
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
@@ -176,9 +186,9 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(own_corpus, tmp_pat
     rows = read_csv(own_corpus / "lab" / "train.csv")
     changed = shutil.copytree(own_corpus, tmp_path / "changed")
     write_csv(changed / "lab" / "train.csv", [rows[0][0], rows[0][2], rows[0][1]], rows[1:])
-    command[command.index(own_corpus)] = changed
+    flags[flags.index(own_corpus)] = changed
     arguments = ["--output_dir", tmp_path / "parts", "--resume_from_checkpoint"]
-    result = run_command(*command, *arguments, cwd=tmp_path, check=False)
+    result = run_script(TRAIN, *flags, *arguments, cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "checkpoint-epoch-8 is from another run: train: " in result.stderr
 
@@ -188,7 +198,7 @@ def test_the_papers_recipe_runs_and_names_a_dead_head(corpus_folder, backbone_fo
     # In a head of this size, the last ReLU is closed from the start with seed 3, and open with 4 and 999.
     seeds = ["--head_seeds", "999", "3", *["999"] * 7]
     arguments = [*SMALL_HEAD_FLAGS, *seeds, "--num_train_epochs", "2", "--output_dir", tmp_path / "output"]
-    result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)
+    result = run_script(TRAIN, *recipe, *arguments, cwd=tmp_path)
     config = json.loads((tmp_path / "output" / "config.json").read_text())
     assert (config["normalization"], config["output_activation"]) == ("sequence", "relu")
     preprocessor = json.loads((tmp_path / "output" / "preprocessor_config.json").read_text())
@@ -197,7 +207,7 @@ def test_the_papers_recipe_runs_and_names_a_dead_head(corpus_folder, backbone_fo
     assert "Dead: Boredom. " in result.stdout
 
     arguments += ["--restart_dead_heads", "2"]
-    result = run_command(*LAUNCH, *recipe, *arguments, cwd=tmp_path)
+    result = run_script(TRAIN, *recipe, *arguments, cwd=tmp_path)
     assert (
         "Boredom is dead: its head gives the same share for every devel clip; re-initialised with seed 4 (1 of 2)"
         in result.stdout
@@ -263,6 +273,6 @@ def test_two_processes_say_what_is_wrong_once(own_corpus, tmp_path):
 
 def test_resuming_without_a_checkpoint_is_an_error(own_corpus, tmp_path):
     arguments = [*ACOUSTIC, "--data_dir", own_corpus, "--output_dir", tmp_path / "output", "--resume_from_checkpoint"]
-    result = run_command(*LAUNCH, *arguments, cwd=tmp_path, check=False)
+    result = run_script(TRAIN, *arguments, cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "there is no checkpoint in" in result.stderr

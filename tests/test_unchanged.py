@@ -31,7 +31,7 @@ TRAIN = """
 import sys
 from functools import partialmethod
 from emoshare import EmoShareFeatureExtractor
-from emoshare.training.run import main
+from emoshare.training.command import main
 
 EmoShareFeatureExtractor.__init__ = partialmethod(EmoShareFeatureExtractor.__init__, floor="absolute")
 main(sys.argv[1:])

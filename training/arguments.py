@@ -1,21 +1,20 @@
 """The command line of `train.py`: flags, or one YAML file of them and then flags that override it."""
 
+import argparse
 import difflib
-import inspect
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
-from ..configuration_emoshare import CHOICES, EmoShareConfig
 from ..dataset_script.corpora import CORPORA, is_published
 from ..dataset_script.folds import LEAST_FOLDS
 from ..evaluation.selections import SELECTIONS
-from ..feature_extraction_emoshare import ACOUSTIC_FEATURES
+from ..fields_emoshare import ACOUSTIC_FEATURES, CHOICES, DEFAULTS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
@@ -29,7 +28,7 @@ def _flag(default, help, changes_results=True, fixed_on_resume=None, on_card=Tru
     A flag of the command line.
 
     Args:
-        default, help, options: as in `HfArgumentParser`.
+        default, help, options: as in `add_argument` of `argparse`.
         changes_results: whether another value gives another model or other scores; a grid's cell is one of its values.
         fixed_on_resume: whether it must be the same when a run resumes from a checkpoint; as `changes_results` if not
             given.
@@ -54,10 +53,9 @@ def _place(default, help):
 
 def _head_flag(name, help):
     """A flag for a field of `EmoShareConfig`, with the same name and default."""
-    default = inspect.signature(EmoShareConfig.__init__).parameters[name].default
     if name in CHOICES:
         help = f"{help}: {', '.join(CHOICES[name])}"
-    return _flag(default, help, is_config_field=True)
+    return _flag(DEFAULTS[name], help, is_config_field=True)
 
 
 @dataclass
@@ -323,27 +321,63 @@ def _require_fraction(arguments, *names):
             raise ValueError(f"--{name}: got {value}; expected a number from 0 to less than 1")
 
 
-class _Parser(HfArgumentParser):
-    """Raises ValueError for everything that is wrong."""
+class _Parser(argparse.ArgumentParser):
+    """
+    Flags and help as `transformers.HfArgumentParser` makes them of dataclasses, without the import of Transformers.
+    Raises ValueError for everything that is wrong.
+    """
 
     def __init__(self, name="train.py"):
-        super().__init__((DataArguments, ModelArguments, RunArguments), prog=name, allow_abbrev=False)
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(prog=name, allow_abbrev=False, formatter_class=formatter)
         self.usage = f"{name} [CONFIG.yaml] [--FLAG VALUE ...]"
+        self.groups = (DataArguments, ModelArguments, RunArguments)
+        self.types = {name: _type(hint) for group in self.groups for name, hint in get_type_hints(group).items()}
+        for entry in (entry for group in self.groups for entry in fields(group)):
+            self._add_flag(entry)
 
-    def add_argument(self, *names, **options):
-        # HfArgumentParser passes on all metadata of a field, and argparse refuses what it does not know.
-        return super().add_argument(*names, **{name: options[name] for name in options if name not in _PROPERTIES})
+    def _add_flag(self, entry):
+        of_flag = self.types[entry.name]
+        default = entry.default_factory() if entry.default is MISSING else entry.default
+        options = {name: value for name, value in entry.metadata.items() if name not in _PROPERTIES}
+        if get_origin(of_flag) is Literal:
+            options = {"choices": get_args(of_flag), **options}
+        elif of_flag is bool:
+            options = {"type": _is_yes, "nargs": "?", "const": True, **options}
+        elif get_origin(of_flag) is list:
+            options = {"type": get_args(of_flag)[0], "nargs": "+", **options}
+        else:
+            options = {"type": of_flag, **options}
+        self.add_argument(*_spellings(entry.name), default=default, **options)
+        if of_flag is bool and default:
+            no, help = _spellings(f"no_{entry.name}"), entry.metadata["help"]
+            self.add_argument(*no, dest=entry.name, action="store_false", default=False, help=help)
 
     def error(self, message):
         raise ValueError(message)
 
     def parse(self, flags):
-        # parse_args, unlike parse_args_into_dataclasses, refuses unknown flags, and reads no other file.
         values = vars(self.parse_args(flags))
-        groups = [
-            group(**{entry.name: values[entry.name] for entry in fields(group)}) for group in self.dataclass_types
-        ]
+        groups = [group(**{entry.name: values[entry.name] for entry in fields(group)}) for group in self.groups]
         return Arguments(*groups)
+
+
+def _type(hint):
+    """The type of a flag's value, where there is one."""
+    types = [of_value for of_value in get_args(hint) if of_value is not NoneType]
+    return types[0] if NoneType in get_args(hint) else hint
+
+
+def _spellings(name):
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _is_yes(text):
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected true or false")
 
 
 def parse_arguments(argv, name="train.py"):
@@ -364,7 +398,7 @@ def parse_arguments(argv, name="train.py"):
             argv = _flags(read_yaml(path), path, parser) + argv[1:]
         return parser.parse(argv)
     except ValueError as error:
-        return HfArgumentParser.error(parser, str(error))
+        return argparse.ArgumentParser.error(parser, str(error))
 
 
 def arguments_of(entries, source):
@@ -415,18 +449,17 @@ def read_yaml(path):
 
 def _flags(entries, source, parser):
     """The entries of a YAML file as command line flags, so that both are checked in the same way."""
-    known = {entry.name: entry.type for group in parser.dataclass_types for entry in fields(group)}
     flags = []
     for name, value in entries.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
+        if name not in parser.types:
+            close = difflib.get_close_matches(str(name), parser.types, n=1)
             raise ValueError(f"{source}: unknown key {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
         if value is None:
             continue  # as if the key were not there
-        is_list = getattr(known[name], "__origin__", None) is list
+        is_list = get_origin(parser.types[name]) is list
         if isinstance(value, dict) or (isinstance(value, list) and not is_list):
             raise ValueError(f"{source}: {name} is {value!r}; expected a single value")
-        if known[name] is str and isinstance(value, bool | float):
+        if parser.types[name] is str and isinstance(value, bool | float):
             raise ValueError(f"{source}: {name} is {value!r}; expected text")
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(str(entry) for entry in values)]

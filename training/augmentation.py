@@ -11,15 +11,6 @@ MASKS = 2  # of frames, and of features, in each clip
 MIXED = ("labels", "weights", "listeners")
 
 
-def check_listeners(run, corpus):
-    """Raises ValueError if listeners are to be dropped and none are known."""
-    if run.listener_dropout and np.isnan(corpus.listeners("train")).all():
-        raise ValueError(
-            "--listener_dropout: needs the number of listeners of each clip, which this corpus does not have; expected "
-            "the fact 'listeners' (column of lab/clips.csv)"
-        )
-
-
 class Augmentation:
     """
     Changes the batches of a training run as its flags say, the same way whenever an epoch is run.
@@ -40,7 +31,7 @@ class Augmentation:
         self.longest = config.max_frames if config.normalization == "sequence" else None
         self.epoch = self.drawn = None
         if run.listener_dropout:
-            self.clip_of_window = torch.from_numpy(store.clip_of_window).to(self.device)
+            self.clip_of_window = torch.tensor(store.clip_of_window, device=self.device)
 
     def set_epoch(self, epoch):
         """Draws the listeners of all clips for an epoch: the same on all processes."""

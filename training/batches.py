@@ -5,8 +5,12 @@ from itertools import count, cycle, islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
+from .read_ahead import ReadAhead
+
+# Batches that wait for an accelerator. Threads read them, because worker processes would need room in /dev/shm.
+BATCHES_AHEAD = 4
 # Relative noise on lengths before sorting, so that a clip's neighbours change from epoch to epoch.
 LENGTH_JITTER = 0.02
 
@@ -23,19 +27,22 @@ def batches_by_length(lengths, budget, rng=None):
     Returns:
         `list[np.ndarray]`: the indices of each batch.
     """
-    keys = np.asarray(lengths, dtype=float)
+    lengths = np.asarray(lengths)
+    keys = lengths.astype(float)
     if rng is not None:
-        keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
-    batches, longest = [], 0
-    for index in np.argsort(keys, kind="stable"):
-        longest = max(longest, lengths[index])
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(int(index))
+        keys *= rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
+    order = np.argsort(keys, kind="stable")
+    lengths = lengths[order]
+    batches, first = [], 0
+    while first < len(order):
+        most = int(budget // lengths[first]) + 1  # more of this length, or longer ones, never fit
+        longest = np.maximum.accumulate(lengths[first : first + most])
+        held = np.count_nonzero(longest * np.arange(1, len(longest) + 1) <= budget)
+        batches.append(order[first : first + max(held, 1)])
+        first += len(batches[-1])
     if rng is not None:
         rng.shuffle(batches)
-    return [np.array(batch) for batch in batches]
+    return batches
 
 
 class LengthBatchSampler(Sampler):
@@ -115,15 +122,6 @@ class FeatureLoader:
             frames = np.full_like(frames, config.max_frames)  # the model pads every clip to this length
         self.sampler = LengthBatchSampler(frames, clips_per_batch, accelerator, seed)
         self.padding = self.sampler.padding
-        on_accelerator = self.device.type != "cpu"  # leaves the CPU free to read ahead
-        self.loader = DataLoader(
-            store,
-            batch_sampler=self.sampler,
-            collate_fn=store.collate,
-            num_workers=2 if on_accelerator else 0,
-            persistent_workers=on_accelerator,
-            pin_memory=self.device.type == "cuda",
-        )
         counted = ~np.isnan(store.shares[store.clip_of_window])  # (windows, labels)
         if self.share_weights is not None:
             counted = counted * self.share_weights.numpy()
@@ -136,8 +134,16 @@ class FeatureLoader:
     def set_epoch(self, epoch):
         self.sampler.set_epoch(epoch)
 
+    def _read(self, windows):
+        batch = self.store.collate([self.store[window] for window in windows])
+        if self.device.type == "cuda":
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return batch
+
     def __iter__(self):
-        batches = iter(self.loader)
+        batches = map(self._read, self.sampler)
+        if self.device.type != "cpu":  # which leaves the CPU free
+            batches = iter(ReadAhead(self._read, list(self.sampler), lambda batch: 1, BATCHES_AHEAD, num_threads=2))
         weight_per_step = torch.tensor(self.known_weight / len(self.sampler.all_batches), dtype=torch.float32)
         for number in count(self.sampler.process, self.sampler.processes):
             started = time.perf_counter()

@@ -1,25 +1,24 @@
 """Extracts frame features: the frozen backbone runs once over every clip, and a store keeps the result."""
 
 import copy
-import hashlib
-import json
 import shutil
 import sys
-from contextlib import ExitStack
-from itertools import groupby
+from contextlib import ExitStack, closing
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from accelerate.utils import broadcast_object_list, tqdm
 from filelock import FileLock
 
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
-from ..dataset_script.audio import check_audio, clips_fingerprint, length_of
+from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
+from .model import load_left_out_backbone
+from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
     as_stored,
@@ -27,61 +26,67 @@ from .store import (
     finish,
     is_whole,
     shard_path,
+    shard_writer,
     stored_bytes,
-    write_shard,
     written_clips,
 )
+from .store_names import StoreNames
 from .user_errors import checking, together
 
-# Part of every store's fingerprint: increase it when this code computes other features from the same input.
-FEATURES_VERSION = 3
-# What one process holds in memory and writes at once, and loses at most when it is killed; for n layers, 1/n of it.
+# What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
+# `SHARDS` files, and one for each process besides.
 CLIPS_PER_SHARD = 128
+SHARDS = 1000
 # The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
 # Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
+# Seconds of audio that may wait, decoded, for the backbone: less where it takes clip by clip.
+SECONDS_AHEAD, SECONDS_AHEAD_OF_CLIPS = 1024, 64
+DECODING_THREADS = 4  # where the backbone runs on an accelerator
 
 
-def extract_frame_features(corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16"):
+def extract_frame_features(
+    corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16", names=None
+):
     """
     The frame features of a split, of the model's `backbone_layer`.
 
     Args:
         corpus: `Corpus`.
         split: name of the split.
-        model, feature_extractor, cache_dir, accelerator, dtype: as in `extract_layers`, errors too.
+        model, feature_extractor, cache_dir, accelerator, dtype, names: as in `extract_layers`, errors too.
 
     Returns:
         `FrameFeatureStore`.
     """
     layer = model.config.backbone_layer
     clips = corpus.splits[split]
-    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer])
+    stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer], names)
     with checking(is_of_all=True):
         return FrameFeatureStore(stores[layer], corpus, split)
 
 
-def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers):
+def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers, names=None):
     """
     Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet.
 
     Args:
         corpus: `Corpus`, with the splits by which features are stored.
         data: `DataArguments`.
-        model, feature_extractor, cache_dir, accelerator, layers: as in `extract_layers`.
+        model, feature_extractor, cache_dir, accelerator, layers, names: as in `extract_layers`.
 
     Raises:
         UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
     """
 
     def check():
-        digest = _digest_of_model(model, feature_extractor, data.feature_dtype)
+        of_stores = names or StoreNames(model, feature_extractor, data.feature_dtype)
         new = [
             split
             for split, clips in corpus.splits.items()
-            if not all(is_whole(Path(cache_dir, name)) for name in _fingerprints(digest, clips, layers).values())
+            if not all(is_whole(Path(cache_dir, name)) for name in of_stores.of(clips, layers).values())
         ]
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
@@ -89,7 +94,7 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
     together(check if accelerator.is_main_process else lambda: None)
 
 
-def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers):
+def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names=None):
     """
     Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
     used as it is. The backbone runs over the clips once, for all layers that are missing.
@@ -100,12 +105,14 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
     Args:
         clips: the split, a `datasets.Dataset`.
         split: its name, for messages.
-        model: `EmoShareModel`; without a backbone, the acoustic features are the frame features.
+        model: `EmoShareModel`; without a backbone, the acoustic features are the frame features. A backbone that
+            `build_model` has left out is loaded if something is to be extracted.
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
         dtype: of the stored features: `"float16"`, `"bfloat16"` or `"float32"`.
         layers: each as `EmoShareConfig.backbone_layer`; the one in the model's config does not matter.
+        names: `StoreNames` of model, feature extractor and dtype, if there are any already.
 
     Returns:
         `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer.
@@ -119,8 +126,8 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         _check_layer(layer, model.config)
     stores = None
     if accelerator.is_main_process:
-        fingerprints = _fingerprints(_digest_of_model(model, feature_extractor, dtype), clips, layers)
-        stores = {layer: Path(cache_dir) / fingerprint for layer, fingerprint in fingerprints.items()}
+        of_stores = names or StoreNames(model, feature_extractor, dtype)
+        stores = {layer: Path(cache_dir) / name for layer, name in of_stores.of(clips, layers).items()}
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
     with ExitStack() as locks:
@@ -144,6 +151,7 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
                     begin(folder, accelerator.num_processes)
             accelerator.wait_for_everyone()
             with checking():  # not of all: a process has clips of its own
+                load_left_out_backbone(model)
                 _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -230,28 +238,38 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
             f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
             + (f", continuing after {done} of {len(mine)}" if done else "")
         )
-    shards = list(_missing_shards(mine, written, model.config))
+    shards = list(_missing_shards(mine, written, model.config, len(clips)))
     done = len(mine) - sum(len(shard) for shard, _ in shards)
     samples = 0
-    with tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
+    decoded = iter(_decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor))
+    with (
+        closing(decoded),
+        tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress,
+    ):
         for shard, layers in shards:
-            windows = [window for clip in shard for window in _windows(clips[clip], clip, feature_extractor)]
-            _add_features(windows, model, feature_extractor, dtype, layers)
-            for layer in layers:
-                of_layer = [{**window, "features": window["features"][layer]} for window in windows]
-                write_shard(shard_path(folders[layer], shard, process, processes), of_layer, dtype)
-            samples += sum(window["num_samples"] for window in windows)
-            progress.update(len(shard))
-            progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in layers}
+            with ExitStack() as files:
+                # Closed in the order of the layers.
+                write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+                for part in _in_memory_at_once(shard, layers, model):
+                    windows = [window for of_clip in islice(decoded, len(part)) for window in of_clip]
+                    _add_features(windows, model, feature_extractor, dtype, layers)
+                    for window in windows:
+                        for layer, features in window["features"].items():
+                            write[layer]({**window, "features": features})
+                    samples += sum(window["num_samples"] for window in windows)
+                    progress.update(len(part))
+                    progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
 
 
-def _missing_shards(mine, written, config):
+def _missing_shards(mine, written, config, num_clips):
     """
     Args:
         mine: the clips of this process, in order.
         written: the clips that are already written, a set for each layer. They differ between layers if an extraction
             was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
+        num_clips: of the whole split.
 
     Yields:
         The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
@@ -259,9 +277,39 @@ def _missing_shards(mine, written, config):
     for layers, clips in groupby(mine, lambda clip: [layer for layer in written if clip not in written[layer]]):
         if layers:
             clips = list(clips)
-            per_shard = -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+            per_shard = max(_clips_for(layers, config), -(-num_clips // SHARDS))
             for first in range(0, len(clips), per_shard):
                 yield clips[first : first + per_shard], layers
+
+
+def _in_memory_at_once(shard, layers, model):
+    """The clips of a shard in parts, of which one is in memory: a single clip, where the backbone takes no batches."""
+    size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
+    return [shard[first : first + size] for first in range(0, len(shard), size)]
+
+
+def _clips_for(layers, config):
+    return -(-CLIPS_PER_SHARD // sum(_num_hidden_states(layer, config) for layer in layers))
+
+
+def _seconds_per_pass(model):
+    return SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+
+
+def _decoded(clips, indices, model, feature_extractor):
+    """The windows of each of the clips with these indices, read ahead of the backbone."""
+    if model.device.type != "cpu":
+        num_threads = DECODING_THREADS
+    else:  # without a backbone, nothing else is computed
+        num_threads = torch.get_num_threads() if model.backbone is None else 1
+    seconds = SECONDS_AHEAD if _seconds_per_pass(model) else SECONDS_AHEAD_OF_CLIPS
+    return ReadAhead(
+        lambda clip: _windows(clips[clip], clip, feature_extractor),
+        indices,
+        cost=lambda windows: sum(window["num_samples"] for window in windows),
+        limit=seconds * feature_extractor.sampling_rate,
+        num_threads=num_threads,
+    )
 
 
 def _windows(row, clip, feature_extractor):
@@ -278,13 +326,13 @@ def _windows(row, clip, feature_extractor):
             }
             for start, end in feature_extractor.windows(len(waveform))
         ]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
 def _add_features(windows, model, feature_extractor, dtype, layers):
     """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
-    seconds = SECONDS_PER_PASS.get(model.device.type, SECONDS_PER_PASS_ON_ACCELERATORS)
+    seconds = _seconds_per_pass(model)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]
@@ -309,28 +357,3 @@ def _frame_features(inputs, model, feature_extractor, layers):
         {layer: array[index][..., :own, :] for layer, array in arrays.items()}
         for index, own in enumerate(features.lengths.tolist())
     ]
-
-
-def _digest_of_model(model, feature_extractor, dtype):
-    """Of everything that decides the features of any split and layer; reads all weights of the backbone."""
-    versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
-    settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
-    digest = hashlib.blake2b(json.dumps([versions, dtype, settings], sort_keys=True).encode(), digest_size=16)
-    if model.backbone is not None:
-        digest.update(model.config.backbone_config.to_json_string().encode())
-        for name, tensor in sorted(model.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest
-
-
-def _fingerprints(digest, clips, layers):
-    """For each layer, a hexadecimal name made of everything that decides its features of a split."""
-    digest = digest.copy()
-    digest.update(clips_fingerprint(clips).encode())
-    fingerprints = {}
-    for layer in layers:
-        of_layer = digest.copy()
-        of_layer.update(json.dumps(layer).encode())
-        fingerprints[layer] = of_layer.hexdigest()
-    return fingerprints

@@ -3,14 +3,14 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers.utils import CONFIG_NAME
 
-from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import sync, sync_all, work_folder, writing
 from ..evaluation.calibration import calibration_of
 from ..evaluation.card import CALIBRATION_FIGURE, model_card, shown_settings
-from ..evaluation.ceiling import noise_ceiling
+from ..evaluation.ceiling import NoiseCeiling, noise_ceiling
 from ..evaluation.controls import report_controls
 from ..evaluation.figures import plot_calibration, plot_shares
 from ..evaluation.groups import resampled_units
@@ -18,40 +18,25 @@ from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
-from .arguments import parse_arguments
-from .augmentation import check_listeners
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
-from .corpus import check_votes, load_run_corpus
+from .corpus import check_listeners, load_run_corpus
 from .features import check_new_audio, extract_frame_features
-from .launch import start
 from .model import build_model
 from .store import ResplitFeatureStore
+from .store_names import StoreNames, read_clips_together
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import run_entry_point, together
+from .user_errors import together
 
 
-def main(argv, name="train.py"):
-    """
-    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
-    user gave is wrong.
-    """
-    return run_entry_point(name, parse_arguments, _run, argv)
-
-
-def _run(arguments):
-    accelerator = start(arguments)
-    train(arguments, accelerator)
-    accelerator.end_training()
-
-
-def train(arguments, accelerator):
+def train(arguments, accelerator, loaded=None):
     """
     One run, from the corpus to the model repository in `--output_dir`; several may follow each other in a process.
 
     Args:
         arguments: `Arguments`.
         accelerator: of `start`.
+        loaded: as in `load_run_corpus`.
 
     Raises:
         UserError: if something that the user gave is wrong: the corpus, the backbone, a clip, the checkpoint to resume
@@ -64,20 +49,21 @@ def train(arguments, accelerator):
         create = partial(create_repository, run.hub_model_id, private=run.hub_private or None)
         together(create if accelerator.is_main_process else lambda: None)
 
-    corpus = load_run_corpus(arguments.data, accelerator)
-    together(partial(check_votes, corpus, arguments.model.loss))
-    together(partial(check_listeners, run, corpus))
+    corpus = load_run_corpus(arguments.data, accelerator, loaded)
+    read_clips_together(corpus, accelerator)
+    together(partial(check_listeners, corpus, arguments.model.loss, run.listener_dropout))
     units = together(partial(resampled_units, corpus, "devel", run.resample))
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
     # The frozen backbone runs once over every clip; the heads are then trained on its features.
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
     layers, whole = [model.config.backbone_layer], corpus.as_stored
-    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers)
+    names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     # Of the clips as they are now: until the results are written, somebody may change them or move them away.
     made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
     stores = {
-        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype)
+        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype, names)
         for split in whole.splits
     }
     if whole is not corpus:
@@ -96,15 +82,13 @@ def train(arguments, accelerator):
         fit_concentrations(model, loaders["devel"], accelerator)
     predictions = {split: predict_votes(model, loader, accelerator) for split, loader in loaders.items()}
     shares = {split: of_split.shares for split, of_split in predictions.items()}
-    scores = scorer.scores(shares["devel"], run.bootstrap, run.seed, units)
-    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
 
-    if accelerator.is_main_process:
-        save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from)
-    report(scores, shares["devel"], progress.selected, ceiling, accelerator, run.selection)
-    if corpus.whole is not None:
-        of_test = Scorer(corpus.shares("test"), corpus.labels).scores(shares["test"])
-        accelerator.print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(of_test)}")
+    if accelerator.is_main_process:  # the others wait for it: intervals take seconds
+        results = results_of(run, corpus, scorer, shares, units)
+        save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from)
+        report(results.scores, shares["devel"], progress.selected, results.ceiling, accelerator, run.selection)
+        if results.of_fold is not None:
+            print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(results.of_fold)}")
     if run.controls:
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
         of_backbone = None if arguments.model.is_acoustic else stores
@@ -115,7 +99,41 @@ def train(arguments, accelerator):
         print(f"Published: {commit.commit_url}")
 
 
-def save(arguments, model, feature_extractor, corpus, progress, predictions, scores, ceiling, made_from):
+class Results(NamedTuple):
+    """
+    What a run measures at its end.
+
+    Attributes:
+        scores: of `Scorer.scores` on devel, with intervals.
+        ceiling: `NoiseCeiling` of devel.
+        of_fold: of `Scorer.scores` on test, where that is a fold of the corpus; otherwise `None`.
+    """
+
+    scores: dict
+    ceiling: NoiseCeiling
+    of_fold: dict | None
+
+
+def results_of(run, corpus, scorer, shares, units):
+    """
+    Args:
+        run: `RunArguments`.
+        corpus: `Corpus`.
+        scorer: `Scorer` of devel.
+        shares: by split, (clips, labels) predicted shares.
+        units: of `resampled_units` on devel.
+
+    Returns:
+        `Results`.
+    """
+    scores = scorer.scores(shares["devel"], run.bootstrap, run.seed, units)
+    ceiling = noise_ceiling(corpus.shares("devel"), corpus.listeners("devel"), corpus.labels)
+    if corpus.whole is None:
+        return Results(scores, ceiling, None)
+    return Results(scores, ceiling, Scorer(corpus.shares("test"), corpus.labels).scores(shares["test"]))
+
+
+def save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from):
     """
     Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
     the new is on the disk, and the results come last: their presence marks a finished run.
@@ -127,19 +145,21 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, sco
             model.save_pretrained(folder, include_backbone=arguments.run.push_backbone)
             feature_extractor.save_pretrained(folder)
             for split, of_split in predictions.items():
-                filenames = corpus.splits[split][FILENAME]
-                write_predictions(folder / f"predictions_{split}.csv", filenames, of_split.shares, corpus.labels)
+                path = folder / f"predictions_{split}.csv"
+                write_predictions(path, corpus.filenames(split), of_split.shares, corpus.labels)
             selected = None if arguments.run.selection == "best_epoch" else progress.selected
             write_history(folder / HISTORY, progress.history, corpus.labels, selected)
             dataset, shares = shown_settings(arguments)["dataset"], predictions["devel"].shares
             title = f"Predicted and true shares on devel ({dataset})"
-            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, scores, title)
+            plot_shares(folder / "shares_devel.png", corpus.shares("devel"), shares, results.scores, title)
             calibrations = {}
             if model.config.has_concentrations:
                 calibrations = _save_intervals(folder, corpus, predictions, f"Calibration ({dataset})")
-            card = model_card(arguments, model, feature_extractor, scores, corpus, ceiling, calibrations)
+            scores, ceiling, of_fold = results
+            card = model_card(arguments, model, feature_extractor, scores, corpus, ceiling, calibrations, of_fold)
             card.save(folder / "README.md")
-            write_scores(folder / RESULTS, scores, made_from, ceiling=ceiling, calibrations=calibrations)
+            measured = {"ceiling": ceiling, "calibrations": calibrations, "of_fold": of_fold}
+            write_scores(folder / RESULTS, scores, made_from, **measured)
             sync_all(folder)
         _replace_run(folder, output_dir, model.config)
 
@@ -148,7 +168,7 @@ def _save_intervals(folder, corpus, predictions, title):
     """Writes what a model with concentrations adds to a run; returns the `Calibration` of each split that has one."""
     calibrations = {}
     for split, of_split in predictions.items():
-        listeners, filenames = corpus.listeners(split), corpus.splits[split][FILENAME]
+        listeners, filenames = corpus.listeners(split), corpus.filenames(split)
         write_intervals(folder / f"intervals_{split}.csv", filenames, of_split, listeners, corpus.labels)
         calibration = calibration_of(of_split, corpus.shares(split), listeners)
         if calibration is not None:

@@ -1,7 +1,9 @@
 """The frame feature store: the frame features of every clip, unpadded, read from disk without copying."""
 
 import json
+import math
 import os
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,12 @@ from datasets.fingerprint import Hasher
 
 from ..dataset_script.whole_files import NotWrittenError, put_in_place, whole_file, writing
 from ..frames_emoshare import length_mask
+from .window_index import MappedFiles, WindowIndex, scan
 
 # How features are stored. Arrow has no bfloat16, so its bits are stored as integers.
 FEATURE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STATE = "state.json"  # of a store, with the names of its shards
+INDEX = "windows.arrow"  # of a store, where each window is
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of Arrow
 ARROW_TYPES = {"float16": pa.float16(), "bfloat16": pa.int16(), "float32": pa.float32()}
 
@@ -51,21 +55,20 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         if not np.isnan(self.listeners).all():
             votes += (self.listeners,)
         self.fingerprint = f"{folder.name}-{Hasher.hash(votes)}"
-        table = _mapped(folder)
-        clip, start = (table.column(name).to_numpy() for name in ("clip", "start"))
-        if set(clip) != set(range(len(self.clips))):
+        index = index_of(folder)
+        if index is None:
+            raise ValueError(f"{folder}: is damaged; delete the folder")
+        clips_found = np.flatnonzero(np.diff(index.clip, prepend=-1))
+        if not np.array_equal(index.clip[clips_found], np.arange(len(self.clips))):
             raise ValueError(
                 f"{folder}: holds features of other clips than the split's {len(self.clips)}; delete the folder"
             )
-        self.rows = np.lexsort([start, clip])
-        self.clip_of_window = clip[self.rows]
-        self.num_samples = table.column("num_samples").to_numpy()[self.rows]
+        self.clip_of_window, self.num_samples, self.num_frames = index.clip, index.num_samples, index.num_frames
         samples_of_clip = np.bincount(self.clip_of_window, weights=self.num_samples)
         self.weights = (self.num_samples / samples_of_clip[self.clip_of_window]).astype(np.float32)
-        self.shape = table.column("shape")
-        self.features = table.column("features")
-        (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind == self.features.type.value_type)
-        self.num_frames = np.array([shape[-2].as_py() for shape in self.shape])[self.rows]
+        self.shard, self.offset, self.form = index.shard, index.offset, index.form
+        self.files = MappedFiles([folder / name for name in index.sizes])
+        (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind.to_pandas_dtype() == np.dtype(index.dtype))
 
     def _take_clips(self, corpus, split):
         self.clips = corpus.splits[split]
@@ -75,17 +78,24 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         self.metadata = corpus.metadata[split]
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.clip_of_window)
 
     def __getitem__(self, index):
-        row = int(self.rows[index])
         return {
-            "frame_features": self.features[row].values.to_numpy().reshape(self.shape[row].as_py()),
+            "frame_features": self._features(index),
             "labels": self.shares[self.clip_of_window[index]],
             "listeners": self.listeners[self.clip_of_window[index]],
             "weights": self.weights[index],
             "window": index,
         }
+
+    def _features(self, index):
+        """The features of a window as they lie in the mapped file."""
+        *layers, width = self.form
+        shape = (*layers, int(self.num_frames[index]), width)
+        content, offset = self.files[int(self.shard[index])], int(self.offset[index])
+        dtype = ARROW_TYPES[self.dtype].to_pandas_dtype()
+        return np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape)
 
     def collate(self, windows):
         """
@@ -127,24 +137,24 @@ class ResplitFeatureStore(FrameFeatureStore):
         self.fingerprint = f"{names}-{Hasher.hash((self.labels, self.shares, corpus.origins[split]))}"
         place = np.full(sum(len(store.clips) for store in stores), -1)  # of each clip of the whole corpus in this split
         place[corpus.origins[split]] = np.arange(len(self.clips))
-        clip = place[_joined(stores, "clip_of_window", indices_of="clips")]
+        clip = place[_joined(stores, "clip_of_window", indices_of=lambda store: store.clips)]
         # The windows of a clip are in their order already.
         windows = np.argsort(clip, kind="stable")[np.count_nonzero(clip < 0) :]
-        self.rows = _joined(stores, "rows", indices_of="features")[windows]
         self.clip_of_window = clip[windows]
-        self.num_samples, self.num_frames, self.weights = (
-            _joined(stores, name)[windows] for name in ("num_samples", "num_frames", "weights")
+        self.num_samples, self.num_frames, self.weights, self.offset = (
+            _joined(stores, name)[windows] for name in ("num_samples", "num_frames", "weights", "offset")
         )
-        self.shape, self.features = (
-            pa.chunked_array([chunk for store in stores for chunk in getattr(store, name).chunks])
-            for name in ("shape", "features")
-        )
-        self.dtype = stores[0].dtype
+        self.shard = _joined(stores, "shard", indices_of=lambda store: store.files.paths)[windows]
+        self.files = MappedFiles([path for store in stores for path in store.files.paths])
+        self.form, self.dtype = stores[0].form, stores[0].dtype
 
 
 def _joined(stores, name, indices_of=None):
-    """An array of each store, one after another; if it holds indices, what they are of is one after another, too."""
-    before = np.cumsum([0, *(len(getattr(store, indices_of)) if indices_of else 0 for store in stores[:-1])])
+    """
+    An array of each store, one after another. If it holds indices, `indices_of` gives what they are of, by store, which
+    is one after another then, too.
+    """
+    before = np.cumsum([0, *(len(indices_of(store)) if indices_of else 0 for store in stores[:-1])])
     return np.concatenate([getattr(store, name) + start for store, start in zip(stores, before, strict=True)])
 
 
@@ -190,58 +200,88 @@ def is_whole(store):
         names = [file["filename"] for file in json.loads((store / STATE).read_text(encoding="utf-8"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return names == [shard.name for shard in _shards(store)] and index_of(store) is not None
+
+
+def index_of(store):
+    """
+    The `WindowIndex` of a store (`Path`), from its shards alone if an earlier version made it, which wrote no index:
+    what `load_from_disk` needs besides them is not looked at. `None` if it is damaged, as far as that shows.
+    """
     shards = _shards(store)
-    return names == [shard.name for shard in shards] and all(map(_is_shard_whole, shards))
+    if not (store / INDEX).exists():
+        return _index_of_all(shards)
+    index = WindowIndex.load(store / INDEX)
+    if index is None or list(index.sizes) != [shard.name for shard in shards]:
+        return None
+    return index if all(_has_size(shard, index.sizes[shard.name]) for shard in shards) else None
 
 
 def _shards(folder):
     return sorted(folder.glob("shard-*.arrow"))
 
 
-def _mapped(store):
-    """The table of a store, from its shards alone: what `load_from_disk` needs besides them is not looked at."""
-    return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(shard))).read_all() for shard in _shards(store))
+def _has_size(shard, size):
+    """Whether a shard has this size, and the mark at its end, which a disk that lost what was written may not have."""
+    with shard.open("rb") as file:
+        if file.seek(0, os.SEEK_END) != size or size < len(END_OF_STREAM):
+            return False
+        file.seek(-len(END_OF_STREAM), os.SEEK_END)
+        return file.read() == END_OF_STREAM
 
 
-def _is_shard_whole(path):
-    """A stream ends with a mark of its own; only the frame around the features is read, which are mapped."""
+def _index_of_all(shards):
+    indexes = [_index_of_shard(shard) for shard in shards]
+    return None if not indexes or None in indexes else WindowIndex.join(indexes)
+
+
+def _index_of_shard(path):
+    """The `WindowIndex` of a shard; `None` if it is damaged. Only the frame around the features is read."""
     try:
-        with path.open("rb") as file:
-            file.seek(-len(END_OF_STREAM), os.SEEK_END)
-            if file.read() != END_OF_STREAM:
-                return False
-        with pa.memory_map(str(path)) as file:
-            clips = pa.ipc.open_stream(file).read_all().column("clip")
-            return set(clips.to_pylist()) == set(_clips_of(path))
-    except (OSError, pa.ArrowInvalid):
-        return False
+        if not _has_size(path, path.stat().st_size):
+            return None
+        index = WindowIndex.load(_noted(path))
+        if index is None or index.sizes != {path.name: path.stat().st_size}:
+            index = scan(path)
+    except (OSError, ValueError, pa.ArrowInvalid):
+        return None
+    return index if set(index.clip.tolist()) == set(_clips_of(path)) else None
+
+
+def _noted(shard):
+    """Path of the index of a shard of an unfinished store, which spares the next run to look through the shard."""
+    return shard.with_name(f"index-of-{shard.stem}")
 
 
 def begin(folder, processes):
     """Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept."""
     folder.mkdir(exist_ok=True)
-    kept = [path for path in folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow") if _is_shard_whole(path)]
-    for path in set(folder.iterdir()) - set(kept):
+    whole = [path for path in folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow") if _index_of_shard(path) is not None]
+    for path in set(folder.iterdir()) - {*whole, *map(_noted, whole)}:
         path.unlink()
 
 
-def write_shard(path, windows, dtype):
+@contextmanager
+def shard_writer(path, dtype):
     """
-    Writes windows to a shard, which appears whole or not at all.
+    Writes a shard, which appears whole when the block ends without an error, or not at all.
 
     Args:
         path: of the shard.
-        windows: dicts of `clip`, `start`, `num_samples` and `features`, an array as `as_stored` returns it.
-        dtype: name of its dtype.
+        dtype: name of the features' dtype.
+
+    Yields:
+        A function that adds a window: a dict of `clip`, `start`, `num_samples` and `features`, an array as `as_stored`
+        returns it.
 
     Raises:
-        OSError: if it cannot be written; says where.
+        OSError: if it cannot be written; says where. Nothing else in the block may raise one.
     """
     schema = _schema(dtype)
     try:
         with whole_file(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for window in windows:
-                writer.write_batch(_record_batch(window, schema))
+            yield lambda window: writer.write_batch(_record_batch(window, schema))
+        scan(path).save(_noted(path))
     except OSError as error:
         raise NotWrittenError(
             error.errno,
@@ -260,8 +300,9 @@ def stored_bytes(windows, values, dtype):
 
 def finish(folder, store, dtype):
     """Turns a folder of shards into a dataset that `load_from_disk` reads, and gives it its final name."""
+    shards = _shards(folder)
     state = {
-        "_data_files": [{"filename": shard.name} for shard in _shards(folder)],
+        "_data_files": [{"filename": shard.name} for shard in shards],
         "_fingerprint": store.name,
         "_format_columns": None,
         "_format_kwargs": {},
@@ -269,7 +310,12 @@ def finish(folder, store, dtype):
         "_output_all_columns": False,
         "_split": None,
     }
+    index = _index_of_all(shards)
     with writing(store):
+        if index is not None:
+            index.save(folder / INDEX)
+        for shard in shards:
+            _noted(shard).unlink(missing_ok=True)
         DatasetInfo(features=Features.from_arrow_schema(_schema(dtype))).write_to_directory(str(folder))
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         put_in_place(folder, store)

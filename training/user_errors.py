@@ -15,8 +15,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 
-from accelerate.utils import gather_object
-
 EXIT_CODE = 2  # as argparse has it for wrong arguments
 # Seconds that the other processes leave the main one to say what is wrong. A launcher ends all processes as soon as one
 # has ended, so none may end before the main one has spoken; it then ends them, usually within a second.
@@ -59,6 +57,8 @@ def together(function):
     Raises:
         UserError: on every process, if it raised `ValueError` or `OSError` on any; the message is the first process's.
     """
+    from accelerate.utils import gather_object  # not for a message on wrong flags: this takes seconds
+
     result = failure = None
     try:
         result = function()

@@ -110,7 +110,7 @@ class Training(Scenario):
 
     def run(self):
         from emoshare.training.checkpoints import checkpoints
-        from emoshare.training.run import main
+        from emoshare.training.command import main
 
         flags = fixtures.training_flags(self.place, output_dir=self.output)
         return main([*flags, "--resume_from_checkpoint"] if checkpoints(self.output) else flags)
@@ -129,7 +129,7 @@ class Grid(Scenario):
         (self.place / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
 
     def run(self):
-        from emoshare.reproduction.run import main
+        from emoshare.reproduction.command import main
 
         where = ["--config", self.place / "grid.yaml", "--data_dir", self.place / "corpus"]
         return main([*map(str, where), "--output_dir", str(self.output)])

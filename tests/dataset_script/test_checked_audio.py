@@ -6,7 +6,7 @@ import soundfile
 from conftest import read_csv, speech, write_corpus, write_csv
 
 from emoshare.audio_emoshare import load_audio
-from emoshare.dataset_script import audio, load_corpus
+from emoshare.dataset_script import audio, digests, load_corpus
 from emoshare.dataset_script.audio import check_audio, clips_fingerprint, length_of
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
@@ -104,12 +104,17 @@ def test_the_fingerprint_of_clips_is_of_names_and_content(folder, tmp_path):
 def test_audio_in_a_published_corpus_is_read_once_and_files_are_asked_each_time(folder, tmp_path, monkeypatch):
     write_dataset(EmotionShare("csv", data_dir=folder, cache_dir=tmp_path / "cache"), tmp_path / "published", "name")
     published, in_files = load_corpus(str(tmp_path / "published"), cache_dir=tmp_path / "cache"), load(folder)
-    read, digest = [], audio._digest
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)
+    read, digest, read_file = [], audio._digest, digests._read
     monkeypatch.setattr(audio, "_digest", lambda content: read.append(len(content)) or digest(content))
+    monkeypatch.setattr(digests, "_read", lambda path: read.append(path) or read_file(path))
     before = published.fingerprints()
     assert len(read) == 11
     assert published.fingerprints() == before == in_files.fingerprints()
+    assert len(read) == 22
     assert load_corpus(str(tmp_path / "published"), cache_dir=tmp_path / "cache").fingerprints() == before
+    assert load(folder).fingerprints() == before
+    assert len(read) == 22
     read.clear()
     soundfile.write(folder / "wav" / "train_002.wav", speech(0.7, seed=99), 16000)
     assert published.fingerprints() == before

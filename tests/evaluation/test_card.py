@@ -15,14 +15,14 @@ from emoshare.evaluation.selections import SELECTIONS
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, **fields):
+def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, of_fold=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     run = RunArguments(output_dir="outputs/here", **(run or {}))
     arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
     model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
     scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
     corpus = corpus_of_full_size(corpus or dataset)
-    return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling)
+    return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling, of_fold=of_fold)
 
 
 def corpus_of_full_size(configuration):
@@ -66,6 +66,14 @@ def test_a_dataset_on_the_hub_is_named_and_is_the_corpus_that_it_says(corpus, te
     for text in ["[org/corpus](https://huggingface.co/datasets/org/corpus)", *texts]:
         assert text in card.text
     assert "local folder" not in card.text
+
+
+def test_a_card_says_that_splits_are_folds_and_what_test_gave():
+    card = card_of("csv", "acoustic", of_fold={MEAN: Score(0.4321)})
+    folds = "Devel and test are folds of the corpus, not its own splits."
+    assert f"{folds} On test, which nothing was selected on, the mean ρ is 0.432.\n" in card.text
+    assert f"{folds}\n" in card_of("csv", "acoustic", of_fold={MEAN: Score(math.nan)}).text
+    assert "folds" not in card_of("csv", "acoustic").text
 
 
 def test_a_dataset_in_a_folder_is_shown_by_its_name_alone(tmp_path):

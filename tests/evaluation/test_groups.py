@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
+from emoshare.dataset_script.facts import are_names
 from emoshare.evaluation import groups
-from emoshare.evaluation.groups import GroupRhos, as_json, as_text, compare, groups_of
+from emoshare.evaluation.groups import as_json, as_text, compare, groups_of
 from emoshare.evaluation.scores import MEAN, Scorer
 
 LABELS = ["joy", "awe", "fear", "calm"]
@@ -20,23 +21,6 @@ def draw(rng, clips):
 
 def sexes(clips):
     return [("female", "male")[clip % 2] for clip in range(clips)]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_rhos_are_those_of_the_metric_among_any_clips():
-    rng = np.random.default_rng(0)
-    predictions, references = draw(rng, 60)
-    predictions = predictions.round(1)  # with ties
-    predictions[:, 2] = 0.5
-    references[::7, 0] = np.nan
-    references[:30, 3] = 0.25
-    rhos = GroupRhos(predictions, references)
-    for clips in (np.arange(60), np.arange(30), rng.integers(60, size=45), np.array([4]), np.array([], dtype=int)):
-        if len(clips):
-            scores = Scorer(references[clips], LABELS).scores(predictions[clips])
-            np.testing.assert_allclose(rhos(clips), [score.rho for score in scores.values()], atol=1e-12)
-        else:
-            assert np.isnan(rhos(clips)).all()
 
 
 def test_each_group_has_the_scores_of_its_clips_alone():
@@ -164,3 +148,11 @@ def test_groups_are_the_values_of_a_fact_or_quarters_of_its_numbers():
     names, of_clips = groups_of([20.0] * 90 + ages[:13])
     assert (names[0], sum(of_clips == 0)) == ("20 to 20", 91)
     assert groups_of([None, None])[0] == []
+
+
+def test_numbers_of_speakers_are_groups_however_many_there_are():
+    names, of_clips = groups_of([float(clip % 20) for clip in range(60)], are_names=True)
+    assert names == [str(speaker) for speaker in range(20)]
+    assert of_clips.tolist() == [clip % 20 for clip in range(60)]
+    assert all(map(are_names, ["speaker", "Speakers", "actor", "id", "speaker_id", "ID"]))
+    assert not any(map(are_names, ["age", "valid", "listeners", "identity score"]))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
+from emoshare.evaluation import scores as scores_module
 from emoshare.evaluation.ceiling import NoiseCeiling
 from emoshare.evaluation.scores import (
     MEAN,
@@ -36,10 +37,9 @@ def test_the_scorer_gives_one_rho_per_label():
     assert math.isnan(scorer.scores(references)["joy"].low)
 
 
-def test_the_metric_is_not_a_copy_in_a_cache():
-    """A copy that a kill cuts off would stay there for ever."""
-    metric = Scorer(np.zeros((4, 2)), LABELS).metric
-    assert type(metric).__module__ == "emoshare.metrics.emotion_share_spearman.emotion_share_spearman"
+def test_nothing_is_copied_into_a_cache_to_score():
+    """As `evaluate.load` would: a copy that a kill cuts off would stay there for ever."""
+    assert scores_module.spearman_scores.__module__ == "emoshare.metrics.emotion_share_spearman.spearman"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,13 @@ def test_written_scores_are_json_even_without_a_rho(tmp_path):
         "eval_spearman_joy_ci95": [None, None],
     }
     assert math.isnan(read_scores(tmp_path / "r.json", ["joy"])["joy"].rho)
+
+
+def test_scores_on_a_fold_are_written_too(tmp_path):
+    scores, of_fold = {MEAN: Score(0.5), "joy": Score(0.5)}, {MEAN: Score(0.25), "joy": Score(math.nan)}
+    write_scores(tmp_path / "r.json", scores, of_fold=of_fold)
+    assert json.loads((tmp_path / "r.json").read_text())["test"] == {"spearman": 0.25, "spearman_joy": None}
+    assert read_scores(tmp_path / "r.json", ["joy"])[MEAN].rho == 0.5
 
 
 def test_a_label_may_be_called_as_the_mean_is():

@@ -10,9 +10,9 @@ from conftest import read_csv, speech, torch_threads, write_corpus, write_csv
 
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.scores import MEAN, Score, write_scores
+from emoshare.reproduction.command import main
 from emoshare.reproduction.done import check_done_cells
 from emoshare.reproduction.grid import read_grid, with_folds
-from emoshare.reproduction.run import main
 from emoshare.training.corpus import corpus_of_run
 
 FLAGS = {"dataset": "csv", "num_train_epochs": 1, "bootstrap": 0, "conv_channels": [8], "lstm_hidden_size": 4}

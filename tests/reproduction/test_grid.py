@@ -118,6 +118,12 @@ def test_wrong_folds_name_the_line(entries, message, tmp_path):
         ("lstm_hidden_size: 8", "lstm_hidden_size: wide", 10, "lstm_hidden_size.*invalid int value: 'wide'"),
         ("  transformer:", "  gru:", 23, "unknown architecture 'gru'; expected cnn_lstm, "),
         ("    learning_rate: 0.001", "    seed: 5", 24, "seed is set by the grid"),
+        (
+            "    learning_rate: 0.001",
+            "    resample: sex",
+            24,
+            "resample must be the same for all cells; expected it un",
+        ),
         ("  - 8\n  ffn", "  - 9\n  ffn", 5, "the last must be a multiple of 8"),
         ("acoustic_features: mfcc", "acoustic_features: plp", 20, "acoustic_features.*invalid choice: 'plp'"),
         ("acoustic_features: mfcc", "backbone: nobody/nothing", 19, "the backbone nobody/nothing cannot be fetched"),

@@ -1,5 +1,6 @@
 """Whole grids with folds: features are extracted once, and a cell is a run of train.py on a fold."""
 
+import json
 import shutil
 
 import pytest
@@ -8,8 +9,8 @@ from conftest import read_csv, torch_threads, write_corpus, write_csv
 
 from emoshare.evaluation import figures as shares_figure
 from emoshare.reproduction import figures
-from emoshare.reproduction.run import main
-from emoshare.training import features, run
+from emoshare.reproduction.command import main
+from emoshare.training import command, features
 from emoshare.training.trainer import HeadTrainer
 
 FLAGS = {"num_train_epochs": 2, "bootstrap": 0, "conv_channels": [8], "lstm_hidden_size": 4, "ffn_sizes": [4]}
@@ -90,10 +91,13 @@ def check_against_a_run_by_hand(cell, grid):
     for name, value in {**FLAGS, **of_cell}.items():
         flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     flags += ["--dataset", "csv", "--data_dir", str(grid / "corpus"), "--output_dir", str(grid / "by hand")]
-    assert run.main([*flags, "--feature_cache_dir", str(grid / "grid" / "features")]) == 0
+    assert command.main([*flags, "--feature_cache_dir", str(grid / "grid" / "features")]) == 0
     for name in ("predictions_devel.csv", "predictions_test.csv", "eval_results.json", "model.safetensors"):
         assert (grid / "by hand" / name).read_bytes() == (cell / name).read_bytes(), name
     card = (cell / "README.md").read_text()
+    of_test = json.loads((cell / "eval_results.json").read_text())["test"]
+    assert set(of_test) == {"spearman", "spearman_joy", "spearman_awe"}
+    assert f"On test, which nothing was selected on, the mean ρ is {of_test['spearman']:.3f}." in card
     for setting in ("| folds | leave_one_out |", "| fold | 1 |", "| group_by | speaker |"):
         assert setting in card
 

@@ -58,6 +58,7 @@ def test_a_whole_grid(tmp_path):
     assert "Clips: 60 train, 40 devel, 10 test. Finished: 8 of 8 cells." in page
     assert "0.428" not in page  # no value of the paper's Table 1 for another corpus
     assert re.search(r"\| mel \| Architecture 2 \| \*\*0\.\d{3}\*\* ± 0\.\d{3} \|", section(page, "Table 1"))
+    assert "ρ with its 95 % interval over 40 devel clips." in section(page, "Table 1")
     for selection in ("best_epoch", "last_epoch"):
         assert SELECTIONS[selection].results in section(page, "Table 1")
     assert "mel, Architecture 2, seed" in section(page, "Figure 2")

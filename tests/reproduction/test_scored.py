@@ -10,6 +10,7 @@ from emoshare.evaluation.scores import MEAN
 from emoshare.reproduction.grid import Grid
 from emoshare.reproduction.results import systems_of, write_results
 from emoshare.reproduction.scored import scored_on
+from emoshare.reproduction.significance import mean_scores
 from emoshare.training.corpus import corpus_of_run
 
 LABELS = ["joy", "awe"]
@@ -96,6 +97,27 @@ def test_folds_say_what_they_are(corpus, tmp_path):
     cells = cells_of_folds(tmp_path / "clips", corpus, 4, "mel", group_by=None)
     folds = scored(cells, corpus)
     assert (folds.sizes, folds.units, folds.groups) == ("100 in 4 folds, 25 each", "100 clips", None)
+
+
+def test_what_is_resampled_is_what_the_runs_resampled(corpus, tmp_path):
+    """Whether there are folds, and whether these are by the same fact, or by none."""
+    cell = finish_cell(plan_cell(tmp_path, "mel", resample="speaker"), corpus)
+    on_devel = scored([cell], corpus)
+    assert (on_devel.groups, on_devel.units) == (corpus.metadata["devel"]["speaker"], "7 groups by speaker")
+    cells = cells_of_folds(tmp_path / "folds", corpus, 4, "mel", group_by=None, bootstrap=50, resample="speaker")
+    folds = scored(cells, corpus)
+    assert (folds.units, folds.title, folds.of_groups) == ("7 groups by speaker", "4 folds", None)
+    (run,) = folds.runs(cells)
+    speakers = [speaker for facts in fold_corpora(corpus, cells) for speaker in facts["speaker"]]
+    assert folds.groups.tolist() == speakers
+    expected = mean_scores(folds.predictions(run)[None], folds.references, LABELS, speakers, 50)[MEAN]
+    assert run.scores[MEAN] == expected
+    with pytest.raises(ValueError, match="--resample: got 'nobody'; the corpus has speaker"):
+        scored([plan_cell(tmp_path, "mfcc", resample="nobody")], corpus)
+
+
+def fold_corpora(corpus, cells):
+    return [corpus_of_run(corpus, cell.arguments.data).metadata["test"] for cell in cells]
 
 
 def test_without_folds_devel_is_scored(corpus, tmp_path):

@@ -4,29 +4,11 @@ import numpy as np
 import pytest
 
 from emoshare.evaluation.scores import MEAN, Scorer
-from emoshare.reproduction.significance import ResampledSpearman, mean_scores, paired_difference, resampled_counts
+from emoshare.reproduction.significance import mean_scores, paired_difference
 
 
 def shares(rng, *shape, decimals=1):
     return np.round(rng.random(shape), decimals)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_rho_of_a_resample_is_the_metrics():
-    """With ties in both, unknown references, constant predictions and constant references."""
-    rng = np.random.default_rng(0)
-    references, predictions = shares(rng, 60, 4), shares(rng, 2, 60, 4)
-    references[:30, 1] = np.nan
-    predictions[1, :, 2] = 0.5
-    references[:, 3] = 0.25
-    labels = ["joy", "awe", "envy", "relief"]
-    for draw in [np.arange(60), rng.integers(60, size=60), rng.integers(60, size=60)]:
-        counts = np.bincount(draw, minlength=60)
-        for run, prediction in enumerate(predictions):
-            expected = Scorer(references[draw], labels).rhos(prediction[draw], [0, 1, 2, 3])
-            for index in range(4):
-                rhos = ResampledSpearman(predictions[:, :, index], references[:, index]).rhos(counts)
-                assert rhos[run] == pytest.approx(expected[index], nan_ok=True)
 
 
 def test_an_interval_covers_the_difference_of_two_systems():
@@ -83,15 +65,6 @@ def test_without_a_rho_there_is_no_difference():
     rng = np.random.default_rng(4)
     difference = paired_difference(shares(rng, 1, 9, 1), shares(rng, 1, 9, 1), np.full((9, 1), np.nan), resamples=10)
     assert all(math.isnan(value) for value in (difference.value, difference.low, difference.high))
-
-
-def test_groups_are_drawn_whole():
-    groups = np.array(["eve", "adam", "eve", "ida", "eve", "ida"])
-    draws = list(resampled_counts(6, groups, resamples=200))
-    for counts in draws:
-        assert len({counts[0], counts[2], counts[4]}) == len({counts[3], counts[5]}) == 1
-        assert counts[0] + counts[1] + counts[3] == 3  # as many groups as there are
-    assert {tuple(counts[[0, 1, 3]]) for counts in draws} >= {(1, 1, 1), (3, 0, 0), (0, 1, 2)}
 
 
 def test_a_systems_scores_are_the_means_of_its_runs():

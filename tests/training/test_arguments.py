@@ -1,8 +1,14 @@
 import pytest
 from conftest import ROOT
+from transformers import HfArgumentParser
 
 from emoshare import EMOTIONS, EmoShareConfig
-from emoshare.training.arguments import ModelArguments, parse_arguments
+from emoshare.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    parse_arguments,
+)
 
 
 def refused(argv, capsys):
@@ -185,3 +191,20 @@ def test_flags_of_the_head_have_the_defaults_of_the_config():
         "loss",
         "separate_heads",
     }
+
+
+def test_the_flags_are_those_that_transformers_would_make(capsys):
+    class Stock(HfArgumentParser):
+        def add_argument(self, *names, changes_results=None, fixed_on_resume=None, on_card=None, **options):
+            options.pop("is_config_field", None)
+            return super().add_argument(*names, **options)
+
+    groups = (DataArguments, ModelArguments, RunArguments)
+    stock = Stock(groups, prog="train.py", usage="train.py [CONFIG.yaml] [--FLAG VALUE ...]", allow_abbrev=False)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    assert capsys.readouterr().out == stock.format_help()
+    flags = ["--no-separate-heads", "--controls", "--push_backbone", "n", "--ffn-sizes", "3", "4", "--fold", "1"]
+    flags += ["--folds", "3", "--warmup_ratio", "0.5", "--resume_from_checkpoint", "--acoustic_features", "mfcc"]
+    parsed, expected = parse_arguments(flags), stock.parse_args_into_dataclasses(flags)
+    assert (parsed.data, parsed.model, parsed.run) == expected

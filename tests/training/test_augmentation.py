@@ -7,7 +7,8 @@ import torch
 from emoshare import EmoShareConfig
 from emoshare.frames_emoshare import length_mask
 from emoshare.training.arguments import RunArguments
-from emoshare.training.augmentation import MASKS, Augmentation, check_listeners, drop_listeners, mask, mix, stretch
+from emoshare.training.augmentation import MASKS, Augmentation, drop_listeners, mask, mix, stretch
+from emoshare.training.corpus import check_listeners
 
 LENGTHS = [40, 37, 25, 3]
 
@@ -70,9 +71,11 @@ def test_clips_without_known_listeners_or_shares_stay_as_they_are(rng):
 
 def test_listener_dropout_needs_listeners():
     corpus = SimpleNamespace(listeners=lambda split: np.full(3, np.nan))
-    check_listeners(RunArguments(), corpus)
+    check_listeners(corpus, "mse", 0.0)
     with pytest.raises(ValueError, match=r"^--listener_dropout: needs the number of listeners of each clip"):
-        check_listeners(RunArguments(listener_dropout=0.2), corpus)
+        check_listeners(corpus, "mse", 0.2)
+    with pytest.raises(ValueError, match=r"^--loss beta_binomial: needs to know how many listeners voted"):
+        check_listeners(corpus, "beta_binomial", 0.0)
 
 
 @pytest.mark.parametrize("layers", [(), (3,)])

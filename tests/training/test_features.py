@@ -1,7 +1,7 @@
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_HEAD, backbone_config, run_command, run_python, small_model, speech, write_corpus
+from conftest import SMALL_HEAD, backbone_config, run_command, run_script, small_model, speech, write_corpus
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
-from emoshare.dataset_script import audio, load_corpus
+from emoshare.dataset_script import audio, digests, load_corpus
 from emoshare.training import features
 from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
@@ -169,16 +169,18 @@ features.extract_frame_features(corpus, "train", model, extractor, "{folder}/sto
 
 def stop_after(shards, monkeypatch):
     """As if the process were killed after this many shards."""
-    write_shard = features.write_shard
+    shard_writer = features.shard_writer
     written = []
 
-    def write(*arguments):
-        if len(written) == shards:
-            raise KeyboardInterrupt
-        write_shard(*arguments)
-        written.append(arguments)
+    @contextmanager
+    def write(path, dtype):
+        with shard_writer(path, dtype) as write_window:
+            yield write_window
+            if len(written) == shards:
+                raise KeyboardInterrupt
+        written.append(path)
 
-    monkeypatch.setattr(features, "write_shard", write)
+    monkeypatch.setattr(features, "shard_writer", write)
 
 
 def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
@@ -210,7 +212,7 @@ def test_an_interrupted_extraction_goes_on_after_its_last_whole_shard(
         if folder == "parts":
             assert (store / shard.name).stat().st_mtime_ns == written
     assert files["whole"] == files["parts"]
-    assert len(files["whole"]) == 3 + 2  # shards, and the two files of a dataset
+    assert len(files["whole"]) == 3 + 2 + 1  # shards, the two files of a dataset, and where each window is
 
 
 def test_a_store_with_a_damaged_shard_is_mended(corpus, tmp_path, accelerator, monkeypatch, capsys):
@@ -269,13 +271,13 @@ def test_a_full_disk_ends_with_a_clear_error_and_loses_nothing(corpus, tmp_path)
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
     load, _, extraction = text.partition("model = ")
     script.write_text(f"{load}{limit}model = {extraction}")
-    result = run_python(script, cwd=tmp_path, check=False)
+    result = run_script(script, cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "OSError" in result.stderr
     assert "frame features cannot be written to" in result.stderr
     assert not list((tmp_path / "store").glob("*/state.json"))
     script.write_text(text)
-    run_python(script, cwd=tmp_path)
+    run_script(script, cwd=tmp_path)
     assert len(list((tmp_path / "store").glob("*/state.json"))) == 1
 
 
@@ -364,8 +366,8 @@ def test_layers_that_are_there_and_those_above_the_highest_are_not_extracted(cli
 def test_what_decides_all_layers_is_read_once(clips, tmp_path, accelerator, monkeypatch):
     model = model_with(backbone_config=backbone_config())
     read = []
-    read_bytes, state_dict = Path.read_bytes, model.backbone.state_dict
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    read_file, state_dict = digests._read, model.backbone.state_dict
+    monkeypatch.setattr(digests, "_read", lambda path: read.append(Path(path).name) or read_file(path))
     monkeypatch.setattr(model.backbone, "state_dict", lambda: read.append("weights") or state_dict())
     extract_layers(clips, "train", model, EmoShareFeatureExtractor(), tmp_path, accelerator, "float16", LAYERS)
     assert sorted(read) == [*clips["filename"], "weights"]
@@ -378,6 +380,22 @@ def test_a_shard_of_many_layers_holds_fewer_clips(clips, tmp_path, accelerator, 
         cache_dir = tmp_path / str(layers)
         folders = extract_layers(clips, "train", model, extractor, cache_dir, accelerator, "float16", layers)
         assert [len(list(folder.glob("shard-*"))) for folder in folders.values()] == [shards] * len(layers)
+
+
+def test_the_number_of_shards_has_a_limit(corpus, clips, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 1)
+    model, extractor = model_with(backbone_config=backbone_config()), EmoShareFeatureExtractor()
+    arguments = (clips, "train", model, extractor)
+    folders = {}
+    for most, shards in (1000, 5), (5, 5), (3, 3), (1, 1):
+        monkeypatch.setattr(features, "SHARDS", most)
+        folders |= {most: extract_layers(*arguments, tmp_path / str(most), accelerator, "float16", [0, "weighted"])}
+        assert [len(list(folder.glob("shard-*"))) for folder in folders[most].values()] == [shards] * 2
+    expected = contents(folders[1000], corpus)
+    for of_layers in folders.values():
+        for layer, found in contents(of_layers, corpus).items():
+            for own, other in zip(found, expected[layer], strict=True):
+                np.testing.assert_array_equal(own, other)
 
 
 @pytest.mark.parametrize("written", range(10))
@@ -447,6 +465,8 @@ def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, m
 
 
 LAYERS_IN_TWO_PROCESSES = """
+from contextlib import contextmanager
+
 from accelerate import Accelerator
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
@@ -459,22 +479,24 @@ model = EmoShareModel.from_pretrained("{folder}/model")
 accelerator = Accelerator(cpu=True)
 arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
 
-write_shard = features.write_shard
+shard_writer = features.shard_writer
 written = []
 
-def write(*arguments):
-    if len(written) == accelerator.process_index + 1:
-        raise KeyboardInterrupt
-    write_shard(*arguments)
-    written.append(arguments)
+@contextmanager
+def write(path, dtype):
+    with shard_writer(path, dtype) as write_window:
+        yield write_window
+        if len(written) == accelerator.process_index + 1:
+            raise KeyboardInterrupt
+    written.append(path)
 
-features.write_shard = write
+features.shard_writer = write
 try:
     features.extract_layers(*arguments)
 except KeyboardInterrupt:
     print("interrupted in process", accelerator.process_index)
 accelerator.wait_for_everyone()
-features.write_shard = write_shard
+features.shard_writer = shard_writer
 features.extract_layers(*arguments)
 accelerator.end_training()
 """

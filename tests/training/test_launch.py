@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_command, run_python
+from conftest import run_command, run_python, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -46,24 +46,24 @@ def test_several_processes_that_accelerate_does_not_see_are_refused(tmp_path):
 
 
 def test_a_launch_without_ranks_is_refused_instead_of_waiting_for_the_others(tmp_path):
-    result = run_python(write_script(tmp_path), cwd=tmp_path, check=False, WORLD_SIZE="2")
+    result = run_script(write_script(tmp_path), cwd=tmp_path, check=False, WORLD_SIZE="2")
     assert result.returncode != 0
     assert "WORLD_SIZE is 2, but LOCAL_RANK is not set" in result.stderr
     assert "torchrun --nproc_per_node N train.py" in result.stderr
 
 
 def test_tasks_of_a_cluster_that_were_not_told_of_each_other_are_refused(tmp_path):
-    result = run_python(write_script(tmp_path), cwd=tmp_path, check=False, SLURM_STEP_NUM_TASKS="2")
+    result = run_script(write_script(tmp_path), cwd=tmp_path, check=False, SLURM_STEP_NUM_TASKS="2")
     assert result.returncode != 0
     assert "2 processes were launched, but accelerate sees one" in result.stderr
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):
-    result = run_python(write_script(tmp_path, "--report_to", "comet_ml"), cwd=tmp_path, check=False)
+    result = run_script(write_script(tmp_path, "--report_to", "comet_ml"), cwd=tmp_path, check=False)
     assert "'comet_ml' is not installed" in result.stderr
 
 
 def test_an_unknown_tracker_is_named(tmp_path):
-    result = run_python(write_script(tmp_path, "--report_to", "notebook"), cwd=tmp_path, check=False)
+    result = run_script(write_script(tmp_path, "--report_to", "notebook"), cwd=tmp_path, check=False)
     assert result.returncode != 0
     assert "notebook" in result.stderr

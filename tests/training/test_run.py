@@ -2,15 +2,28 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import soundfile
-from conftest import SMALL_HEAD_FLAGS, full_disk, read_csv, speech, torch_threads, write_corpus, write_csv
+from conftest import (
+    SMALL_HEAD_FLAGS,
+    backbone_config,
+    full_disk,
+    read_csv,
+    speech,
+    torch_threads,
+    write_corpus,
+    write_csv,
+)
+from transformers import AutoModel
 
-from emoshare import EmoShareModel
-from emoshare.dataset_script import load_corpus
+from emoshare import EmoShareModel, modeling_emoshare
+from emoshare.backbone_emoshare import load_backbone as load
+from emoshare.dataset_script import digests, load_corpus
 from emoshare.evaluation.scores import read_made_from
-from emoshare.training import run
+from emoshare.training import model, run
+from emoshare.training.command import main
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +50,7 @@ def test_a_full_disk_leaves_what_an_earlier_run_left(flags, tmp_path, monkeypatc
     save = run.save
     monkeypatch.setattr(run, "save", lambda *given: arguments.append(given) or save(*given))
     for seed in ("1", "2"):
-        assert run.main([*flags, "--output_dir", str(tmp_path / f"of seed {seed}"), "--seed", seed]) == 0
+        assert main([*flags, "--output_dir", str(tmp_path / f"of seed {seed}"), "--seed", seed]) == 0
     first, second = arguments
     second[0].run.output_dir = first[0].run.output_dir = str(output_dir)
     save(*first)
@@ -61,7 +74,7 @@ def test_a_full_disk_leaves_what_an_earlier_run_left(flags, tmp_path, monkeypatc
 
 def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path, monkeypatch):
     output_dir = tmp_path / "output"
-    assert run.main([*flags, "--output_dir", str(output_dir)]) == 0
+    assert main([*flags, "--output_dir", str(output_dir)]) == 0
     places, replace = [], os.replace
 
     def note(source, target):
@@ -70,7 +83,7 @@ def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path,
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", note)
-    assert run.main([*flags, "--output_dir", str(output_dir), "--seed", "1"]) == 0
+    assert main([*flags, "--output_dir", str(output_dir), "--seed", "1"]) == 0
     in_place = [(name, was_there) for name, was_there in places if not name.startswith("unfinished")]
     moved = in_place[-len(contents(output_dir)) :]
     assert {name for name, _ in moved} == set(contents(output_dir))
@@ -88,21 +101,21 @@ def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monke
         return fit(trainer)
 
     monkeypatch.setattr(run.HeadTrainer, "fit", changed_meanwhile)
-    assert run.main([*flags, "--output_dir", str(tmp_path / "output")]) == 0
+    assert main([*flags, "--output_dir", str(tmp_path / "output")]) == 0
     assert read_made_from(tmp_path / "output" / "eval_results.json") == made_from
 
 
 def test_a_run_with_concentrations_writes_intervals_and_calibration(flags, tmp_path, capsys):
     output_dir, clips = tmp_path / "output", [f"{split}_{n:03d}.wav" for split, n in [("train", 0), ("devel", 1)]]
     flags = [*flags, "--output_dir", str(output_dir), "--loss", "beta_binomial"]
-    assert run.main(flags) == 2
+    assert main(flags) == 2
     errors = capsys.readouterr().err
     assert "--loss beta_binomial: needs to know how many listeners voted" in errors
     assert "a column 'listeners' in lab/clips.csv" in errors
     assert not output_dir.exists()
 
     write_csv(tmp_path / "corpus" / "lab" / "clips.csv", ["filename", "listeners"], [[clip, 7] for clip in clips])
-    assert run.main(flags) == 0
+    assert main(flags) == 0
     header, *rows = read_csv(output_dir / "intervals_devel.csv")
     assert header == ["filename", "label", "share", "low", "high", "listeners"]
     assert [row[5] for row in rows] == ["20", "20", "7", "7", "20", "20", "20", "20"]
@@ -118,7 +131,7 @@ def test_a_run_with_concentrations_writes_intervals_and_calibration(flags, tmp_p
     assert "(calibration_devel.png)" in card
     assert EmoShareModel.from_pretrained(output_dir).config.has_concentrations
 
-    assert run.main([*flags[:-1], "mse"]) == 0  # leaves nothing of the run before
+    assert main([*flags[:-1], "mse"]) == 0  # leaves nothing of the run before
     assert not list(output_dir.glob("intervals*")) + list(output_dir.glob("calibration*"))
     assert "calibration" not in json.loads((output_dir / "eval_results.json").read_text())
     assert "How sure" not in (output_dir / "README.md").read_text()
@@ -128,7 +141,7 @@ def test_a_run_with_concentrations_writes_intervals_and_calibration(flags, tmp_p
 def test_broken_clips_end_a_run_before_anything_is_trained(command, flags, tmp_path, capsys):
     for name in ("train_002", "devel_003"):
         soundfile.write(tmp_path / "corpus" / "wav" / f"{name}.wav", speech(0.3)[:300], 16000)
-    assert run.main([*flags, "--output_dir", str(tmp_path / "output")]) == 2
+    assert main([*flags, "--output_dir", str(tmp_path / "output")]) == 2
     errors = capsys.readouterr().err
     assert f"{command}: error: {tmp_path / 'corpus'}: 2 problem(s)" in errors
     assert "\n  lab/train.csv, row 4: train_002.wav: is too short, " in errors
@@ -143,11 +156,11 @@ def test_a_value_error_in_training_is_a_bug_and_keeps_its_traceback(flags, tmp_p
 
     monkeypatch.setattr(run.HeadTrainer, "train_epoch", fail)
     with pytest.raises(ValueError, match="broadcast"):
-        run.main([*flags, "--output_dir", str(tmp_path / "output")])
+        main([*flags, "--output_dir", str(tmp_path / "output")])
 
 
 def test_without_listeners_none_can_be_dropped(flags, tmp_path, capsys):
-    assert run.main([*flags, "--output_dir", str(tmp_path / "output"), "--listener_dropout", "0.2"]) == 2
+    assert main([*flags, "--output_dir", str(tmp_path / "output"), "--listener_dropout", "0.2"]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert "train.py: error: --listener_dropout: needs the number of listeners of each clip" in error
     assert not list((tmp_path).glob("features/*"))
@@ -159,7 +172,7 @@ def test_a_run_resamples_speakers_and_prints_controls_and_ceiling(flags, tmp_pat
     facts = [[f"devel_00{clip}.wav", f"s{clip % 2}", 8] for clip in range(4)]
     write_csv(tmp_path / "with_test" / "lab" / "clips.csv", ["filename", "speaker", "listeners"], facts)
     flags += ["--output_dir", str(tmp_path / "output"), "--bootstrap", "20", "--controls"]
-    assert run.main([*flags, "--resample", "speaker"]) == 0
+    assert main([*flags, "--resample", "speaker"]) == 0
     printed = capsys.readouterr().out
     assert "No noise ceiling: the listeners of only 4 clips are known; expected 30 or more." in printed
     *_, header, own, functionals, length, shuffled = printed[: printed.index("Model, predictions")].splitlines()
@@ -173,5 +186,34 @@ def test_a_run_resamples_speakers_and_prints_controls_and_ceiling(flags, tmp_pat
         assert line.startswith(f"  {name} ")
         assert sum("." in word[1:-1] for word in line.split()) == numbers
     assert "bootstrapped over groups of clips (`speaker`)" in (tmp_path / "output" / "README.md").read_text()
-    assert run.main([*flags, "--resample", "person"]) == 2
+    assert main([*flags, "--resample", "person"]) == 2
     assert "train.py: error: --resample: got 'person'; the corpus has speaker, listeners\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)
+    backbone, loaded = shutil.copytree(backbone_folder, tmp_path / "backbone"), []
+    for module in (model, modeling_emoshare):
+        monkeypatch.setattr(module, "load_backbone", lambda *args, **more: loaded.append(1) or load(*args, **more))
+    flags = [*flags, "--backbone", str(backbone), "--push_backbone", "false"]
+
+    def run_to(output_dir, *more):
+        loaded.clear()
+        assert main([*flags, "--output_dir", str(tmp_path / output_dir), *more]) == 0
+        return len(loaded), capsys.readouterr().out.count(": extracting ")
+
+    assert run_to("first") == (1, 2)
+    assert run_to("second") == (0, 0)
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    card = first.pop("README.md").replace(b"/first", b"/second").replace(b"name: first", b"name: second")
+    assert second.pop("README.md") == card
+    assert second == first
+    assert run_to("another layer", "--backbone_layer", "1") == (1, 2)
+    assert run_to("whole", "--push_backbone", "true") == (1, 0)
+    for name in ("predictions_devel.csv", "eval_results.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    for folder in ("second", "whole"):
+        assert EmoShareModel.from_pretrained(tmp_path / folder).backbone is not None
+    AutoModel.from_config(backbone_config()).save_pretrained(backbone)
+    assert run_to("another backbone") == (1, 2)

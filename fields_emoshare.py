@@ -1,0 +1,56 @@
+"""
+What fields of `EmoShareConfig` and `EmoShareFeatureExtractor` may be, and what they are by default: all that a command
+line needs to know of them, without PyTorch and Transformers, whose import takes seconds.
+"""
+
+from .architectures_emoshare import ARCHITECTURES
+from .losses_emoshare import LOSSES
+
+# The nine emotions of the ComParE 2023 Emotion Share sub-challenge, in the challenge's order.
+EMOTIONS = (
+    "Anger",
+    "Boredom",
+    "Calmness",
+    "Concentration",
+    "Determination",
+    "Excitement",
+    "Interest",
+    "Sadness",
+    "Tiredness",
+)
+
+NORMALIZATIONS = ("frame", "none", "sequence")
+OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
+# Fields whose value is one of a few names, and the names.
+CHOICES = {
+    "architecture": ARCHITECTURES,
+    "normalization": NORMALIZATIONS,
+    "output_activation": OUTPUT_ACTIVATIONS,
+    "loss": LOSSES,
+}
+# Of the fields that flags of the same name give as well.
+DEFAULTS = {
+    "architecture": "cnn_lstm_attention",
+    "conv_channels": (768, 384, 192),
+    "pool_size": 2,
+    "lstm_hidden_size": 512,
+    "lstm_num_layers": 2,
+    "ffn_sizes": None,
+    "normalization": "frame",
+    "max_frames": 398,
+    "output_activation": "sigmoid",
+    "separate_heads": True,
+    "loss": "mse",
+    "dropout": 0.0,
+}
+
+# The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
+ACOUSTIC_BANDS = 40
+# What the extractor makes: what model cards call it, and its width.
+FEATURE_TYPES = {
+    "waveform": ("waveform", 1),
+    "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
+    "mfcc": ("MFCC", ACOUSTIC_BANDS),
+    "descriptors": ("MFCC and low-level descriptors", 30),
+}
+ACOUSTIC_FEATURES = tuple(name for name in FEATURE_TYPES if name != "waveform")

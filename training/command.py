@@ -1,0 +1,21 @@
+"""The command line of a training run: wrong flags are reported before anything that takes long is imported."""
+
+from .arguments import parse_arguments
+from .user_errors import run_entry_point
+
+
+def main(argv, name="train.py"):
+    """
+    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
+    user gave is wrong.
+    """
+    return run_entry_point(name, parse_arguments, _run, argv)
+
+
+def _run(arguments):
+    from .launch import start
+    from .run import train
+
+    accelerator = start(arguments)
+    train(arguments, accelerator)
+    accelerator.end_training()

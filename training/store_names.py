@@ -1,0 +1,101 @@
+"""The names of feature stores: fingerprints of everything that decides the features in them."""
+
+import hashlib
+import json
+from functools import cached_property, partial
+
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ..dataset_script.audio import audio_files, clips_fingerprint
+from ..dataset_script.digests import Entry, keep, kept, read_files, unknown_files
+from .model import load_left_out_backbone
+from .user_errors import together
+
+# Part of every store's name: increase it when this code computes other features from the same input.
+FEATURES_VERSION = 3
+
+
+def read_clips_together(corpus, accelerator):
+    """
+    Reads the clips whose digests are not known, a part of them on each process, so that the main one knows all of them.
+
+    Args:
+        corpus: `Corpus`.
+        accelerator: `accelerate.Accelerator`.
+
+    Raises:
+        UserError: if a clip cannot be read.
+    """
+    if accelerator.num_processes == 1:
+        return  # which reads them when it needs them
+
+    def unknown():
+        of_splits = map(audio_files, corpus.as_stored.splits.values())
+        return unknown_files([path for paths in of_splits for path in paths if path is not None])
+
+    paths = together(unknown if accelerator.is_main_process else lambda: None)
+    (paths,) = broadcast_object_list([paths])
+    mine = paths[accelerator.process_index :: accelerator.num_processes]
+    read = gather_object(together(partial(read_files, mine)))
+    if accelerator.is_main_process:
+        keep(read)
+
+
+class StoreNames:
+    """
+    Args:
+        model: `EmoShareModel`. A backbone that `build_model` has left out is loaded if a name is not known.
+        feature_extractor: `EmoShareFeatureExtractor`.
+        dtype: of the stored features.
+        weights_hash: `backbone_emoshare.weights_hash` of the backbone, in float32, as `build_model` has found it. Names
+            are then kept from run to run, and found again without a look at the weights. `None` reads these.
+    """
+
+    def __init__(self, model, feature_extractor, dtype, weights_hash=None):
+        versions = f"{FEATURES_VERSION} {transformers.__version__} {torch.__version__}"
+        settings = {name: value for name, value in feature_extractor.to_dict().items() if name != "auto_map"}
+        self._settings = json.dumps([versions, dtype, settings], sort_keys=True)
+        self._model, self._weights_hash = model, weights_hash
+
+    def of(self, clips, layers):
+        """
+        Args:
+            clips: a split, a `datasets.Dataset`.
+            layers: each as `EmoShareConfig.backbone_layer`.
+
+        Returns:
+            `dict`: for each layer, the hexadecimal name of its store.
+        """
+        fingerprint = clips_fingerprint(clips)
+        if self._weights_hash is None:
+            return {layer: self._name(fingerprint, layer) for layer in layers}
+        key = hashlib.blake2b(json.dumps([self._settings, self._backbone_config, self._weights_hash]).encode())
+        keys = {layer: b"store %s" % json.dumps([key.hexdigest(), fingerprint, layer]).encode() for layer in layers}
+        found = kept(dict.fromkeys(keys.values(), b""))
+        names = {layer: found.get(key) or self._name(fingerprint, layer).encode() for layer, key in keys.items()}
+        keep(Entry(key, b"", names[layer]) for layer, key in keys.items() if key not in found)
+        return {layer: name.decode() for layer, name in names.items()}
+
+    def _name(self, fingerprint, layer):
+        digest = self._of_model.copy()
+        digest.update(fingerprint.encode())
+        digest.update(json.dumps(layer).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _of_model(self):
+        """The digest of what decides the features of any split and layer; reads all weights of the backbone."""
+        digest = hashlib.blake2b(self._settings.encode(), digest_size=16)
+        load_left_out_backbone(self._model)
+        if self._model.backbone is not None:
+            digest.update(self._backbone_config.encode())
+            for name, tensor in sorted(self._model.backbone.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest
+
+    @property
+    def _backbone_config(self):
+        return self._model.config.backbone_config.to_json_string()
