@@ -1,7 +1,6 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention head (paper, section 2.4)."""
 
 import copy
-import re
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
+    check_is_pretrained,
     clear_errors_of_weights,
     commit_of,
     family_of,
@@ -188,7 +188,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         """
         if not include_backbone and self.backbone is not None:
             if self.config.freeze_backbone:
-                self._check_backbone_is_pretrained()
+                check_is_pretrained(self.backbone, self.config)
             else:
                 logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         has_backbone = self.config.backbone_config is not None
@@ -198,26 +198,25 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             kwargs["state_dict"] = {
                 name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")
             }
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super(EmoShareModel, self._as_saved()).save_pretrained(save_directory, *args, **kwargs)
 
-    def _check_backbone_is_pretrained(self):
-        if self.config.backbone_hash is None:
-            raise ValueError(
-                "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could "
-                "not be fetched again; save it with the heads"
-            )
-        name = self.config.backbone_name_or_path
-        if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-            raise ValueError(
-                f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
-                "config.backbone_name_or_path to it, or save the backbone with the heads"
-            )
-        if weights_hash(self.backbone) != self.config.backbone_hash:
-            raise ValueError(
-                f"include_backbone=False: the backbone's weights are not those of {self.config.backbone_name_or_path} "
-                "any more: they were changed, or the model was loaded in 16 bits; save them with the heads, or "
-                "load the model in float32"
-            )
+    def _as_saved(self):
+        """This model, or a view of it whose backbone has no layers above the one that is read."""
+        if self.backbone is None or not self.config.include_backbone:
+            return self
+        backbone = self.family.cut(self.backbone, self.config.backbone_layer)
+        if backbone is self.backbone:
+            return self
+        view = copy.copy(self)
+        view._modules = {**self._modules, "backbone": backbone}
+        view.config = copy.copy(self.config)
+        view.config.backbone_config = backbone.config
+        view.config.backbone_num_layers = self.config.backbone_num_layers or self.family.num_layers(
+            self.backbone.config
+        )
+        if view.config.backbone_hash is not None and weights_hash(self.backbone) == view.config.backbone_hash:
+            view.config.backbone_hash = weights_hash(backbone)
+        return view
 
     @classmethod
     def _can_set_attn_implementation(cls):
