@@ -26,7 +26,7 @@ __all__ = ["EmotionSharePipeline", "load_audio"]
 # Batches that are read ahead, so that windows of similar length can run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
 # The largest fraction of a batch that is padding, on which heads compute, too.
-MOST_PADDING = 0.25
+MOST_PADDING = 0.35
 
 
 class EmotionSharePipeline(ChunkPipeline):
