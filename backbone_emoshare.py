@@ -1,6 +1,7 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
 import hashlib
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +55,12 @@ class BackboneFamily(Protocol):
         """
         Changes a backbone in place so that frame features never depend on padding. Without `fast`, its modules run as
         Transformers wrote them wherever exactness allows it, which is what exporting needs.
+        """
+
+    def cut(self, backbone, layer):
+        """
+        A view of a backbone that has the layers which `hidden_states` runs for this one, and a config that says so; the
+        backbone itself if that is all of them, or if `layer` is no number of a hidden state.
         """
 
     def hidden_states(self, backbone, inputs, lengths, layers):
@@ -175,6 +182,29 @@ def _is_lfs_pointer(path):
         return False
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def check_is_pretrained(backbone, config):
+    """
+    Raises:
+        ValueError: if a model's backbone is not, or cannot be known to be, the one that its config says where to fetch.
+    """
+    if config.backbone_hash is None:
+        raise ValueError(
+            "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could not "
+            "be fetched again; save it with the heads"
+        )
+    name = config.backbone_name_or_path
+    if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        raise ValueError(
+            f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
+            "config.backbone_name_or_path to it, or save the backbone with the heads"
+        )
+    if weights_hash(backbone) != config.backbone_hash:
+        raise ValueError(
+            f"include_backbone=False: the backbone's weights are not those of {name} any more: they were changed, or "
+            "the model was loaded in 16 bits; save them with the heads, or load the model in float32"
+        )
 
 
 def weights_hash(backbone):

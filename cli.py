@@ -276,6 +276,7 @@ def _load_pipeline(arguments):
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
     from .feature_extraction_emoshare import EmoShareFeatureExtractor
+    from .training.precision import set_precision_of_evaluation
 
     _check_model_folder(arguments)
     source = {"revision": arguments.revision, "trust_remote_code": False}
@@ -286,13 +287,15 @@ def _load_pipeline(arguments):
         feature_extractor = AutoFeatureExtractor.from_pretrained(arguments.model, **source)
         if not isinstance(feature_extractor, EmoShareFeatureExtractor):
             raise ValueError(f"its feature extractor is {type(feature_extractor).__name__}, and not EmoShare's")
-        return pipeline(
+        emotion_share = pipeline(
             "emotion-share",
             model=AutoModel.from_pretrained(arguments.model, dtype="auto", **source),
             feature_extractor=feature_extractor,
             device=arguments.device,
             batch_size=arguments.batch_size,
         )
+        set_precision_of_evaluation(emotion_share.model)
+        return emotion_share
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no room there
         if os.path.isdir(arguments.model):
             raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error

@@ -59,7 +59,10 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         backbone_revision (`str`, *optional*):
             Commit of `backbone_name_or_path`, where that is on the Hub.
         backbone_hash (`str`, *optional*):
-            SHA-256 of the backbone's pretrained weights as they are stored there.
+            SHA-256 of the backbone's pretrained weights as they are stored there, without layers that were left out.
+        backbone_num_layers (`int`, *optional*):
+            Layers of the pretrained backbone, of which a checkpoint has those alone that `backbone_layer` needs. `None`
+            is all that `backbone_config` says. `save_pretrained` sets it.
         include_backbone (`bool`, *optional*, defaults to `True`):
             Whether the checkpoint holds the backbone's weights, or the heads alone. `save_pretrained` sets it. Without
             them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
@@ -129,6 +132,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         backbone_name_or_path=None,
         backbone_revision=None,
         backbone_hash=None,
+        backbone_num_layers=None,
         include_backbone=True,
         backbone_layer=-1,
         freeze_backbone=True,
@@ -166,6 +170,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
         self.backbone_hash = backbone_hash
+        self.backbone_num_layers = backbone_num_layers
         self.include_backbone = include_backbone
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
@@ -244,6 +249,14 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             raise ValueError(
                 f"backbone_layer: got {layer!r}; expected -1 (last_hidden_state), 0 to {num_layers} (hidden_states[k]) "
                 "or 'weighted'"
+            )
+        of_pretrained = self.backbone_num_layers
+        if of_pretrained is not None and not (_is_positive_int(of_pretrained) and of_pretrained >= num_layers):
+            raise ValueError(f"backbone_num_layers: got {of_pretrained!r}; expected at least {num_layers}, or None")
+        if layer in (-1, "weighted") and of_pretrained not in (None, num_layers):
+            raise ValueError(
+                f"backbone_layer: got {layer!r}, for which {num_layers} of the backbone's {of_pretrained} "
+                "layers do not suffice: the others were left out when the model was saved"
             )
 
     def _validate_head(self):

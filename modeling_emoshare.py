@@ -1,7 +1,6 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention head (paper, section 2.4)."""
 
 import copy
-import re
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
+    check_is_pretrained,
     clear_errors_of_weights,
     commit_of,
     family_of,
@@ -24,6 +24,7 @@ from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES, takes
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
+from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .threads_emoshare import side_by_side
 
@@ -187,7 +188,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         """
         if not include_backbone and self.backbone is not None:
             if self.config.freeze_backbone:
-                self._check_backbone_is_pretrained()
+                check_is_pretrained(self.backbone, self.config)
             else:
                 logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         has_backbone = self.config.backbone_config is not None
@@ -197,26 +198,25 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             kwargs["state_dict"] = {
                 name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")
             }
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super(EmoShareModel, self._as_saved()).save_pretrained(save_directory, *args, **kwargs)
 
-    def _check_backbone_is_pretrained(self):
-        if self.config.backbone_hash is None:
-            raise ValueError(
-                "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could "
-                "not be fetched again; save it with the heads"
-            )
-        name = self.config.backbone_name_or_path
-        if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-            raise ValueError(
-                f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
-                "config.backbone_name_or_path to it, or save the backbone with the heads"
-            )
-        if weights_hash(self.backbone) != self.config.backbone_hash:
-            raise ValueError(
-                f"include_backbone=False: the backbone's weights are not those of {self.config.backbone_name_or_path} "
-                "any more: they were changed, or the model was loaded in 16 bits; save them with the heads, or "
-                "load the model in float32"
-            )
+    def _as_saved(self):
+        """This model, or a view of it whose backbone has no layers above the one that is read."""
+        if self.backbone is None or not self.config.include_backbone:
+            return self
+        backbone = self.family.cut(self.backbone, self.config.backbone_layer)
+        if backbone is self.backbone:
+            return self
+        view = copy.copy(self)
+        view._modules = {**self._modules, "backbone": backbone}
+        view.config = copy.copy(self.config)
+        view.config.backbone_config = backbone.config
+        view.config.backbone_num_layers = self.config.backbone_num_layers or self.family.num_layers(
+            self.backbone.config
+        )
+        if view.config.backbone_hash is not None and weights_hash(self.backbone) == view.config.backbone_hash:
+            view.config.backbone_hash = weights_hash(backbone)
+        return view
 
     @classmethod
     def _can_set_attn_implementation(cls):
@@ -311,7 +311,10 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             )
         all_layers = range(self.family.num_layers(self.backbone.config) + 1)
         to_run = [layer for layer in layers if layer != "weighted"] + (list(all_layers) if "weighted" in layers else [])
-        states = self.family.hidden_states(self.backbone, inputs.to(self.backbone.dtype), lengths, to_run)
+        run = partial(self.family.hidden_states, self.backbone, layers=to_run)
+        is_one_pass = inputs.device.type != "cpu" or self.backbone.training or torch.compiler.is_compiling()
+        inputs = inputs.to(self.backbone.dtype)
+        states = run(inputs, lengths) if is_one_pass else in_passes(run, inputs, lengths, num_frames)
         if "weighted" in layers:
             states["weighted"] = torch.stack([states[layer] for layer in all_layers], dim=1)
         return FrameFeatures({layer: states[layer] for layer in layers}, num_frames)

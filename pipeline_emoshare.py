@@ -16,6 +16,7 @@ from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineItera
 from .audio_emoshare import audio_blocks, audio_name, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
+from .passes_emoshare import passes
 from .repository_emoshare import copy_card, create_repository, publish_folder
 from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
 from .windows_emoshare import average_by_duration, stream_windows
@@ -24,6 +25,8 @@ __all__ = ["EmotionSharePipeline", "load_audio"]
 
 # Batches that are read ahead, so that windows of similar length can run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
+# The largest fraction of a batch that is padding, on which heads compute, too.
+MOST_PADDING = 0.35
 
 
 class EmotionSharePipeline(ChunkPipeline):
@@ -39,7 +42,7 @@ class EmotionSharePipeline(ChunkPipeline):
 
     Takes what `load_audio` takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
-    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, n windows of similar
+    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, up to n windows of like
     length go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A
     file is decoded in blocks, so that hours of audio need no more memory than a minute.
 
@@ -75,7 +78,8 @@ class EmotionSharePipeline(ChunkPipeline):
                 was cut off or is damaged; otherwise what can be decoded of it is heard, with a warning that names the
                 file. As in `load_audio`, which also says what else is warned of.
             top_k (`int`, *optional*): return only this many emotions, the highest.
-            batch_size (`int`, *optional*, defaults to 1): windows per pass through the model.
+            batch_size (`int`, *optional*, defaults to 1): windows per pass through the model, at most. On a CPU, the
+                backbone divides them into the passes that it is fastest with.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
                 model was trained on, if not given, and no more than that.
             stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
@@ -318,7 +322,7 @@ class BatchesByLength:
         windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
         forward: from a batch of windows to their outputs.
         collate: from a list of windows to a batch.
-        batch_size: windows per batch.
+        batch_size: windows per batch, at most.
     """
 
     def __init__(self, windows, forward, collate, batch_size):
@@ -333,10 +337,8 @@ class BatchesByLength:
     def __iter__(self):
         windows = iter(self.windows)
         while pool := list(islice(windows, BATCHES_READ_AHEAD * self.batch_size)):
-            by_length = sorted(range(len(pool)), key=lambda index: pool[index]["num_samples"])
             outputs = {}
-            for start in range(0, len(pool), self.batch_size):
-                indices = by_length[start : start + self.batch_size]
+            for indices in passes([window["num_samples"] for window in pool], self.batch_size, MOST_PADDING):
                 batch = self.forward(self.collate([pool[index] for index in indices]))
                 for row, index in enumerate(indices):
                     outputs[index] = {

@@ -5,6 +5,7 @@ Convolutions over the waveform, a positional convolution and Transformer layers.
 padding reaches a clip's frames in several ways; here a clip has the same frames alone and in any batch.
 """
 
+import copy
 import math
 from contextvars import ContextVar
 from functools import cache
@@ -113,6 +114,19 @@ class Wav2Vec2Family:
         if fast:
             backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
 
+    def cut(self, backbone, layer):
+        """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
+        layers = list(backbone.encoder.layers.children())
+        kept = _layers_to_run([layer]) if isinstance(layer, int) else None
+        if kept is None or kept >= len(layers):
+            return backbone
+        view, encoder = copy.copy(backbone), copy.copy(backbone.encoder)
+        view._modules = {**backbone._modules, "encoder": encoder}
+        encoder._modules = {**encoder._modules, "layers": type(encoder.layers)(layers[:kept])}
+        view.config = encoder.config = copy.copy(backbone.config)
+        view.config.num_hidden_layers = kept
+        return view
+
     def hidden_states(self, backbone, input_values, lengths, layers):
         """
         Runs a prepared backbone once on a batch of padded waveforms.
@@ -130,8 +144,7 @@ class Wav2Vec2Family:
             backbone.encoder.layers.pack_linears(backbone.dtype, input_values.device)
         is_padded = bool((lengths != input_values.shape[1]).any())
         clip_samples = _clip_samples.set(lengths if is_padded else None)
-        # One layer at least: Transformers records hidden_states[0] as the first layer's input.
-        num_layers = _num_layers.set(None if -1 in layers else max(1, *layers))
+        num_layers = _num_layers.set(_layers_to_run(layers))
         try:
             outputs = backbone(
                 input_values,
@@ -143,6 +156,12 @@ class Wav2Vec2Family:
             _clip_samples.reset(clip_samples)
             _num_layers.reset(num_layers)
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
+
+
+def _layers_to_run(layers):
+    """How many, for these hidden states; `None` is all."""
+    # One at least: Transformers records hidden_states[0] as the first layer's input.
+    return None if -1 in layers else max(1, *layers)
 
 
 class EncoderLayers(nn.ModuleList):

@@ -66,8 +66,8 @@ def _tensors(outputs):
 def fake_cuda():
     """
     Within it, tensors and modules can be on `CUDA`, and nothing is computed there. What asks for a real GPU is
-    replaced: cuDNN, whose LSTM asks the driver (PyTorch's own LSTM takes its place), generators of random numbers, and
-    the check of autocast.
+    replaced: cuDNN, whose LSTM asks the driver (PyTorch's own LSTM takes its place), the backward pass, generators of
+    random numbers, pinned memory, and the check of autocast.
     """
     plain_to, plain_numpy = torch.nn.Module.to, torch.Tensor.numpy
 
@@ -108,4 +108,5 @@ def fake_cuda():
         stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True))
         stack.enter_context(mock.patch.object(torch.cuda, "device", lambda device: nullcontext()))
         stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward))
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor))
         yield stack.enter_context(FakeCuda(allow_non_fake_inputs=True))

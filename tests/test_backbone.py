@@ -156,6 +156,9 @@ class ThrowAwayFamily:
     def prepare(self, backbone, fast=True):
         backbone.is_prepared = True
 
+    def cut(self, backbone, layer):
+        return backbone
+
     def hidden_states(self, backbone, inputs, lengths, layers):
         assert backbone.is_prepared
         own = length_mask(lengths, inputs.shape[1])[..., None]

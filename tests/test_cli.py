@@ -14,6 +14,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import SMALL_HEAD_FLAGS, read_csv, run_python, speech, write_corpus, write_csv
 from scipy.stats import spearmanr
 from torch.nn.modules.module import register_module_forward_hook
@@ -91,6 +92,12 @@ def test_windows_go_through_the_model_in_batches(model_folder, tmp_path):
     main(["predict", *clips, *arguments])
     hook.remove()
     assert sizes == [3, 2] + 5 * [1]
+
+
+def test_float32_is_no_tf32_as_in_training(model_folder, wav, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert main(["predict", str(wav), "--model", str(model_folder)]) == 0
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_json_lines(emotion_share, model_folder, tmp_path):

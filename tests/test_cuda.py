@@ -2,8 +2,8 @@
 What runs on a GPU, on one that exists on paper: a tensor on the wrong device is found without a GPU.
 
 Without a fake in PyTorch, or with one that asks the driver: cuDNN's LSTM (PyTorch's own runs in its place), autograd's
-engine (gradients are zeros), `torch.Generator`, and worker processes that would send fake tensors. `fake_cuda` replaces
-them; nothing else of what a GPU runs is left out.
+engine (gradients are zeros), `torch.Generator` and pinned memory. `fake_cuda` replaces them; nothing else of what a GPU
+runs is left out.
 """
 
 import copy
@@ -16,14 +16,12 @@ import torch
 from conftest import backbone_config, small_model, speech, write_corpus
 from fake_cuda import CUDA, fake_cuda
 from test_wav2vec2 import GROUP_NORM
-from torch.utils.data import DataLoader
 
 from emoshare import EmoShareFeatureExtractor, EmotionSharePipeline
 from emoshare.architectures_emoshare import ARCHITECTURES
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.predictions import predict_votes
 from emoshare.losses_emoshare import LOSSES
-from emoshare.training import batches
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.features import extract_frame_features
 from emoshare.training.trainer import HeadTrainer
@@ -170,7 +168,7 @@ def test_extraction_stores_the_features_of_the_cpu(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(("mixed_precision", "architecture"), [("bf16", "cnn_lstm_attention"), ("no", "functionals")])
-def test_training_and_prediction(mixed_precision, architecture, corpus, tmp_path, monkeypatch):
+def test_training_and_prediction(mixed_precision, architecture, corpus, tmp_path):
     model, extractor = small_model(id2label=LABELS), EmoShareFeatureExtractor("mel")
     accelerator = copy.copy(ACCELERATOR)
     accelerator.device = torch.device("cpu")
@@ -195,11 +193,6 @@ def test_training_and_prediction(mixed_precision, architecture, corpus, tmp_path
     )
     arguments = Arguments(DataArguments(), ModelArguments(), run)
 
-    def loader_without_workers(*args, num_workers, persistent_workers, pin_memory, **kwargs):
-        assert num_workers and persistent_workers and pin_memory
-        return DataLoader(*args, **kwargs)
-
-    monkeypatch.setattr(batches, "DataLoader", loader_without_workers)
     with fake_cuda():
         model = model_on_gpu(architecture=architecture, loss="beta_binomial", dropout=0.1)
         trainer = HeadTrainer(model, stores, None, arguments, ACCELERATOR)

@@ -184,6 +184,9 @@ class ConvolutionFamily:
     def prepare(self, backbone, fast=True):
         pass
 
+    def cut(self, backbone, layer):
+        return backbone
+
     def hidden_states(self, backbone, inputs, lengths, layers):
         return dict.fromkeys(layers, backbone(inputs))
 

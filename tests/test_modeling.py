@@ -349,11 +349,11 @@ def test_frame_features_of_several_layers_take_one_run_of_the_backbone():
     model = small_model(backbone_config=backbone_config(), backbone_layer=1)
     runs = []
     model.backbone.register_forward_hook(lambda *_: runs.append(1))
-    waveforms, mask = padded([torch.randn(8000), torch.randn(3000)])
+    waveforms, mask = padded([torch.randn(8000), torch.randn(7700)])
     by_layer, lengths = model.frame_features(waveforms, mask, ["weighted", 2, -1])
     assert runs == [1]
     assert list(by_layer) == ["weighted", 2, -1]
-    assert lengths.tolist() == [24, 9]
+    assert lengths.tolist() == [24, 23]
     torch.testing.assert_close(by_layer["weighted"][:, 2], by_layer[2])
 
     layers = []
@@ -364,6 +364,29 @@ def test_frame_features_of_several_layers_take_one_run_of_the_backbone():
     alone = small_model(backbone_config=backbone_config(), backbone_layer=2)
     alone.load_state_dict(model.state_dict())
     torch.testing.assert_close(alone.frame_features(waveforms, mask).by_layer[2], by_layer[2])
+
+
+def test_on_a_cpu_clips_of_other_lengths_go_through_the_backbone_in_passes_of_their_own():
+    """Padded to the longest clip, a batch of clips of mixed length takes longer than one clip after another."""
+    model = small_model(backbone_config=backbone_config())
+    heard = []
+    model.backbone.register_forward_hook(lambda _, inputs, outputs: heard.append(tuple(inputs[0].shape)))
+    clips = [torch.randn(length) for length in (16000, 3000, 7900, 15500, 8000, 16000)]
+    waveforms, mask = padded(clips)
+    with torch.inference_mode():
+        together = model.frame_features(waveforms, mask)
+        output = model(waveforms, attention_mask=mask, output_hidden_states=True)
+    assert heard[:3] == heard[3:] == [(1, 3000), (2, 8000), (3, 16000)]
+    assert output.hidden_states[0].shape == together.by_layer[-1].shape == (6, 49, model.config.feature_size)
+    for clip, features, frames in zip(clips, together.by_layer[-1], together.lengths, strict=True):
+        alone = model.frame_features(clip[None]).by_layer[-1][0]
+        assert len(alone) == frames
+        torch.testing.assert_close(features[:frames], alone, atol=1e-5, rtol=0)
+    model.requires_grad_(True)
+    model.config.freeze_backbone = False
+    heard.clear()
+    model.train()(waveforms, attention_mask=mask)  # its dropout and masks are those of a batch
+    assert heard == [(6, 16000)]
 
 
 MODELS = [

@@ -79,6 +79,19 @@ def test_batches_are_of_like_length_and_results_in_order(emotion_share, monkeypa
     assert all(mask.all() for mask in masks)
 
 
+def test_no_batch_is_padded_much_however_large_it_may_be(emotion_share, monkeypatch):
+    clips = [speech(seconds, seed) for seed, seconds in enumerate([1.0, 0.2, 0.5, 0.9, 0.21])]
+    expected = [emotion_share(clip) for clip in clips]
+    sizes = []
+    forward = emotion_share.model.forward
+    monkeypatch.setattr(
+        emotion_share.model, "forward", lambda **inputs: sizes.append(len(inputs["input_values"])) or forward(**inputs)
+    )
+    for shares, alone in zip(emotion_share(clips, batch_size=64), expected, strict=True):
+        assert_same(shares, alone)
+    assert sizes == [2, 3]
+
+
 def test_a_generator_is_read_no_further_ahead_than_eight_batches(emotion_share):
     read = []
     clips = (read.append(seed) or speech(0.1, seed) for seed in range(40))

@@ -270,3 +270,48 @@ def test_the_stock_trainer_fine_tunes_backbone_and_heads(tmp_path, backbone):
     tuned = EmoShareModel.from_pretrained(tmp_path / "tuned")
     assert not tuned.config.freeze_backbone
     assert_same_model(tuned.eval(), model.eval())
+
+
+POST_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"), [("hubert", {}), ("hubert", POST_NORM), ("wavlm", {}), ("data2vec-audio", {})]
+)
+@pytest.mark.parametrize(("layer", "kept"), [(0, 1), (1, 1), (2, 2), (3, 3), (-1, 3), ("weighted", 3)])
+def test_a_model_that_reads_a_layer_is_stored_without_those_above_it(model_type, fields, layer, kept, tmp_path):
+    config = backbone_config(model_type, num_hidden_layers=3, **fields)
+    model = small_model(backbone_config=config, backbone_layer=layer, id2label={0: "joy"})
+    expected, weights = shares(model), dict(model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert model.config.backbone_config.num_hidden_layers == 3
+    assert model.state_dict().keys() == weights.keys()
+    assert torch.equal(shares(model), expected)
+
+    stored = {name.split(".")[3] for name in load_file(tmp_path / "model.safetensors") if ".encoder.layers." in name}
+    assert stored == {str(number) for number in range(kept)}
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.backbone_config.num_hidden_layers == len(loaded.backbone.encoder.layers) == kept
+    assert torch.equal(shares(loaded), expected)
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(shares(AutoModel.from_pretrained(tmp_path / "again").eval()), expected)
+
+
+def test_a_cut_backbone_knows_what_it_lacks_and_where_it_came_from(tmp_path, backbone):
+    model = EmoShareModel.from_backbone_pretrained(backbone, backbone_layer=1, **SMALL_HEAD).eval()
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(
+        ValueError, match="backbone_layer: got -1, for which 1 of the backbone's 2 layers do not suffice"
+    ):
+        AutoModel.from_pretrained(tmp_path / "whole", backbone_layer=-1)
+    loaded = AutoModel.from_pretrained(tmp_path / "whole", backbone_name_or_path=str(backbone)).eval()
+    loaded.save_pretrained(tmp_path / "heads", include_backbone=False)
+    heads_alone = AutoModel.from_pretrained(tmp_path / "heads").eval()
+    assert_same_model(heads_alone, loaded)
+    assert torch.equal(shares(heads_alone), shares(model))
+    with torch.no_grad():
+        next(model.backbone.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "changed")  # its hash stays that of other weights
+    changed = AutoModel.from_pretrained(tmp_path / "changed", backbone_name_or_path=str(backbone))
+    with pytest.raises(ValueError, match="weights are not those of"):
+        changed.save_pretrained(tmp_path / "heads", include_backbone=False)

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
-from .precision import training_dtype
+from .precision import keep_float32, training_dtype
 from .user_errors import checking
 
 # Extraction waits for the slowest process.
@@ -43,7 +43,7 @@ def _start(arguments):
     has_rank = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_rank:  # accelerate would wait for the others forever
         raise ValueError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
-    torch.backends.cudnn.allow_tf32 = False  # predictions must be those of the pipeline on a CPU
+    keep_float32()  # predictions must be those of the pipeline on a CPU
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",  # see `training_dtype`

@@ -1,4 +1,4 @@
-"""In which precision heads train: bfloat16 where the device can, float32 elsewhere."""
+"""In which precision heads train, and models are evaluated: bfloat16 where the device can, float32 elsewhere."""
 
 import os
 from functools import cache
@@ -38,11 +38,35 @@ def training_dtype(requested, device):
 
 def can_train_in_bfloat16(device):
     """Whether a device has bfloat16 arithmetic, and every operator of a head computes in it."""
+    if device.type == "cpu":
+        return has_bfloat16(device) and _cpu_trains_lstm_in_bfloat16()
+    return device.type == "cuda" and has_bfloat16(device)
+
+
+def has_bfloat16(device):
+    """Whether a CPU or an NVIDIA GPU has instructions for bfloat16; true for other devices, which are not asked."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu.get_capabilities().get("avx512_bf16", False) and _cpu_trains_lstm_in_bfloat16()
-    return False
+    return device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def set_precision_of_evaluation(model):
+    """
+    For the rest of the process: on a GPU, float32 is float32, and not TF32, so that shares are those of a CPU; a
+    backbone that was saved in bfloat16 runs in float32 where the device has no instructions for bfloat16, which it
+    would only imitate, and more slowly.
+
+    Args:
+        model: `EmoShareModel`, on its device.
+    """
+    keep_float32()
+    if model.backbone is not None and model.backbone.dtype == torch.bfloat16 and not has_bfloat16(model.device):
+        model.backbone.float()
+
+
+def keep_float32():
+    """For the rest of the process, convolutions and LSTMs in float32 are computed in it, and not in TF32."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @cache

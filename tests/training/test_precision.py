@@ -2,10 +2,10 @@ import sys
 
 import pytest
 import torch
-from conftest import needs_bfloat16, run_python, small_model
+from conftest import backbone_config, needs_bfloat16, run_python, small_model
 
 from emoshare.configuration_emoshare import ARCHITECTURES
-from emoshare.training.precision import training_dtype
+from emoshare.training.precision import set_precision_of_evaluation, training_dtype
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,19 @@ def test_what_can_train_in_bfloat16_does(architecture):
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_a_backbone_in_bfloat16_is_evaluated_in_it_where_the_cpu_has_instructions(has_instructions, monkeypatch):
+    """AVX2 imitates bfloat16, seven times as slow as float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_instructions})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model = small_model(backbone_config=backbone_config())
+    model.backbone.bfloat16()
+    set_precision_of_evaluation(model)
+    assert model.backbone.dtype == (torch.bfloat16 if has_instructions else torch.float32)
+    assert not torch.backends.cudnn.allow_tf32
+    set_precision_of_evaluation(small_model())  # without a backbone
 
 
 @pytest.mark.slow
