@@ -376,16 +376,16 @@ def _add_features(windows, model, feature_extractor, dtype, layers):
 
 
 def _frame_features(inputs, model, feature_extractor, layers):
-    """Per window and layer an array (frames, width), or (layers, frames, width) for `"weighted"`, float32."""
+    """Per window and layer a tensor in memory, (frames, width), or (layers, frames, width) for `"weighted"`."""
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}
     if model.backbone is None:
-        return [dict.fromkeys(layers, window) for window in windows[name]]
+        return [dict.fromkeys(layers, torch.from_numpy(window)) for window in windows[name]]
     batch = feature_extractor.pad(windows, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         features = model.frame_features(batch[name], batch["attention_mask"], layers)
-    arrays = {layer: features.by_layer[layer].float().cpu().numpy() for layer in layers}
+    by_layer = {layer: features.by_layer[layer].cpu() for layer in layers}
     return [
-        {layer: array[index][..., :own, :] for layer, array in arrays.items()}
+        {layer: tensor[index, ..., :own, :] for layer, tensor in by_layer.items()}
         for index, own in enumerate(features.lengths.tolist())
     ]
