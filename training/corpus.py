@@ -42,7 +42,7 @@ def load_run_corpus(data, accelerator):
     Raises:
         UserError: if anything is wrong with the corpus, or it cannot be divided into folds; names file, split and row.
     """
-    load = partial(load_corpus, data.dataset, data_dir=data.data_dir)
+    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
     is_first = accelerator.is_local_main_process
     corpus = together(lambda: load() if is_first else None)
     corpus = together(lambda: corpus if is_first else load())
