@@ -152,12 +152,23 @@ class Corpus:
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
 
 
+<<<<<<< HEAD
 def load_corpus(dataset, data_dir=None, cache_dir=None):
+=======
+def known_shares(clips, labels):
+    """The shares in a `datasets.Dataset`: (clips, labels) float64, NaN where one is not known."""
+    # The slice reads a column in one go; without it NumPy would read the column value by value.
+    return np.array([clips[label][:] for label in labels], dtype=np.float64).T
+
+
+def load_corpus(dataset, data_dir=None, cache_dir=None, streaming=False):
+>>>>>>> 61900bd9c6404aa15213332890c6307ec5582e87
     """
     Args:
         dataset: a key of `CORPORA`, or a published dataset: its Hub id `ORG/NAME` or its folder of Parquet files.
         data_dir: the corpus's folder, for those that need one.
         cache_dir: where Arrow files and corpora that are made are kept; the cache of `datasets` by default.
+        streaming: whether the audio of a published dataset stays in its Parquet files, and is read when it is needed.
 
     Returns:
         `Corpus`.
@@ -174,5 +185,5 @@ def load_corpus(dataset, data_dir=None, cache_dir=None):
         return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)
     if data_dir is not None:
         raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
-    splits, labels, facts = load_published(dataset, cache_dir)
+    splits, labels, facts = load_published(dataset, cache_dir, streaming)
     return Corpus(corpus_named(splits["train"].info.config_name), splits, labels, facts)

@@ -16,7 +16,8 @@ from filelock import FileLock
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, length_of
-from ..dataset_script.tables import FILENAME
+from ..dataset_script.streamed import audio_of
+from ..dataset_script.tables import AUDIO, FILENAME
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock
@@ -95,7 +96,8 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio, data.chosen_part)
 
-    together(check if accelerator.is_main_process else lambda: None)
+    # Audio that is streamed would be read twice: an extraction names the first clip that it cannot read.
+    together(check if accelerator.is_main_process and not data.streaming else lambda: None)
 
 
 def extract_layers(
@@ -347,7 +349,7 @@ def _decoded(clips, indices, model, feature_extractor):
 def _windows(row, clip, feature_extractor):
     sampling_rate = feature_extractor.sampling_rate
     try:
-        waveform = load_audio(row["audio"], sampling_rate)
+        waveform = load_audio(audio_of(row[AUDIO]), sampling_rate)
         return [
             {
                 "filename": row[FILENAME],
