@@ -6,9 +6,11 @@ padding reaches a clip's frames in several ways; here a clip has the same frames
 """
 
 import copy
+import math
 from contextvars import ContextVar
 from functools import cache
 from itertools import islice
+from types import MethodType
 
 import torch
 from torch import nn
@@ -97,6 +99,7 @@ class Wav2Vec2Family:
         With `fast`, it also leaves out what need not be computed; without, all else runs as Transformers wrote it.
 
         - Without gradients, the convolutional front end runs as matrix products.
+        - On a GPU, positional convolutions in 16 bits have the shape for which cuDNN uses the tensor cores.
         - Layers of the encoder above the highest one that is asked for are not run.
         - On a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
 
@@ -106,6 +109,8 @@ class Wav2Vec2Family:
         for module in backbone.encoder.pos_conv_embed.modules():
             if isinstance(module, nn.Conv1d):
                 module.register_forward_pre_hook(_ZeroPadding(self, backbone.config))
+                if fast:
+                    module._conv_forward = MethodType(_positional_convolution, module)
         if fast:
             backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
 
@@ -320,14 +325,24 @@ class FrontEnd(nn.Module):
         Returns:
             (batch, frames, channels), arbitrary past a clip's last frame.
         """
+        # The clips one after another as one sequence, each of a whole number of hops: a convolution of all of them is
+        # one of the sequence. Rows that see two clips are past the last frame of the first.
         first, *others = self.conv_layers
-        maps = _first_convolution(first, waveforms, lengths, weights[0])
+        batch, samples = waveforms.shape
+        hop = math.prod(layer.conv.stride[0] for layer in self.conv_layers)
+        rows = -(-samples // hop)
+        overlap = first.conv.kernel_size[0] - first.conv.stride[0]
+        waveforms = nn.functional.pad(waveforms, (0, rows * hop + overlap - samples))
+        maps = _first_convolution(first, waveforms, lengths, weights[0]).flatten(0, 1)
         for layer, weight in zip(others, weights[1:], strict=True):
             maps = _convolution(layer.conv, maps, weight)
             if hasattr(layer, "layer_norm"):
                 maps = layer.layer_norm(maps)
             maps = _activate(layer.activation, maps)
-        return maps
+        maps = nn.functional.pad(maps, (0, 0, 0, batch * rows - len(maps))).unflatten(0, (batch, rows))
+        for layer in self.conv_layers:
+            samples = (samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+        return maps[:, :samples]
 
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
@@ -405,28 +420,50 @@ def _convolution(convolution, maps, weight):
 
     Args:
         convolution: Conv1d without padding.
-        maps: (batch, frames, channels in), contiguous.
+        maps: (frames, channels in), contiguous.
         weight: (channels out, taps * channels in), its weight.
 
     Returns:
-        (batch, frames out, channels out)
+        (frames out, channels out)
     """
     kernel, stride = convolution.kernel_size[0], convolution.stride[0]
-    batch, frames, channels = maps.shape
+    frames, channels = maps.shape
     frames_out = (frames - kernel) // stride + 1
     products = None
     for tap in range(0, kernel, stride):
         columns = slice(tap * channels, min(tap + stride, kernel) * channels)
         rows = maps.as_strided(
-            (batch, frames_out, columns.stop - columns.start),
-            (frames * channels, stride * channels, 1),
+            (frames_out, columns.stop - columns.start),
+            (stride * channels, 1),
             maps.storage_offset() + columns.start,
-        ).flatten(0, 1)
+        )
         if products is None:
             products = nn.functional.linear(rows, weight[:, columns], convolution.bias)
         else:
             products.addmm_(rows, weight[:, columns].T)
-    return products.unflatten(0, (batch, frames_out))
+    return products
+
+
+def _positional_convolution(convolution, frames, weight, bias):
+    """In place of `Conv1d._conv_forward`: (batch, width, frames) -> (batch, width, frames out)."""
+    if frames.device.type == "cuda" and frames.dtype in (torch.bfloat16, torch.float16):
+        return in_groups_of_64(convolution, frames, weight, bias)
+    return nn.Conv1d._conv_forward(convolution, frames, weight, bias)
+
+
+def in_groups_of_64(convolution, frames, weight, bias):
+    """
+    The same convolution, with each group of channels filled up with zeros to a multiple of 64, and a frame's channels
+    next to each other. In 16 bits, cuDNN is fast at these, and 20 times slower at HuBERT Base's groups of 48.
+    """
+    groups = convolution.groups
+    own = len(weight) // groups
+    more = -own % 64
+    weight = nn.functional.pad(weight.unflatten(0, (groups, own)), (0, 0, 0, more, 0, more)).flatten(0, 1)
+    frames = nn.functional.pad(frames.mT.unflatten(2, (groups, own)), (0, more)).flatten(2).mT
+    frames, weight = (tensor[:, :, None].to(memory_format=torch.channels_last) for tensor in (frames, weight))
+    maps = nn.functional.conv2d(frames, weight, padding=(0, *convolution.padding), groups=groups)[:, :, 0]
+    return maps.unflatten(1, (groups, own + more))[:, :, :own].flatten(1, 2) + bias[:, None]
 
 
 class GroupNormConvLayer(GradientCheckpointingLayer):

@@ -24,9 +24,10 @@ class FabricatedCorpus:
     def __post_init__(self):
         self.splits = {"train": range(self.windows)}
         self.metadata = {"train": {}}
+        self.beta = np.random.default_rng(0).beta(0.6, 2.5, size=(self.windows, len(LABELS)))
 
     def shares(self, split):
-        return np.random.default_rng(0).beta(0.6, 2.5, size=(self.windows, len(LABELS)))
+        return self.beta
 
     def listeners(self, split):
         return np.full(self.windows, np.nan)

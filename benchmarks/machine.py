@@ -1,6 +1,7 @@
 """What the machine is, and how fast it can multiply and move: the limits that benchmarks are compared with."""
 
 import platform
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def anonymous_memory():
     """Anonymous memory of this process in bytes (RssAnon); pages of mapped files do not count."""
     (line,) = (line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
+
+
+class PeakMemory:
+    """Samples this process's anonymous memory while it is open."""
+
+    def __enter__(self):
+        self.peak = anonymous_memory()
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self.sample)
+        self.thread.start()
+        return self
+
+    def sample(self):
+        while not self.is_over.wait(0.005):
+            self.peak = max(self.peak, anonymous_memory())
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        self.thread.join()
 
 
 def _lines(path):

@@ -1,19 +1,24 @@
 """
-What the feature store takes: disk for each clip, memory for any number of clips, and what 50,000 clips would take.
+What the feature store takes: disk for each clip, memory for any number of clips, and what 50,000 clips would take; and
+how a store of a million windows is opened, shuffled and read.
 
     python benchmarks/store.py
 
 Extracts and trains on 128, 256 and 512 clips of 1 to 8 s (mean 4) in a process of its own each, and samples its
-anonymous memory (RssAnon: pages of mapped files do not count). The backbone has HuBERT Large's width but one layer and
-a thin front end, so that it is quick; nine small heads train for one epoch. Time for 50,000 clips is scaled from a
-HuBERT Large in its published size, random weights, on a clip of 4 s.
+anonymous memory (RssAnon: pages of mapped files do not count), as it is, and with an allocator that gives back at once
+what is free (`MALLOC_TRIM_THRESHOLD_`), which shows what the program itself holds. The backbone has HuBERT Large's
+width but one thin layer and a thin front end, so that it is quick; nine small heads train for one epoch. Time for
+50,000 clips is scaled from a HuBERT Large in its published size, random weights, on a clip of 4 s.
+
+The million windows have the lengths of clips of 1 to 8 s, and features one value wide, so that 1 GB of disk holds them.
+They are made in a temporary folder, in about two minutes.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -21,21 +26,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from corpus import write_corpus
-from machine import DEVICE, anonymous_memory, describe, seconds_of
+from fabricated_store import FabricatedCorpus, fabricate, speech_seconds
+from machine import DEVICE, PeakMemory, anonymous_memory, describe, seconds_of
 from transformers import AutoConfig
 
 from emoshare import EMOTIONS, EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.scores import Scorer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
+from emoshare.training.batches import LengthBatchSampler
 from emoshare.training.features import extract_frame_features
+from emoshare.training.store import FrameFeatureStore, is_whole
 from emoshare.training.trainer import HeadTrainer
 
 SIZES = (128, 256, 512)
+ALLOCATORS = {"as it is": {}, "gives back": {"MALLOC_TRIM_THRESHOLD_": str(2**20)}}
+WINDOWS = 1_000_000
 USERS_CLIPS = 50_000
 MEAN_SECONDS = 4.0
 RELEASED_BYTES = 398 * 1024 * 8  # per clip: zero-padded float64
-THIN = {"num_hidden_layers": 1, "conv_dim": (32,) * 7, "intermediate_size": 1024}
+THIN = {"num_hidden_layers": 1, "conv_dim": (32,) * 7, "intermediate_size": 64, "num_conv_pos_embeddings": 2}
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
 SMALL_HEAD = {"conv_channels": (32, 32, 32), "lstm_hidden_size": 32, "ffn_sizes": (32,)}
 MEBIBYTE = 2**20
@@ -43,29 +53,81 @@ MEBIBYTE = 2**20
 
 def main():
     print(describe())
-    print("| clips | bytes a clip | of the released arrays | peak memory, extraction | peak memory, training |")
-    print("|---|---|---|---|---|")
-    peaks = []
-    for clips in SIZES:
-        command = [sys.executable, __file__, str(clips)]
-        output = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ).stdout
-        measured = json.loads(output.splitlines()[-1])
-        # At a mean of 4 s, whatever the mean of these clips is.
-        size = measured["bytes"] / measured["seconds"] * MEAN_SECONDS
-        peaks.append([measured["extraction"], measured["training"]])
-        memory = " | ".join(f"{peak / MEBIBYTE:.0f} MiB" for peak in peaks[-1])
-        print(f"| {clips} | {size:.0f} | 1/{RELEASED_BYTES / size:.2f} | {memory} |", flush=True)
-    spread = np.max(peaks, axis=0) / np.min(peaks, axis=0) - 1
-    print(f"peaks within {spread[0]:.1%} (extraction) and {spread[1]:.1%} (training) of each other\n")
+    open_shuffle_read(WINDOWS)
+    print("\n| allocator | clips | bytes a clip | of the released arrays | memory of extraction | memory of training |")
+    print("|---|---|---|---|---|---|")
+    for allocator, environment in ALLOCATORS.items():
+        peaks = []
+        for clips in SIZES:
+            measured = in_a_process("measure", clips, **environment)
+            # At a mean of 4 s, whatever the mean of these clips is.
+            size = measured["bytes"] / measured["seconds"] * MEAN_SECONDS
+            peaks.append([measured["extraction"], measured["training"]])
+            memory = " | ".join(f"{peak / MEBIBYTE:.0f} MiB" for peak in peaks[-1])
+            print(f"| {allocator} | {clips} | {size:.0f} | 1/{RELEASED_BYTES / size:.2f} | {memory} |", flush=True)
+        spread = np.max(peaks, axis=0) / np.min(peaks, axis=0) - 1
+        print(f"peaks within {spread[0]:.1%} (extraction) and {spread[1]:.1%} (training) of each other", flush=True)
 
     rate = extraction_rate()
     hours = USERS_CLIPS * MEAN_SECONDS / 3600
     print(
-        f"{USERS_CLIPS} clips of {MEAN_SECONDS:.0f} s ({hours:.0f} hours) through HuBERT Large, float32, this machine: "
-        f"{hours * rate:.1f} hours, {USERS_CLIPS * size / 1e9:.1f} GB of disk"
+        f"\n{USERS_CLIPS} clips of {MEAN_SECONDS:.0f} s ({hours:.0f} hours) through HuBERT Large, float32, this "
+        f"machine: {hours * rate:.1f} hours, {USERS_CLIPS * size / 1e9:.1f} GB of disk"
     )
+
+
+def in_a_process(name, *arguments, **environment):
+    """What a function of this module prints as JSON, in a process of its own."""
+    command = [sys.executable, __file__, name, *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def open_shuffle_read(windows):
+    """Prints what a process takes to open, shuffle and read a store of so many windows."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        store = fabricate(Path(folder), windows)
+        files = len(list(store.iterdir()))
+        print(f"{windows} windows written in {time.perf_counter() - started:.0f} s, {files} files")
+        measured = in_a_process("use_store", store, windows)
+    print("| | seconds | anonymous memory | maps |")
+    print("|---|---|---|---|")
+    for step, (seconds, memory, maps) in measured.items():
+        print(f"| {step} | {seconds:.2f} | {memory / MEBIBYTE:.0f} MiB | {maps} |", flush=True)
+
+
+def use_store(store, windows):
+    """Opens a fabricated store, shuffles it for an epoch and reads all of it; prints what each took as JSON."""
+    corpus, steps = FabricatedCorpus(windows), {}
+    before = anonymous_memory()
+
+    def measure_step(name, function):
+        started = time.perf_counter()
+        with PeakMemory() as memory:
+            result = function()
+        seconds = time.perf_counter() - started
+        maps = len(Path("/proc/self/maps").read_text().splitlines())
+        steps[name] = seconds, memory.peak - before, maps
+        return result
+
+    def opened():
+        assert is_whole(Path(store))
+        return FrameFeatureStore(Path(store), corpus, "train")
+
+    store = measure_step("checked and opened", opened)
+    accelerator = Accelerator(cpu=True)
+    sampler = measure_step("batches made", lambda: LengthBatchSampler(store.num_frames, 32, accelerator, seed=0))
+    measure_step("shuffled for another epoch", lambda: sampler.set_epoch(1))
+
+    def read():
+        for batch in sampler:
+            features = store.collate([store[window] for window in batch])["frame_features"]
+            assert (features[:, 0, 0].numpy() == store.clip_of_window[batch] % 1000).all()
+
+    measure_step("read in this order", read)
+    print(json.dumps(steps))
 
 
 def measure(clips):
@@ -102,32 +164,6 @@ def measure(clips):
     )
 
 
-class PeakMemory:
-    """Samples this process's anonymous memory while it is open."""
-
-    def __enter__(self):
-        self.peak = 0
-        self.is_over = threading.Event()
-        self.thread = threading.Thread(target=self.sample)
-        self.thread.start()
-        return self
-
-    def sample(self):
-        while not self.is_over.wait(0.005):
-            self.peak = max(self.peak, anonymous_memory())
-
-    def __exit__(self, *_):
-        self.is_over.set()
-        self.thread.join()
-
-
-def speech_seconds(clips):
-    """1 to 8 s with a mean of 4; the longest is among them in any case, since it decides what a batch takes."""
-    seconds = np.clip(np.random.default_rng(clips).gamma(6, 0.67, size=clips), 1, 8)
-    seconds[:32:8] = 8
-    return seconds
-
-
 def extraction_rate():
     """Seconds of computing per second of audio, HuBERT Large in its published size."""
     config = AutoConfig.for_model(
@@ -141,8 +177,10 @@ def extraction_rate():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(int(sys.argv[1]))
+    if sys.argv[1:2] == ["measure"]:
+        measure(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["use_store"]:
+        use_store(sys.argv[2], int(sys.argv[3]))
     else:
         started = time.perf_counter()
         main()

@@ -46,7 +46,7 @@ def message_of(error, audio):
     return str(error).removeprefix(f"{audio['path'] or 'audio bytes'}: ")
 
 
-def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False):
+def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False, part=None):
     """
     Checks that each clip is an audio file that is whole, and long enough.
 
@@ -58,12 +58,15 @@ def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False
         min_samples: the fewest samples that a clip may have then.
         decode: whether to decode each clip to its end, which finds damage in the middle of a file; otherwise its header
             is compared with what the file holds, which takes about a millisecond.
+        part: `Part` of the clips to check; all if not given.
 
     Raises:
         ValueError: if anything is wrong; lists every such clip with its row.
     """
     problems = Problems(source, shown=None)
     clips = [(split, index) for split in splits for index in range(len(corpus.splits[split]))]
+    if part is not None:
+        clips = part.of(clips)
     rows = corpus.splits.select_columns([FILENAME, AUDIO])  # to read a row with all of its columns takes longer
     for split, index in tqdm(clips, desc="Checking audio", unit=" clips"):
         row = rows[split][index]

@@ -94,9 +94,11 @@ class Corpus:
     @cached_property
     def _shares(self):
         shares = {}
-        for split in self.splits:
-            columns = [self.column(split, label) for label in self.labels]
-            shares[split] = np.stack(columns, axis=1).astype(np.float64, copy=False)
+        for split, clips in self.splits.items():
+            # Column by column in memory, too: fingerprints of stores, which checkpoints hold, change with that.
+            shares[split] = np.empty((len(clips), len(self.labels)), order="F")
+            for index, label in enumerate(self.labels):
+                shares[split][:, index] = self.column(split, label)
             shares[split].flags.writeable = False  # each caller gets the same ones
         return shares
 

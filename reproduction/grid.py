@@ -20,7 +20,16 @@ from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
 FOLD_KEYS = ("folds", "group_by")  # which a grid may have
 # Flags of train.py that the grid sets itself.
-OWN_FLAGS = ("architecture", "feature_cache_dir", "output_dir", "resume_from_checkpoint", "seed", "fold", *FOLD_KEYS)
+OWN_FLAGS = (
+    "architecture",
+    "feature_cache_dir",
+    "output_dir",
+    "part",
+    "resume_from_checkpoint",
+    "seed",
+    "fold",
+    *FOLD_KEYS,
+)
 FLAGS_OF_ALL = ("resample",)  # the page compares cells with each other
 RANDOM_BACKBONE = "random_backbone"
 SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it

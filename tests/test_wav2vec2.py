@@ -25,6 +25,7 @@ from emoshare.wav2vec2_emoshare import (
     GroupNormConvLayer,
     PackedLinear,
     Wav2Vec2Family,
+    in_groups_of_64,
     with_group_norm,
 )
 
@@ -234,6 +235,16 @@ def test_the_front_end_of_accelerators_gives_the_frames_of_each_clip_alone(model
         for own, clip in zip(frames, clips, strict=True):
             alone = plain.feature_extractor(clip[None])[0].T
             torch.testing.assert_close(own[: len(alone)], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(16, 768), (16, 1024), (3, 15), (1, 70)])
+@pytest.mark.parametrize("kernel", [5, 8])
+def test_groups_that_are_filled_up_give_the_same_positional_convolution(groups, width, kernel):
+    convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+    frames = torch.randn(2, 11, width).mT  # as Transformers hands them over
+    with torch.inference_mode():
+        filled_up = in_groups_of_64(convolution, frames, convolution.weight, convolution.bias)
+        torch.testing.assert_close(filled_up, convolution(frames), atol=1e-5, rtol=1e-5)
 
 
 def test_a_filter_that_cancels_nearly_all_of_a_window_keeps_its_variance():

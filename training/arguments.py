@@ -15,6 +15,7 @@ from ..dataset_script.corpora import CORPORA, is_published
 from ..dataset_script.folds import LEAST_FOLDS
 from ..evaluation.selections import SELECTIONS
 from ..fields_emoshare import ACOUSTIC_FEATURES, CHOICES, DEFAULTS
+from .parts import Part
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 ACOUSTIC = "acoustic"
@@ -87,6 +88,11 @@ class DataArguments:
     )
     feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
+    part: str | None = _place(
+        None,
+        "K/N, such as 3/16: only extract the frame features of part K of N, and end; for machines that share "
+        "--feature_cache_dir and nothing else",
+    )
 
     def __post_init__(self):
         if is_published(self.dataset):
@@ -103,7 +109,14 @@ class DataArguments:
                 raise ValueError(f"--data_dir is for {with_folder}; got --dataset {self.dataset}")
         if self.max_train_samples is not None:
             _require_positive(self, "max_train_samples")
+        if self.part is not None:
+            Part.named(self.part)
         self._check_folds()
+
+    @property
+    def chosen_part(self):
+        """`--part` as a `Part`; `None` for a run that extracts everything and then trains."""
+        return None if self.part is None else Part.named(self.part)
 
     def _check_folds(self):
         if self.folds is None:

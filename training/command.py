@@ -14,8 +14,8 @@ def main(argv, name="train.py"):
 
 def _run(arguments):
     from .launch import start
-    from .run import train
+    from .run import extract, train
 
     accelerator = start(arguments)
-    train(arguments, accelerator)
+    (train if arguments.data.part is None else extract)(arguments, accelerator)
     accelerator.end_training()

@@ -4,7 +4,8 @@ import copy
 import shutil
 import sys
 from contextlib import ExitStack, closing
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.tables import FILENAME
 from .batches import batches_by_length
 from .model import load_left_out_backbone
+from .parts import extraction_lock
 from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
     as_stored,
     begin,
     finish,
+    is_complete,
     is_whole,
     shard_path,
     shard_writer,
@@ -70,7 +73,8 @@ def extract_frame_features(
 
 def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers, names=None):
     """
-    Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet.
+    Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet; for `--part`, as
+    many clips as there are in a part.
 
     Args:
         corpus: `Corpus`, with the splits by which features are stored.
@@ -89,12 +93,14 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
             if not all(is_whole(Path(cache_dir, name)) for name in of_stores.of(clips, layers).values())
         ]
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
-        check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio)
+        check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio, data.chosen_part)
 
     together(check if accelerator.is_main_process else lambda: None)
 
 
-def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names=None):
+def extract_layers(
+    clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names=None, part=None
+):
     """
     Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
     used as it is. The backbone runs over the clips once, for all layers that are missing.
@@ -113,9 +119,11 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
         dtype: of the stored features: `"float16"`, `"bfloat16"` or `"float32"`.
         layers: each as `EmoShareConfig.backbone_layer`; the one in the model's config does not matter.
         names: `StoreNames` of model, feature extractor and dtype, if there are any already.
+        part: `Part` of the shards to extract; all that are missing if not given.
 
     Returns:
-        `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer.
+        `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer. After
+        a part, the store is there if all other parts are.
 
     Raises:
         ValueError: if the model has no such layer, or a clip cannot be read, is too short, or has features that `dtype`
@@ -136,41 +144,55 @@ def extract_layers(clips, split, model, feature_extractor, cache_dir, accelerato
             # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
             # order of their names, so that no two runs wait for each other.
             for store in sorted(store for store in stores.values() if not is_whole(store)):
-                locks.enter_context(FileLock(f"{store}.lock"))
+                prepare = partial(_prepare, store, accelerator.num_processes, is_alone=part is None)
+                locks.enter_context(extraction_lock(store, _unfinished(store), part, prepare))
             missing = [layer for layer, store in stores.items() if not is_whole(store)]
-            for layer in missing:
-                _take_back(stores[layer])
         (missing,) = broadcast_object_list([missing])
         for layer, store in stores.items():
             if layer not in missing:
                 accelerator.print(f"Frame features of {_title(split, layer)}: using {store}")
         if missing:
             unfinished = {layer: _unfinished(stores[layer]) for layer in missing}
-            if accelerator.is_main_process:
-                for folder in unfinished.values():
-                    begin(folder, accelerator.num_processes)
             accelerator.wait_for_everyone()
             with checking():  # not of all: a process has clips of its own
                 load_left_out_backbone(model)
-                _extract(clips, split, model.to(accelerator.device), feature_extractor, unfinished, accelerator, dtype)
+                model.to(accelerator.device)
+                _extract(clips, split, model, feature_extractor, unfinished, accelerator, dtype, layers, part)
             accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
+            if accelerator.is_main_process and part is None:
                 for layer, folder in unfinished.items():
                     finish(folder, stores[layer], dtype)
             accelerator.wait_for_everyone()
+    if part is not None and accelerator.is_main_process:
+        for layer in missing:
+            _finish_if_complete(stores[layer], len(clips), dtype, _title(split, layer), part)
     return stores
 
 
-def _unfinished(store):
-    return store.with_name(f"{store.name}.unfinished")
-
-
-def _take_back(store):
-    """Makes of a store that is damaged an extraction that was interrupted: its whole shards are kept."""
+def _prepare(store, processes, is_alone):
+    """Makes the folder of the shards of a store that is not whole, of what an earlier run has left."""
+    if is_whole(store):
+        return
     if store.is_dir():
         print(f"{store} is damaged: what cannot be read of it is extracted again", file=sys.stderr)
         shutil.rmtree(_unfinished(store), ignore_errors=True)
         store.rename(_unfinished(store))
+    begin(_unfinished(store), processes, is_alone)
+
+
+def _finish_if_complete(store, num_clips, dtype, title, part):
+    """Whichever part is the last one makes a store of all of them."""
+    with FileLock(f"{store}.lock"):
+        if not is_whole(store):
+            if not is_complete(_unfinished(store), num_clips):
+                print(f"Frame features of {title}: part {part} is there; others are not yet")
+                return
+            finish(_unfinished(store), store, dtype)
+        print(f"Frame features of {title}: part {part} is there, and so are all others: {store}")
+
+
+def _unfinished(store):
+    return store.with_name(f"{store.name}.unfinished")
 
 
 def expected_bytes(clips, config, feature_extractor, dtype, layers):
@@ -227,45 +249,57 @@ def _title(split, layer):
     return split if layer == -1 else f"{split} (layer {layer})"
 
 
-def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype):
+def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype, layers, part):
     """Writes this process's shards, in a folder for each layer; existing ones stay as they are."""
     process, processes = accelerator.process_index, accelerator.num_processes
-    mine = range(process, len(clips), processes)
+    mine = [range(process, len(clips), processes)]
+    if part is not None:
+        # Of the shards of a run without parts, whichever are there already.
+        nothing = {layer: set() for layer in layers}
+        mine = part.of([shard for shard, _ in _missing_shards(mine, nothing, model.config, len(clips))])
     written = {layer: written_clips(folder, process, processes) for layer, folder in folders.items()}
-    for layer, folder in folders.items():
-        done = len(written[layer])
-        accelerator.print(
-            f"Frame features of {_title(split, layer)}: extracting {len(clips)} clips to {folder}"
-            + (f", continuing after {done} of {len(mine)}" if done else "")
-        )
     shards = list(_missing_shards(mine, written, model.config, len(clips)))
-    done = len(mine) - sum(len(shard) for shard, _ in shards)
+    num_mine = sum(map(len, mine))
+    done = num_mine - sum(len(shard) for shard, _ in shards)
+    for layer, folder in folders.items():
+        there = sum(clip in written[layer] for of_mine in mine for clip in of_mine)
+        accelerator.print(
+            f"Frame features of {_title(split, layer)}: extracting {'part ' + str(part) + ' of ' if part else ''}"
+            f"{len(clips)} clips to {folder}" + (f", continuing after {there} of {num_mine}" if there else "")
+        )
     samples = 0
     decoded = iter(_decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor))
-    with (
-        closing(decoded),
-        tqdm(total=len(mine), initial=done, desc=f"Extracting {split}", unit=" clips") as progress,
-    ):
-        for shard, layers in shards:
-            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in layers}
-            with ExitStack() as files:
-                # Closed in the order of the layers.
-                write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
-                for part in _in_memory_at_once(shard, layers, model):
-                    windows = [window for of_clip in islice(decoded, len(part)) for window in of_clip]
-                    _add_features(windows, model, feature_extractor, dtype, layers)
-                    for window in windows:
-                        for layer, features in window["features"].items():
-                            write[layer]({**window, "features": features})
-                    samples += sum(window["num_samples"] for window in windows)
-                    progress.update(len(part))
-                    progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+    with closing(decoded), tqdm(total=num_mine, initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
+        for shard, missing in shards:
+            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in missing}
+            for num_samples in _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
+                samples += num_samples
+                progress.update()
+                progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
+
+
+def _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
+    """Writes the shard of each layer, by its path; yields each clip's number of samples when it is computed."""
+    layers = list(paths)
+    # Where the backbone takes no batches, a single clip at a time is in memory.
+    size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
+    with ExitStack() as files:
+        # Closed in the order of the layers.
+        write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+        for first in range(0, len(shard), size):
+            of_clips = list(islice(decoded, min(size, len(shard) - first)))
+            windows = [window for of_clip in of_clips for window in of_clip]
+            _add_features(windows, model, feature_extractor, dtype, layers)
+            for window in windows:
+                for layer, features in window["features"].items():
+                    write[layer]({**window, "features": features})
+            yield from (sum(window["num_samples"] for window in of_clip) for of_clip in of_clips)
 
 
 def _missing_shards(mine, written, config, num_clips):
     """
     Args:
-        mine: the clips of this process, in order.
+        mine: sequences of the clips of this process, in order; no shard holds clips of two of them.
         written: the clips that are already written, a set for each layer. They differ between layers if an extraction
             was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
@@ -274,18 +308,16 @@ def _missing_shards(mine, written, config, num_clips):
     Yields:
         The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
     """
-    for layers, clips in groupby(mine, lambda clip: [layer for layer in written if clip not in written[layer]]):
+
+    def missing(clip):
+        return [layer for layer in written if clip not in written[layer]]
+
+    for layers, clips in chain.from_iterable(groupby(clips, missing) for clips in mine):
         if layers:
             clips = list(clips)
             per_shard = max(_clips_for(layers, config), -(-num_clips // SHARDS))
             for first in range(0, len(clips), per_shard):
                 yield clips[first : first + per_shard], layers
-
-
-def _in_memory_at_once(shard, layers, model):
-    """The clips of a shard in parts, of which one is in memory: a single clip, where the backbone takes no batches."""
-    size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
-    return [shard[first : first + size] for first in range(0, len(shard), size)]
 
 
 def _clips_for(layers, config):

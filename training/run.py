@@ -21,7 +21,7 @@ from ..repository_emoshare import create_repository, publish_folder
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
 from .corpus import check_listeners, load_run_corpus
-from .features import check_new_audio, extract_frame_features
+from .features import check_new_audio, extract_frame_features, extract_layers
 from .model import build_model
 from .store import ResplitFeatureStore
 from .store_names import StoreNames, read_clips_together
@@ -97,6 +97,23 @@ def train(arguments, accelerator, loaded=None):
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
         print(f"Published: {commit.commit_url}")
+
+
+def extract(arguments, accelerator):
+    """
+    `--part` of the frame features of a run, and nothing else.
+
+    Args:
+        arguments, accelerator: as in `train`, errors too.
+    """
+    corpus = load_run_corpus(arguments.data, accelerator).as_stored
+    model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
+    cache_dir, dtype, layers = arguments.feature_cache_dir, arguments.data.feature_dtype, [model.config.backbone_layer]
+    names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+    check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
+    of_all = (model, feature_extractor, cache_dir, accelerator, dtype, layers, names, arguments.data.chosen_part)
+    for split, clips in corpus.splits.items():
+        extract_layers(clips, split, *of_all)
 
 
 class Results(NamedTuple):

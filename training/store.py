@@ -253,12 +253,27 @@ def _noted(shard):
     return shard.with_name(f"index-of-{shard.stem}")
 
 
-def begin(folder, processes):
-    """Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept."""
+def begin(folder, processes, is_alone=True):
+    """
+    Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept; or, if
+    others may be at work there, all but damaged shards.
+    """
     folder.mkdir(exist_ok=True)
-    whole = [path for path in folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow") if _index_of_shard(path) is not None]
-    for path in set(folder.iterdir()) - {*whole, *map(_noted, whole)}:
-        path.unlink()
+    kept, of_clips = set(), set()
+    shards = list(folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow"))
+    for shard in sorted(shards, key=lambda shard: (-len(_clips_of(shard)), shard)):
+        # Parts of two runs for different layers may have cut the same clips in different ways.
+        if _index_of_shard(shard) is not None and of_clips.isdisjoint(_clips_of(shard)):
+            kept |= {shard, _noted(shard)}
+            of_clips.update(_clips_of(shard))
+    for path in set(folder.iterdir() if is_alone else shards) - kept:
+        path.unlink(missing_ok=True)
+
+
+def is_complete(folder, num_clips):
+    """Whether the shards in a folder hold each of so many clips once."""
+    clips = np.concatenate([[], *(_clips_of(shard) for shard in _shards(folder))]).astype(np.int64)
+    return len(clips) == num_clips and bool((np.bincount(clips, minlength=num_clips) == 1).all())
 
 
 @contextmanager
@@ -312,10 +327,10 @@ def finish(folder, store, dtype):
     }
     index = _index_of_all(shards)
     with writing(store):
+        for path in set(folder.iterdir()) - set(shards):
+            path.unlink(missing_ok=True)
         if index is not None:
             index.save(folder / INDEX)
-        for shard in shards:
-            _noted(shard).unlink(missing_ok=True)
         DatasetInfo(features=Features.from_arrow_schema(_schema(dtype))).write_to_directory(str(folder))
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         put_in_place(folder, store)

@@ -9,7 +9,7 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..dataset_script.audio import audio_files, clips_fingerprint
-from ..dataset_script.digests import Entry, keep, kept, read_files, unknown_files
+from ..dataset_script.digests import Entry, blocks, keep, kept, read_files, unknown_files
 from .model import load_left_out_backbone
 from .user_errors import together
 
@@ -37,10 +37,11 @@ def read_clips_together(corpus, accelerator):
 
     paths = together(unknown if accelerator.is_main_process else lambda: None)
     (paths,) = broadcast_object_list([paths])
-    mine = paths[accelerator.process_index :: accelerator.num_processes]
-    read = gather_object(together(partial(read_files, mine)))
-    if accelerator.is_main_process:
-        keep(read)
+    for some in blocks(paths):
+        mine = some[accelerator.process_index :: accelerator.num_processes]
+        read = gather_object(together(partial(read_files, mine)))
+        if accelerator.is_main_process:
+            keep(read)
 
 
 class StoreNames:

@@ -102,6 +102,7 @@ def test_columns_are_read_whole():
     start = time.process_time()
     np.testing.assert_array_equal(corpus.shares("train"), shares)
     np.testing.assert_array_equal(folds.shares("train"), shares[train])
+    assert corpus.shares("train").flags.f_contiguous  # otherwise runs of earlier versions do not resume
     assert folds.filenames("devel") == [f"{clip}.wav" for clip in devel]
     assert folds.metadata["devel"]["age"] == [int(clip) or None for clip in devel]
     assert time.process_time() - start < 1.5

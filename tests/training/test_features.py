@@ -15,9 +15,10 @@ from conftest import SMALL_HEAD, backbone_config, run_command, run_script, small
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
 from emoshare.dataset_script import audio, digests, load_corpus
-from emoshare.training import features
+from emoshare.training import features, parts
 from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
+from emoshare.training.parts import Part
 from emoshare.training.store import FrameFeatureStore
 from emoshare.training.user_errors import UserError
 
@@ -451,7 +452,7 @@ def test_shards_of_an_interrupted_extraction_serve_other_layers_too(corpus, clip
 
 def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, monkeypatch):
     locked = []
-    monkeypatch.setattr(features, "FileLock", lambda path: locked.append(path) or nullcontext())
+    monkeypatch.setattr(parts, "FileLock", lambda path: locked.append(path) or nullcontext())
     model = model_with(backbone_config=backbone_config())
     for layers in (LAYERS, LAYERS[::-1]):
         locked.clear()
@@ -464,19 +465,124 @@ def test_no_two_runs_wait_for_each_others_layers(clips, tmp_path, accelerator, m
     assert locked == []  # another run may be extracting further layers next to finished stores
 
 
+def extract_part(clips, model, folder, accelerator, part, layers=(0, 2)):
+    part = None if part is None else Part.named(part)
+    arguments = (EmoShareFeatureExtractor(), folder, accelerator, "float16", list(layers))
+    return extract_layers(clips, "train", model, *arguments, part=part)
+
+
+@pytest.fixture
+def model_in_parts(monkeypatch):
+    """Five clips are in three shards of each layer."""
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 4)
+    return model_with(backbone_config=backbone_config())
+
+
+@pytest.mark.parametrize(
+    "order", [["1/3", "2/3", "3/3"], ["3/3", "1/3", "2/3"], ["2/2", "1/2"], ["1/1"], ["4/4", None]]
+)
+def test_parts_make_the_store_of_a_run_without_parts(order, clips, model_in_parts, tmp_path, accelerator, capsys):
+    extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None)
+    for part in order:
+        assert not list((tmp_path / "parts").glob("*/state.json"))
+        extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, part)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    output = capsys.readouterr().out
+    if order[-1] is not None:
+        assert f"train (layer 2): part {order[-1]} is there, and so are all others" in output
+    for part in order[:-1]:
+        assert f"train (layer 2): part {part} is there; others are not yet" in output
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_part_that_was_killed_is_started_again(written, clips, model_in_parts, tmp_path, accelerator, monkeypatch):
+    extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(written, patch)  # of the two shards of each of two layers
+        extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2")
+    shards = times_of_shards(tmp_path / "parts")
+    assert len(shards) == written
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "2/2")
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert times_of_shards(tmp_path / "parts").items() >= shards.items()
+
+
+def test_parts_that_were_cut_in_other_ways_do_not_hold_a_clip_twice(
+    corpus, clips, model_in_parts, tmp_path, accelerator, monkeypatch
+):
+    """As when one part was extracted for other layers, which have other shards."""
+    expected = contents(extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None, [0]), corpus)[0]
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])
+    (unfinished,) = (tmp_path / "parts").glob("*.unfinished")
+    (first,) = unfinished.glob("shard-*")
+    shutil.copy(first, unfinished / "saved")
+    first.unlink()
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 3)
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])
+    shutil.move(unfinished / "saved", first)
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "2/2", [0])
+    found = contents(extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, None, [0]), corpus)[0]
+    assert len(found) == len(expected) == 5
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.slow
+def test_parts_at_the_same_time_and_a_run_that_waits_for_them(corpus, clips, tmp_path, accelerator, monkeypatch):
+    """Processes that know nothing of each other; the first part is there twice."""
+    script = tmp_path / "extract.py"
+    text = EXTRACTION.format(corpus=str(tmp_path / "corpus"), folder=str(tmp_path))
+    script.write_text(text.replace("import features\n", PART_OF_COMMAND_LINE))
+    commands = [[sys.executable, script, *part] for part in (["1/2"], ["1/2"], ["2/2"], [])]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert [run.wait(timeout=120) for run in runs] == [0] * 4
+    parts_folder = tmp_path / "store"
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    model = model_with(conv_channels=(4,), lstm_hidden_size=4)
+    arguments = (EmoShareFeatureExtractor("mel"), tmp_path / "whole", accelerator)
+    extract_frame_features(corpus, "train", model, *arguments)
+    assert files(parts_folder) == files(tmp_path / "whole")
+
+
+PART_OF_COMMAND_LINE = """import features
+import sys
+import time
+from functools import partial
+from emoshare.training.parts import Part
+
+if sys.argv[1:]:
+    features.extract_frame_features = lambda corpus, split, *arguments: features.extract_layers(
+        corpus.splits[split], split, *arguments, "float16", [-1], part=Part.named(sys.argv[1])
+    )
+add_features = features._add_features
+features._add_features = lambda *arguments: time.sleep(0.1) or add_features(*arguments)
+"""
+
 LAYERS_IN_TWO_PROCESSES = """
 from contextlib import contextmanager
 
 from accelerate import Accelerator
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_corpus
+from emoshare.dataset_script import digests, load_corpus
 from emoshare.training import features
+from emoshare.training.store_names import read_clips_together
 
 features.CLIPS_PER_SHARD = 2
 corpus = load_corpus("csv", data_dir="{corpus}", cache_dir="{folder}/cache")
 clips = corpus.splits["train"]
 model = EmoShareModel.from_pretrained("{folder}/model")
 accelerator = Accelerator(cpu=True)
+
+digests.SETTLED_NS = 0
+read, read_file = [], digests._read
+digests._read = lambda path: read.append(path) or read_file(path)
+read_clips_together(corpus, accelerator)
+print(len(read), "clips read in process", accelerator.process_index)
+if accelerator.is_main_process:
+    corpus.fingerprints()
+    print(len(read), "clips read when all are known")
+
 arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
 
 shard_writer = features.shard_writer
@@ -510,6 +616,8 @@ def test_two_processes_that_die_with_their_layers_out_of_step_go_on(corpus, clip
     script.write_text(LAYERS_IN_TWO_PROCESSES.format(corpus=tmp_path / "corpus", folder=tmp_path))
     launch = (Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", 2, script)
     output = run_command(*launch, cwd=tmp_path).stdout
+    for line in ("4 clips read in process 0", "3 clips read in process 1", "4 clips read when all are known"):
+        assert line in output
     assert output.count("interrupted") == 2
     assert output.count("continuing after 1 of 3") == 1  # as the first process says it
 

@@ -19,10 +19,11 @@ from conftest import (
 from transformers import AutoModel
 
 from emoshare import EmoShareModel, modeling_emoshare
+from emoshare.audio_emoshare import audio_info
 from emoshare.backbone_emoshare import load_backbone as load
-from emoshare.dataset_script import digests, load_corpus
+from emoshare.dataset_script import audio, digests, load_corpus
 from emoshare.evaluation.scores import read_made_from
-from emoshare.training import model, run
+from emoshare.training import features, model, run
 from emoshare.training.command import main
 
 
@@ -103,6 +104,23 @@ def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monke
     monkeypatch.setattr(run.HeadTrainer, "fit", changed_meanwhile)
     assert main([*flags, "--output_dir", str(tmp_path / "output")]) == 0
     assert read_made_from(tmp_path / "output" / "eval_results.json") == made_from
+
+
+def test_a_run_takes_the_features_that_were_extracted_in_parts(flags, tmp_path, monkeypatch, capsys):
+    flags = [*flags, "--output_dir", str(tmp_path / "output")]
+    checked = []
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    monkeypatch.setattr(audio, "audio_info", lambda clip: checked.append(clip["path"]) or audio_info(clip))
+    for part, checks in ("1/2", 5), ("2/2", 5):
+        checked.clear()
+        assert main([*flags, "--part", part]) == 0
+        assert len(checked) == checks
+    assert not (tmp_path / "output").exists()
+    assert len(list((tmp_path / "features").glob("*/state.json"))) == 2
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert capsys.readouterr().out.count(": using") == 2
+    assert (tmp_path / "output" / "eval_results.json").exists()
 
 
 def test_a_run_with_concentrations_writes_intervals_and_calibration(flags, tmp_path, capsys):

@@ -1,0 +1,80 @@
+"""Parts of an extraction, for machines that share nothing but the folder of the stores."""
+
+import re
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from filelock import FileLock, Timeout
+
+SECONDS_BETWEEN_LOOKS = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    Args:
+        number: which part, from 1.
+        count: how many there are.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def named(cls, text):
+        """
+        The part that `"3/16"` names.
+
+        Raises:
+            ValueError: if it names none.
+        """
+        numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+        number, count = map(int, numbers.groups()) if numbers else (0, 0)
+        if not 1 <= number <= count:
+            raise ValueError(f"--part: got {text!r}; expected K/N, with K from 1 to N, such as 3/16")
+        return cls(number, count)
+
+    def of(self, everything):
+        """This part of a sequence, all of which is in one of the parts."""
+        return everything[self.number - 1 :: self.count]
+
+    def __str__(self):
+        return f"{self.number}/{self.count}"
+
+
+@contextmanager
+def extraction_lock(store, unfinished, part, prepare):
+    """
+    Sees to it that nobody else extracts the same features to a store at once. Parts may be extracted at the same time;
+    a run that extracts all there is waits for those that have begun, and those that have not wait for it.
+
+    Args:
+        store (`Path`): the store.
+        unfinished (`Path`): the folder of its shards, while it is not whole.
+        part: `Part`; `None` for a run that extracts all that is missing.
+        prepare: function without arguments that makes `unfinished`, called while no part can begin.
+    """
+    whole = FileLock(f"{store}.lock")
+    if part is None:
+        with whole:
+            for of_part in sorted(unfinished.glob("part-*.lock")):
+                with FileLock(of_part):  # it is at work until then
+                    pass
+            prepare()
+            yield
+        return
+    own = FileLock(unfinished / f"part-{part.number}-of-{part.count}.lock")
+    while not own.is_locked:
+        with whole:
+            prepare()
+            if not unfinished.is_dir():  # the store is whole by now
+                break
+            with suppress(Timeout):  # somebody else extracts this part
+                own.acquire(timeout=0)
+        if not own.is_locked:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        own.release()
