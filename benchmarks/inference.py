@@ -7,13 +7,17 @@ HuBERT Base in its published size with random weights, 32 synthetic clips of 1 t
 `pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers. EmoShare has
 nine small heads instead (sizes as in configs/demo.yaml), and in the lines "released sizes" nine as large as the
 paper's. Each side runs at its own best batch size. All run in turns, for several rounds; a ratio is the median over
-the rounds. A real-time factor (RTF) is seconds of computing per second of audio. The limit is the counted arithmetic at
-the rate of a large matrix product, and the traffic of the front end at the rate of a copy, both measured in this run.
+the rounds. Then: what each batch size costs that a user may ask for (the least of the rounds), and what a model takes
+that reads a middle layer. A real-time factor (RTF) is seconds of computing per second of audio. The limit is the
+counted arithmetic at the rate of a large matrix product, and the traffic of the front end at the rate of a copy, both
+measured in this run.
 """
 
 import copy
+import tempfile
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +32,8 @@ CLIPS = 32
 SECONDS = (1.0, 8.0)
 LATENCY_SECONDS = 4.0
 BATCH_SIZES = (1, 4, 8)
+ASKED = (1, 4, 8, 32)
+CUT_LAYER = 9
 ROUNDS, LATENCY_ROUNDS = 5, 15
 DEMO_HEAD = {"conv_channels": (32, 32, 32), "lstm_hidden_size": 32, "ffn_sizes": (32,)}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -57,6 +63,8 @@ def main():
     }
     report(f"{CLIPS} clips", best_times(pipelines, clips), seconds)
     report(f"one clip of {LATENCY_SECONDS:.0f} s", latencies(pipelines, clip), LATENCY_SECONDS)
+    print_batch_sizes({name: pipe for name, pipe in pipelines.items() if "stock" not in name}, clips)
+    print_cut(model, clips)
     for dtype in DTYPES:
         print_limits(model.config, released.config, dtype, clips)
     print()
@@ -110,6 +118,39 @@ def interleaved(runs, rounds):
         for name, run in runs.items():
             times[name].append(seconds_of(run))
     return {name: np.array(own) for name, own in times.items()}
+
+
+def print_batch_sizes(pipelines, clips):
+    """Whatever batch size is asked for: each against the fastest."""
+    print(f"| {len(clips)} clips, time against the fastest | {' | '.join(f'batch_size={n}' for n in ASKED)} |")
+    print(f"|---|{'---|' * len(ASKED)}")
+    for name, pipe in pipelines.items():
+        times = interleaved({size: partial(pipe, clips, batch_size=size) for size in ASKED}, ROUNDS)
+        least = {size: own.min() for size, own in times.items()}
+        columns = [f"{seconds / min(least.values()):.2f}x" for seconds in least.values()]
+        print(f"| {name} | {' | '.join(columns)} |", flush=True)
+    print()
+
+
+def print_cut(model, clips):
+    """A model that reads a middle layer, saved, loaded and run: its repository has no layers above that."""
+    print(f"| reads | on disk | loading | {len(clips)} clips |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = {}
+        for layer in (model.config.backbone_config.num_hidden_layers, CUT_LAYER):
+            saved, path = copy.deepcopy(model), Path(folder) / str(layer)
+            saved.config.backbone_layer = layer
+            saved.save_pretrained(path)
+            loading = seconds_of(partial(EmoShareModel.from_pretrained, path), runs=3)
+            size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+            pipes[layer] = our_pipeline(EmoShareModel.from_pretrained(path).eval(), torch.float32)
+            pipes[layer](clips[:2])  # warm-up
+            pipes[layer] = (f"layer {layer} | {size / 1e6:.0f} MB | {loading:.2f} s", pipes[layer])
+        times = interleaved({name: partial(pipe, clips, batch_size=8) for name, pipe in pipes.values()}, ROUNDS)
+        for name, own in times.items():
+            print(f"| {name} | {np.median(own):.2f} s |", flush=True)
+    print()
 
 
 def report(title, measured, seconds):
