@@ -152,17 +152,7 @@ class Corpus:
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
 
 
-<<<<<<< HEAD
-def load_corpus(dataset, data_dir=None, cache_dir=None):
-=======
-def known_shares(clips, labels):
-    """The shares in a `datasets.Dataset`: (clips, labels) float64, NaN where one is not known."""
-    # The slice reads a column in one go; without it NumPy would read the column value by value.
-    return np.array([clips[label][:] for label in labels], dtype=np.float64).T
-
-
 def load_corpus(dataset, data_dir=None, cache_dir=None, streaming=False):
->>>>>>> 61900bd9c6404aa15213332890c6307ec5582e87
     """
     Args:
         dataset: a key of `CORPORA`, or a published dataset: its Hub id `ORG/NAME` or its folder of Parquet files.

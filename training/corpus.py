@@ -47,14 +47,7 @@ def load_run_corpus(data, accelerator, loaded=None):
     Raises:
         UserError: if anything is wrong with the corpus, or it cannot be divided into folds; names file, split and row.
     """
-<<<<<<< HEAD
     corpus = loaded or load_together(data, accelerator)
-=======
-    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
-    is_first = accelerator.is_local_main_process
-    corpus = together(lambda: load() if is_first else None)
-    corpus = together(lambda: corpus if is_first else load())
->>>>>>> 61900bd9c6404aa15213332890c6307ec5582e87
     corpus = together(partial(corpus_of_run, corpus, data))
     accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in corpus.splits.items()))
     unknown = num_unknown(corpus.as_stored) if data.folds is not None else 0
@@ -65,7 +58,7 @@ def load_run_corpus(data, accelerator, loaded=None):
 
 def load_together(data, accelerator):
     """The `Corpus` of a run with its own splits; arguments and errors as of `load_run_corpus`."""
-    load = partial(load_corpus, data.dataset, data_dir=data.data_dir)
+    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
     is_first = accelerator.is_local_main_process
     corpus = together(lambda: load() if is_first else None)
     return together(lambda: corpus if is_first else load())
