@@ -75,7 +75,7 @@ def _claim_folders(grid):
 
 def _loaded(data, corpora, accelerator):
     """The corpus of a cell's `DataArguments` with its own splits; `corpora` keeps each that was loaded."""
-    key = data.dataset, data.data_dir
+    key = data.dataset, data.data_dir, data.streaming
     if key not in corpora:
         corpora[key] = load_together(data, accelerator)
     return corpora[key]

@@ -18,6 +18,7 @@ from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.streamed import audio_of
 from ..dataset_script.tables import AUDIO, FILENAME
+from ..threads_emoshare import single_threads
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock
@@ -281,21 +282,36 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
 
 
 def _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
-    """Writes the shard of each layer, by its path; yields each clip's number of samples when it is computed."""
+    """
+    Writes the shard of each layer, by its path; yields each clip's number of samples when it is computed. A thread
+    writes what was computed last, while the backbone runs on what comes next.
+    """
     layers = list(paths)
-    # Where the backbone takes no batches, a single clip at a time is in memory.
+    # Where the backbone takes no batches, a single clip at a time is in memory, and one that is being written.
     size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
-    with ExitStack() as files:
+    with ExitStack() as files, single_threads(1) as writer:
         # Closed in the order of the layers.
-        write = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+        writers = {layer: files.enter_context(shard_writer(paths[layer], dtype)) for layer in reversed(layers)}
+        written = None
         for first in range(0, len(shard), size):
             of_clips = list(islice(decoded, min(size, len(shard) - first)))
             windows = [window for of_clip in of_clips for window in of_clip]
-            _add_features(windows, model, feature_extractor, dtype, layers)
-            for window in windows:
-                for layer, features in window["features"].items():
-                    write[layer]({**window, "features": features})
+            _add_features(windows, model, feature_extractor, layers)
+            if written is not None:
+                written.result()
+            written = writer.submit(_write, windows, writers, dtype)
             yield from (sum(window["num_samples"] for window in of_clip) for of_clip in of_clips)
+        written.result()
+
+
+def _write(windows, writers, dtype):
+    for window in windows:
+        for layer, features in window["features"].items():
+            try:
+                stored = as_stored(features.cpu(), dtype)
+            except ValueError as error:
+                raise ValueError(f"clip {window['filename']}: {error}") from error
+            writers[layer]({**window, "features": stored})
 
 
 def _missing_shards(mine, written, config, num_clips):
@@ -364,30 +380,27 @@ def _windows(row, clip, feature_extractor):
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
-def _add_features(windows, model, feature_extractor, dtype, layers):
+def _add_features(windows, model, feature_extractor, layers):
     """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
     seconds = _seconds_per_pass(model)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
         inputs = [windows[index].pop("inputs") for index in batch]
         for index, features in zip(batch, _frame_features(inputs, model, feature_extractor, layers), strict=True):
-            try:
-                windows[index]["features"] = {layer: as_stored(features[layer], dtype) for layer in layers}
-            except ValueError as error:
-                raise ValueError(f"clip {windows[index]['filename']}: {error}") from error
+            own = feature_extractor.num_frames(windows[index]["num_samples"])
+            windows[index]["features"] = {layer: features[layer][..., :own, :] for layer in layers}
 
 
 def _frame_features(inputs, model, feature_extractor, layers):
-    """Per window and layer a tensor in memory, (frames, width), or (layers, frames, width) for `"weighted"`."""
+    """
+    Per window and layer a tensor on the model's device, (frames, width), or (layers, frames, width) for `"weighted"`,
+    with more frames than the window's own where it was padded. Nothing waits for the device here.
+    """
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}
     if model.backbone is None:
         return [dict.fromkeys(layers, torch.from_numpy(window)) for window in windows[name]]
     batch = feature_extractor.pad(windows, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        features = model.frame_features(batch[name], batch["attention_mask"], layers)
-    by_layer = {layer: features.by_layer[layer].cpu() for layer in layers}
-    return [
-        {layer: tensor[index, ..., :own, :] for layer, tensor in by_layer.items()}
-        for index, own in enumerate(features.lengths.tolist())
-    ]
+        by_layer = model.frame_features(batch[name], batch["attention_mask"], layers).by_layer
+    return [{layer: by_layer[layer][index] for layer in layers} for index in range(len(inputs))]
