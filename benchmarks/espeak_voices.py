@@ -2,10 +2,10 @@
 Makes a corpus of synthetic voices with espeak-ng (a program that must be installed), to try recipes on: not speed.
 
 Each clip is a sentence in a voice (a speaker), with a pitch, a range of pitch, a rate and a loudness that follow from
-how aroused and how tense it is meant to be. Ten listeners choose one of six emotions each, the more likely the closer it
-is to that. So shares and numbers of listeners are known, and the emotions are in the sound alone. Speakers of train,
-devel and test are disjoint. Nobody has listened to these clips: figures show what software can find in them, and nothing
-about people.
+how aroused and how tense it is meant to be. Ten listeners choose one of six emotions each, the more likely the closer
+it is to that. So shares and numbers of listeners are known, and the emotions are in the sound alone. Speakers of train,
+devel and test are disjoint. Nobody has listened to these clips: figures show what software can find in them, and
+nothing about people.
 
     python benchmarks/espeak_voices.py --output_dir DIR
     accelerate launch train.py configs/small_corpus.yaml --dataset csv --data_dir DIR

@@ -8,6 +8,7 @@ from datasets.utils import tqdm
 
 from ..audio_emoshare import audio_info, load_audio
 from .digests import Entry, are_settled, file_digests, keep, kept, state_of
+from .streamed import audio_of, is_reference, reference_digests
 from .tables import AUDIO, FILENAME, Problems
 
 ROWS_AT_ONCE = 100  # of audio
@@ -32,7 +33,7 @@ class Clip(Mapping):
         self.clips, self.index, self.filename = clips, index, filename
 
     def __getitem__(self, key):
-        return self.clips[self.index][AUDIO][key]
+        return audio_of(self.clips[self.index][AUDIO])[key]
 
     def __iter__(self):
         return iter(("bytes", "path"))
@@ -98,7 +99,7 @@ def length_of(row, sampling_rate, decode=False):
         ValueError: if it is no audio file, or not whole; begins with its `filename`.
         OSError: if it cannot be read.
     """
-    audio = row[AUDIO]
+    audio = audio_of(row[AUDIO])
     try:
         if decode:
             return len(load_audio(audio, sampling_rate))
@@ -134,7 +135,10 @@ def clip_digests(clips):
     paths = audio_files(clips)
     in_files = [path for path in paths if path is not None]
     of_files = iter(file_digests(in_files))
-    of_rows = iter(_digests_of_rows(clips) if len(in_files) < len(paths) else [])
+    if len(clips) and is_reference(clips[0][AUDIO]):
+        of_rows = reference_digests(audio["path"] for audio in clips[AUDIO])
+    else:
+        of_rows = iter(_digests_of_rows(clips) if len(in_files) < len(paths) else [])
     digests = [
         hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest() + next(of_rows if path is None else of_files)
         for name, path in zip(clips[FILENAME][:], paths, strict=True)
@@ -145,7 +149,9 @@ def clip_digests(clips):
 
 
 def audio_files(clips):
-    """The path of each clip of a split, a `datasets.Dataset`; `None` where it holds the audio itself."""
+    """The path of each clip of a split, a `datasets.Dataset`; `None` where its audio is in the split or streamed."""
+    if len(clips) and is_reference(clips[0][AUDIO]):
+        return [None] * len(clips)
     paths = []
     for audio in _audio(clips):
         is_file = audio.field("bytes").is_null().to_pylist()

@@ -152,12 +152,13 @@ class Corpus:
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
 
 
-def load_corpus(dataset, data_dir=None, cache_dir=None):
+def load_corpus(dataset, data_dir=None, cache_dir=None, streaming=False):
     """
     Args:
         dataset: a key of `CORPORA`, or a published dataset: its Hub id `ORG/NAME` or its folder of Parquet files.
         data_dir: the corpus's folder, for those that need one.
         cache_dir: where Arrow files and corpora that are made are kept; the cache of `datasets` by default.
+        streaming: whether the audio of a published dataset stays in its Parquet files, and is read when it is needed.
 
     Returns:
         `Corpus`.
@@ -174,5 +175,5 @@ def load_corpus(dataset, data_dir=None, cache_dir=None):
         return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)
     if data_dir is not None:
         raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
-    splits, labels, facts = load_published(dataset, cache_dir)
+    splits, labels, facts = load_published(dataset, cache_dir, streaming)
     return Corpus(corpus_named(splits["train"].info.config_name), splits, labels, facts)

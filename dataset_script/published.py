@@ -11,6 +11,7 @@ from ..repository_emoshare import clear_errors_of_hub
 from .corpora import CORPORA, corpus_named
 from .emotion_share import prepare
 from .facts import LISTENERS, check_listeners
+from .streamed import streamed
 from .tables import AUDIO, FILENAME, SPLITS, Problems, check_label_names
 
 CARD = "README.md"
@@ -19,7 +20,7 @@ NUMBERS = ("float", "int", "uint")
 TEXTS = ("string", "large_string")
 
 
-def load_published(name, cache_dir=None):
+def load_published(name, cache_dir=None, streaming=False):
     """
     Args:
         name: a dataset on the Hugging Face Hub (`ORG/NAME`) or a folder, written by `python -m emoshare.dataset_script`
@@ -28,6 +29,7 @@ def load_published(name, cache_dir=None):
             may say which are which, `emoshare: {labels: [...], facts: [...]}`; where they do not, every other column is
             a label.
         cache_dir: where Arrow files are kept; the cache of `datasets` by default.
+        streaming: whether the audio stays in its Parquet files: see `streamed`.
 
     Returns:
         `datasets.DatasetDict` with these splits, audio not decoded; the label names; the names of the facts.
@@ -39,9 +41,10 @@ def load_published(name, cache_dir=None):
     """
     with clear_errors_of_hub(name):
         builder = datasets.load_dataset_builder(name, cache_dir=cache_dir and str(cache_dir))
-        prepare(builder)
+        if not streaming:
+            prepare(builder)
         metadata = _card_metadata(name, builder.hash)
-    published = builder.as_dataset()
+        published = streamed(builder, name) if streaming else builder.as_dataset()
     splits = datasets.DatasetDict({split: published[split] for split in SPLITS if split in published})
     if not {"train", "devel"} <= set(splits):
         raise ValueError(f"{name}: got the splits {list(published)}; expected train, devel and, if there is one, test")

@@ -19,15 +19,8 @@ from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, Em
 from emoshare.dataset_script import load_corpus
 from emoshare.frames_emoshare import length_mask
 from emoshare.training import features as training_features
-from emoshare.wav2vec2_emoshare import (
-    EncoderLayers,
-    FrontEnd,
-    GroupNormConvLayer,
-    PackedLinear,
-    Wav2Vec2Family,
-    in_groups_of_64,
-    with_group_norm,
-)
+from emoshare.wav2vec2_convolutions_emoshare import FrontEnd, GroupNormConvLayer, in_groups_of_64, with_group_norm
+from emoshare.wav2vec2_emoshare import EncoderLayers, PackedLinear, Wav2Vec2Family
 
 FAMILY = Wav2Vec2Family()
 

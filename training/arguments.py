@@ -88,6 +88,9 @@ class DataArguments:
     )
     feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
+    streaming: bool = _place(
+        False, "leave the audio of a published dataset in its Parquet files, on the Hub for example, and read it there"
+    )
     part: str | None = _place(
         None,
         "K/N, such as 3/16: only extract the frame features of part K of N, and end; for machines that share "
@@ -111,6 +114,8 @@ class DataArguments:
             _require_positive(self, "max_train_samples")
         if self.part is not None:
             Part.named(self.part)
+        if self.streaming and not is_published(self.dataset):
+            raise ValueError(f"--streaming is for published datasets; got --dataset {self.dataset}")
         self._check_folds()
 
     @property

@@ -58,7 +58,7 @@ def load_run_corpus(data, accelerator, loaded=None):
 
 def load_together(data, accelerator):
     """The `Corpus` of a run with its own splits; arguments and errors as of `load_run_corpus`."""
-    load = partial(load_corpus, data.dataset, data_dir=data.data_dir)
+    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
     is_first = accelerator.is_local_main_process
     corpus = together(lambda: load() if is_first else None)
     return together(lambda: corpus if is_first else load())

@@ -16,7 +16,8 @@ from filelock import FileLock
 from ..audio_emoshare import load_audio
 from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, length_of
-from ..dataset_script.tables import FILENAME
+from ..dataset_script.streamed import audio_of
+from ..dataset_script.tables import AUDIO, FILENAME
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock
@@ -96,7 +97,8 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio, data.chosen_part)
 
-    together(check if accelerator.is_main_process else lambda: None)
+    # Audio that is streamed would be read twice: an extraction names the first clip that it cannot read.
+    together(check if accelerator.is_main_process and not data.streaming else lambda: None)
 
 
 def extract_layers(
@@ -348,7 +350,7 @@ def _decoded(clips, indices, model, feature_extractor):
 def _windows(row, clip, feature_extractor):
     sampling_rate = feature_extractor.sampling_rate
     try:
-        waveform = load_audio(row["audio"], sampling_rate)
+        waveform = load_audio(audio_of(row[AUDIO]), sampling_rate)
         return [
             {
                 "filename": row[FILENAME],
@@ -377,16 +379,16 @@ def _add_features(windows, model, feature_extractor, dtype, layers):
 
 
 def _frame_features(inputs, model, feature_extractor, layers):
-    """Per window and layer an array (frames, width), or (layers, frames, width) for `"weighted"`, float32."""
+    """Per window and layer a tensor in memory, (frames, width), or (layers, frames, width) for `"weighted"`."""
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}
     if model.backbone is None:
-        return [dict.fromkeys(layers, window) for window in windows[name]]
+        return [dict.fromkeys(layers, torch.from_numpy(window)) for window in windows[name]]
     batch = feature_extractor.pad(windows, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         features = model.frame_features(batch[name], batch["attention_mask"], layers)
-    arrays = {layer: features.by_layer[layer].float().cpu().numpy() for layer in layers}
+    by_layer = {layer: features.by_layer[layer].cpu() for layer in layers}
     return [
-        {layer: array[index][..., :own, :] for layer, array in arrays.items()}
+        {layer: tensor[index, ..., :own, :] for layer, tensor in by_layer.items()}
         for index, own in enumerate(features.lengths.tolist())
     ]

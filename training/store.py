@@ -160,19 +160,16 @@ def _joined(stores, name, indices_of=None):
 
 def as_stored(features, dtype):
     """
-    A float32 array in the form that the store keeps.
+    A window's features, a tensor in memory, as the array that the store keeps.
 
     Raises:
         ValueError: if `dtype` cannot hold a value.
     """
-    if dtype == "bfloat16":
-        return torch.from_numpy(features).bfloat16().view(torch.int16).numpy()
-    with np.errstate(over="ignore"):
-        stored = features.astype(dtype)
-    if not np.isfinite(stored).all():
-        largest = np.abs(features).max()
+    stored = features.to(FEATURE_DTYPES[dtype])
+    if not all(extreme.isfinite() for extreme in stored.aminmax()):  # not a number is both of them
+        largest = features.abs().max()
         raise ValueError(f"the largest feature, {largest:.3g}, does not fit {dtype}; choose another --feature_dtype")
-    return stored
+    return stored.view(torch.int16).numpy() if dtype == "bfloat16" else stored.numpy()
 
 
 def shard_path(folder, clips, process, processes):

@@ -9,7 +9,7 @@ import numpy as np
 
 INTERVAL = "_ci95"  # ends the name of an interval
 WITHIN_CLIPS = "within_clip_spearman"
-VALUES_AT_ONCE = 1 << 16  # predicted and true shares: a processor's cache holds what is computed of them
+VALUES_AT_ONCE = 1 << 17  # predicted and true shares: a processor's cache holds what is computed of them
 
 
 def spearman_scores(predictions, references, label_names=None, bootstrap=0, seed=0, groups=None, within_clips=False):
@@ -142,8 +142,9 @@ class _LabelsAtOnce:
 
     def ranks(self, clips, counts):
         place, weights = self.place[:, clips], self.known[:, clips] * counts
-        of_place = np.bincount(place.ravel(), np.tile(weights, (1 + self.runs, 1)).ravel(), self.num_places)
-        totals = np.tile(weights.sum(axis=1), 1 + self.runs)  # of each column
+        of_columns = np.concatenate([weights] * (1 + self.runs), axis=None)
+        of_place = np.bincount(place.ravel(), of_columns, self.num_places)
+        totals = np.concatenate([weights.sum(axis=1)] * (1 + self.runs))
         ranks = (np.cumsum(of_place) - of_place / 2)[place]
         ranks -= (np.cumsum(totals) - totals / 2)[:, None]
         return ranks.reshape(1 + self.runs, self.labels, -1), weights

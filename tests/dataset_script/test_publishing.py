@@ -226,12 +226,15 @@ def test_without_a_word_on_the_columns_all_are_labels(loaded):
 def test_training_on_it_is_training_on_the_corpus(hub, repository, corpus, tmp_path):
     flags = ["--num_train_epochs", "1", "--bootstrap", "20", *SMALL_HEAD_FLAGS]
     sources = {"local": ["--dataset", "csv", "--data_dir", str(corpus)], "hub": ["--dataset", NAME]}
+    sources["streamed"] = [*sources["hub"], "--streaming"]
     runs = [[*source, *flags, "--output_dir", str(tmp_path / name)] for name, source in sources.items()]
     result = run_python("-c", TRAIN, json.dumps(runs), cwd=tmp_path, **hub.environment(tmp_path / "home"))
-    assert result.stdout.count("Clips: 8 train, 6 devel, 3 test") == 2
+    assert result.stdout.count("Clips: 8 train, 6 devel, 3 test") == 3
     for name in ("predictions_devel.csv", "predictions_test.csv", "eval_results.json"):
         assert (tmp_path / "hub" / name).read_text() == (tmp_path / "local" / name).read_text()
     assert f"datasets:\n- {NAME}\n" in (tmp_path / "hub" / "README.md").read_text()
+    for name in ("predictions_devel.csv", "predictions_test.csv"):  # results name the files that they are made from
+        assert (tmp_path / "streamed" / name).read_text() == (tmp_path / "local" / name).read_text()
 
 
 def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, corpus_folder, tmp_path):

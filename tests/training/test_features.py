@@ -679,7 +679,7 @@ def test_features_are_kept_in_the_dtype_that_was_asked_for(dtype, tolerance, cor
 
 def test_features_that_do_not_fit_are_named(corpus, tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(
-        features, "_frame_features", lambda inputs, *_: [{-1: np.full((3, 40), 1e5, np.float32)} for _ in inputs]
+        features, "_frame_features", lambda inputs, *_: [{-1: torch.full((3, 40), 1e5)} for _ in inputs]
     )
     arguments = (corpus, "train", model_with(), EmoShareFeatureExtractor("mel"), tmp_path / "store", accelerator)
     with pytest.raises(ValueError, match=r"clip train_\d*\.wav: the largest feature, 1e\+05, does not fit float16"):

@@ -1,0 +1,265 @@
+"""
+The convolutions of the wav2vec 2.0 family: the front end over the waveform, which is exact in a batch and fast, and the
+positional convolution on GPUs.
+"""
+
+import math
+from contextvars import ContextVar
+
+import torch
+from torch import nn
+from transformers.activations import GELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .frames_emoshare import length_mask
+from .offload_emoshare import weights_in_place
+
+# Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded. It reaches
+# modules deep inside a Transformers model, whose `forward` has no argument for it.
+clip_samples = ContextVar("clip_samples", default=None)
+
+
+class FrontEnd(nn.Module):
+    """
+    The convolutional front end of a backbone, exact in a batch: waveforms to frames.
+
+    With gradients it runs Transformers' own modules. Without gradients, and if `fast`, it computes the same in the
+    layout (frames, channels), where a convolution is a few matrix products over views of its input and nothing is
+    transposed or unfolded. Weights are read from the modules at every call.
+
+    Args:
+        feature_extractor: Transformers' front end, whose layers this one takes over.
+        fast: whether it may compute without Transformers' modules.
+    """
+
+    def __init__(self, feature_extractor, fast=True):
+        super().__init__()
+        self.fast = fast
+        first, *others = feature_extractor.conv_layers
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            first = GroupNormConvLayer(first)
+        self.conv_layers = nn.ModuleList([first, *others])
+
+    def forward(self, input_values):
+        """(batch, samples) -> (batch, channels, frames)"""
+        with weights_in_place(self):
+            return self._frames(input_values, clip_samples.get())
+
+    def _frames(self, input_values, lengths):
+        if self._runs_as_modules(input_values):
+            return self._modules_forward(input_values, lengths)
+        if lengths is None:
+            lengths = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+        weights = self.weights()
+        if input_values.device.type != "cpu":
+            return self.padded_batch(input_values, lengths, weights).transpose(1, 2)
+        # One clip at a time: on a CPU, the maps of a whole batch fit no cache, and padding is computed for nothing.
+        clips = [
+            self.padded_batch(waveform[None, :own], own[None], weights)[0]
+            for waveform, own in zip(input_values, lengths, strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(clips, batch_first=True).transpose(1, 2)
+
+    def _runs_as_modules(self, input_values):
+        needs_gradients = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (input_values, *self.parameters())
+        )
+        # Autocast has no in-place product, and MPS no float64.
+        device = input_values.device.type
+        return not self.fast or needs_gradients or torch.is_autocast_enabled(device) or device == "mps"
+
+    def _modules_forward(self, input_values, lengths):
+        maps = input_values[:, None]
+        if self.training and self.conv_layers[0].conv.weight.requires_grad:
+            maps.requires_grad_()  # without this, reentrant gradient checkpointing would not train the front end
+        for layer in self.conv_layers:
+            # The lengths are an argument because gradient checkpointing runs the layer again outside of this context.
+            maps = layer(maps, lengths) if isinstance(layer, GroupNormConvLayer) else layer(maps)
+        return maps
+
+    def weights(self):
+        """Each layer's weight, as a matrix (channels out, taps * channels in)."""
+        return [layer.conv.weight.transpose(1, 2).flatten(1) for layer in self.conv_layers]
+
+    def padded_batch(self, waveforms, lengths, weights):
+        """
+        Args:
+            waveforms: (batch, samples), padded on the right.
+            lengths: (batch,) int64, each clip's number of samples.
+            weights: each layer's, as `weights` returns them, so that they are computed once for all clips.
+
+        Returns:
+            (batch, frames, channels), arbitrary past a clip's last frame.
+        """
+        # The clips one after another as one sequence, each of a whole number of hops: a convolution of all of them is
+        # one of the sequence. Rows that see two clips are past the last frame of the first.
+        first, *others = self.conv_layers
+        batch, samples = waveforms.shape
+        hop = math.prod(layer.conv.stride[0] for layer in self.conv_layers)
+        rows = -(-samples // hop)
+        overlap = first.conv.kernel_size[0] - first.conv.stride[0]
+        waveforms = nn.functional.pad(waveforms, (0, rows * hop + overlap - samples))
+        maps = _first_convolution(first, waveforms, lengths, weights[0]).flatten(0, 1)
+        for layer, weight in zip(others, weights[1:], strict=True):
+            maps = _convolution(layer.conv, maps, weight)
+            if hasattr(layer, "layer_norm"):
+                maps = layer.layer_norm(maps)
+            maps = _activate(layer.activation, maps)
+        maps = nn.functional.pad(maps, (0, 0, 0, batch * rows - len(maps))).unflatten(0, (batch, rows))
+        for layer in self.conv_layers:
+            samples = (samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+        return maps[:, :samples]
+
+    def _freeze_parameters(self):
+        """What Transformers' `freeze_feature_encoder` calls."""
+        self.requires_grad_(False)
+
+
+def _first_convolution(layer, waveforms, lengths, weight):
+    """
+    The first layer: its convolution of one channel, the norm and the activation.
+
+    Args:
+        layer: Transformers' module.
+        waveforms: (batch, samples).
+        lengths: (batch,) int64, each clip's number of samples.
+        weight: (channels, taps).
+
+    Returns:
+        (batch, frames, channels)
+    """
+    kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+    windows = waveforms.unfold(1, kernel, stride)  # (batch, frames, taps)
+    has_group_norm = isinstance(layer.layer_norm, nn.GroupNorm)
+    if has_group_norm:
+        own = (lengths - kernel) // stride + 1
+        weight, bias = with_group_norm(weight, layer.layer_norm, windows, own)
+    else:
+        bias = weight.new_zeros(len(weight)) if layer.conv.bias is None else layer.conv.bias
+    # The bias is one more tap, on a constant 1: cheaper than another pass over all channels.
+    taps = torch.cat([weight, bias[..., None]], dim=-1).to(waveforms.dtype)
+    windows = torch.cat([windows, windows.new_ones(*windows.shape[:2], 1)], dim=-1)
+    maps = windows @ taps.mT
+    return _activate(layer.activation, maps if has_group_norm else layer.layer_norm(maps))
+
+
+def _activate(activation, maps):
+    """In place for GELU: the maps are so large that allocating new memory costs more than computing the function."""
+    if isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu:
+        return torch.ops.aten.gelu_(maps)
+    return activation(maps)
+
+
+def with_group_norm(weight, norm, windows, lengths):
+    """
+    A convolution of one channel and the GroupNorm after it, as one convolution for each clip.
+
+    The norm has one group per channel, and a channel is a linear function of the window that it sees. So its mean and
+    variance over time follow from the windows' mean and (taps, taps) covariance, without a pass over the largest map of
+    the whole backbone. Computed in float64, because a filter may cancel nearly everything in a window.
+
+    Args:
+        weight: (channels, taps). A bias would cancel in the norm.
+        norm: the GroupNorm.
+        windows: (batch, frames, taps), of the waveform.
+        lengths: (batch,) int64, each clip's number of frames: statistics are over these.
+
+    Returns:
+        Weight (batch, channels, taps) and bias (batch, channels), float64.
+    """
+    weight, windows = weight.double(), windows.double()
+    is_padding = ~length_mask(lengths, windows.shape[1])[..., None]
+    lengths = lengths[:, None, None]
+    mean = windows.masked_fill(is_padding, 0).sum(dim=1, keepdim=True) / lengths  # (batch, 1, taps)
+    centred = (windows - mean).masked_fill(is_padding, 0)
+    covariance = centred.mT @ centred / lengths
+    variance = (weight @ covariance * weight).sum(dim=-1)  # (batch, channels)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    weight = scale[..., None] * weight
+    return weight, norm.bias - (weight * mean).sum(dim=-1)
+
+
+def _convolution(convolution, maps, weight):
+    """
+    A convolution over frames as a sum of matrix products, one for every `stride` taps: these see rows of `maps` that
+    do not overlap, so that a view of it is the matrix.
+
+    Args:
+        convolution: Conv1d without padding.
+        maps: (frames, channels in), contiguous.
+        weight: (channels out, taps * channels in), its weight.
+
+    Returns:
+        (frames out, channels out)
+    """
+    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+    frames, channels = maps.shape
+    frames_out = (frames - kernel) // stride + 1
+    products = None
+    for tap in range(0, kernel, stride):
+        columns = slice(tap * channels, min(tap + stride, kernel) * channels)
+        rows = maps.as_strided(
+            (frames_out, columns.stop - columns.start),
+            (stride * channels, 1),
+            maps.storage_offset() + columns.start,
+        )
+        if products is None:
+            products = nn.functional.linear(rows, weight[:, columns], convolution.bias)
+        else:
+            products.addmm_(rows, weight[:, columns].T)
+    return products
+
+
+def positional_convolution(convolution, frames, weight, bias):
+    """In place of `Conv1d._conv_forward`: (batch, width, frames) -> (batch, width, frames out)."""
+    if frames.device.type == "cuda" and frames.dtype in (torch.bfloat16, torch.float16):
+        return in_groups_of_64(convolution, frames, weight, bias)
+    return nn.Conv1d._conv_forward(convolution, frames, weight, bias)
+
+
+def in_groups_of_64(convolution, frames, weight, bias):
+    """
+    The same convolution, with each group of channels filled up with zeros to a multiple of 64, and a frame's channels
+    next to each other. In 16 bits, cuDNN is fast at these, and 20 times slower at HuBERT Base's groups of 48.
+    """
+    groups = convolution.groups
+    own = len(weight) // groups
+    more = -own % 64
+    weight = nn.functional.pad(weight.unflatten(0, (groups, own)), (0, 0, 0, more, 0, more)).flatten(0, 1)
+    frames = nn.functional.pad(frames.mT.unflatten(2, (groups, own)), (0, more)).flatten(2).mT
+    frames, weight = (tensor[:, :, None].to(memory_format=torch.channels_last) for tensor in (frames, weight))
+    maps = nn.functional.conv2d(frames, weight, padding=(0, *convolution.padding), groups=groups)[:, :, 0]
+    return maps.unflatten(1, (groups, own + more))[:, :, :own].flatten(1, 2) + bias[:, None]
+
+
+class GroupNormConvLayer(GradientCheckpointingLayer):
+    """The first convolution, with the statistics of its GroupNorm taken over each clip's own frames."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.conv, self.layer_norm, self.activation = layer.conv, layer.layer_norm, layer.activation
+
+    def forward(self, waveforms, lengths):
+        """
+        Args:
+            waveforms: (batch, 1, samples).
+            lengths: (batch,) int64, each clip's number of samples; `None` if nothing is padded.
+
+        Returns:
+            (batch, channels, frames), zero past each clip's last frame.
+        """
+        maps = self.conv(waveforms)
+        if lengths is None:
+            return self.activation(self.layer_norm(maps))
+        frames = (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
+        mask = length_mask(frames, maps.shape[-1])[:, None]
+        return self.activation(self._norm(maps, mask).to(maps.dtype) * mask)
+
+    def _norm(self, maps, mask):
+        """The GroupNorm of one group per channel, over the frames where `mask` is true."""
+        norm, frames = self.layer_norm, mask.sum(dim=-1, keepdim=True)
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 16 bits would lose the sums over time
+        mean = maps.masked_fill(~mask, 0).sum(dim=-1, keepdim=True) / frames
+        centred = (maps - mean).masked_fill(~mask, 0)
+        variance = centred.square().sum(dim=-1, keepdim=True) / frames
+        return centred * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
