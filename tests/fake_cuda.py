@@ -110,3 +110,13 @@ def fake_cuda():
         stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor))
         yield stack.enter_context(FakeCuda(allow_non_fake_inputs=True))
+
+
+def convert(module, dtype):
+    """What `module.to(dtype)` does, which cannot change fake parameters in place."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, torch.nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                part.register_buffer(name, buffer.to(dtype))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import backbone_config, small_model, speech, write_corpus
-from fake_cuda import CUDA, fake_cuda
+from fake_cuda import CUDA, convert, fake_cuda
 from test_wav2vec2 import GROUP_NORM
 
 from emoshare import EmoShareFeatureExtractor, EmotionSharePipeline
@@ -117,6 +117,9 @@ def test_every_backbone_gives_a_batch_the_shares_of_the_cpu(model_type, fields):
             np.testing.assert_allclose(output.logits.cpu().numpy(), expected, atol=1e-5)
             alone = model(waveforms[:1])  # without padding
             np.testing.assert_allclose(alone.logits.cpu().numpy(), expected[:1], atol=1e-5)
+            convert(model.backbone, torch.bfloat16)
+            rounded = model(waveforms, attention_mask=mask)
+            np.testing.assert_allclose(rounded.logits.cpu().numpy(), expected, atol=2e-2)
 
 
 def test_a_backbone_that_trains(gpu):

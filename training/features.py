@@ -44,7 +44,8 @@ CLIPS_PER_SHARD = 128
 SHARDS = 1000
 # The most audio files that are opened to estimate how long the clips of a split are.
 FILES_OPENED = 2000
-# Seconds of audio that the backbone runs on at once. On a CPU, window by window: a batch costs more than it gains.
+# Seconds of audio that the backbone runs on at once. On a CPU, window by window: then its features are the same, bit
+# for bit, whatever shard it is in, and take little memory. `passes_emoshare` says what that costs.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
 # Seconds of audio that may wait, decoded, for the backbone: less where it takes clip by clip.
