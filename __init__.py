@@ -1,9 +1,9 @@
 """
 EmoShare: for a speech clip, the share of listeners who would perceive each emotion.
 
-Importing this package takes no time, so that a command can answer `--help` at once. Its classes are registered with
-Transformers, which takes seconds, as soon as Transformers is imported, be it before or after this package, or one of
-the public names is asked for. `registration` does it.
+Importing this package takes no time, so that a command can answer `--help` at once. `registration` registers its
+classes with Transformers, which takes seconds, as soon as Transformers or one of the classes is imported: be it before
+or after this package.
 """
 
 import sys
@@ -11,24 +11,26 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.util import find_spec
 
-__all__ = [
-    "EMOTIONS",
-    "EmoShareConfig",
-    "EmoShareFeatureExtractor",
-    "EmoShareModel",
-    "EmoShareOutput",
-    "EmotionHead",
-    "EmotionSharePipeline",
-    "load_audio",
-]
+# The public names, and the modules that they are in.
+_MODULES = {
+    "EMOTIONS": "fields_emoshare",
+    "EmoShareConfig": "configuration_emoshare",
+    "EmoShareFeatureExtractor": "feature_extraction_emoshare",
+    "EmoShareModel": "modeling_emoshare",
+    "EmoShareOutput": "outputs_emoshare",
+    "EmotionHead": "head_emoshare",
+    "EmotionSharePipeline": "pipeline_emoshare",
+    "load_audio": "audio_emoshare",
+}
+__all__ = [*_MODULES]
 
 # The flat modules that import neither PyTorch nor Transformers.
 LIGHT_MODULES = ("architectures_emoshare", "fields_emoshare", "losses_emoshare")
 
 
 def __getattr__(name):
-    if name in __all__:
-        return getattr(_register(), name)
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -37,7 +39,7 @@ def __dir__():
 
 
 def _register():
-    return import_module(".registration", __name__)
+    import_module(".registration", __name__)
 
 
 class _RegisterAfterImport(MetaPathFinder):

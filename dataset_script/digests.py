@@ -22,6 +22,7 @@ from huggingface_hub import cached_assets_path
 SETTLED_NS = 2 * 10**9
 LONGEST_WAIT_S = 60  # for another process that writes
 NAMES_PER_QUERY = 500
+FILES_AT_ONCE = 20_000
 DATABASE = "digests.sqlite"
 TABLE = "CREATE TABLE IF NOT EXISTS digests (name BLOB PRIMARY KEY, state BLOB, digest BLOB) WITHOUT ROWID"
 
@@ -80,21 +81,36 @@ def file_digests(paths):
     Returns:
         `list[bytes]`: of each file, the digest of its content. Files whose digests are not kept are read.
     """
-    found = kept({_name(path): state_of([path]) for path in paths})
-    entries = read_files([path for path in paths if _name(path) not in found])
-    keep(entries)
-    found.update({entry.name: entry.digest for entry in entries})
-    return [found[_name(path)] for path in paths]
+    digests = []
+    for some in blocks(paths):
+        names = list(map(_name, some))
+        found = kept({name: state_of([path]) for name, path in zip(names, some, strict=True)})
+        entries = read_files([path for name, path in zip(names, some, strict=True) if name not in found])
+        keep(entries)
+        found.update({entry.name: entry.digest for entry in entries})
+        digests += [found[name] for name in names]
+    return digests
+
+
+def blocks(paths):
+    """Parts of a list, so that memory does not grow with it, and what was read before a process was killed is kept."""
+    return (paths[first : first + FILES_AT_ONCE] for first in range(0, len(paths), FILES_AT_ONCE))
 
 
 def unknown_files(paths):
     """Those of these files whose digests are not kept."""
-    found = kept({_name(path): state_of([path]) for path in paths})
-    return [path for path in paths if _name(path) not in found]
+    unknown = []
+    for some in blocks(paths):
+        names = {path: _name(path) for path in some}
+        found = kept({name: state_of([path]) for path, name in names.items()})
+        unknown += [path for path, name in names.items() if name not in found]
+    return unknown
 
 
 def read_files(paths):
     """The `Entry`s of files, all of which are read, side by side."""
+    if not paths:
+        return []
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(_read, paths), total=len(paths), desc="Fingerprinting audio", unit=" clips"))
 

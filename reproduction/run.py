@@ -8,9 +8,10 @@ from functools import partial
 
 from ..dataset_script.whole_files import whole_file
 from ..training.checkpoints import checkpoints
-from ..training.corpus import load_run_corpus
+from ..training.corpus import load_run_corpus, load_together
 from ..training.launch import start
 from ..training.run import train
+from ..training.store_names import read_clips_together
 from ..training.user_errors import UserError, checking, together
 from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, with_folds
@@ -35,7 +36,10 @@ def run(grid, dry_run=False):
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
         make_random_backbones(grid)
-    corpus = load_run_corpus(grid.cells[0].arguments.data, accelerator)
+    corpora = {}  # which cells share
+    data = grid.cells[0].arguments.data
+    corpus = load_run_corpus(data, accelerator, _loaded(data, corpora, accelerator))
+    read_clips_together(corpus, accelerator)
     grid = together(partial(with_folds, grid, corpus.as_stored))
     check_done_cells(grid, corpus, accelerator)
     if dry_run:
@@ -52,7 +56,7 @@ def run(grid, dry_run=False):
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
         accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
-        run_cell(cell, accelerator)
+        run_cell(cell, accelerator, corpora)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -67,13 +71,28 @@ def _claim_folders(grid):
         claim_folder(cell)
 
 
-def run_cell(cell, accelerator):
-    """Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it."""
+def _loaded(data, corpora, accelerator):
+    """The corpus of a cell's `DataArguments` with its own splits; `corpora` keeps each that was loaded."""
+    key = data.dataset, data.data_dir
+    if key not in corpora:
+        corpora[key] = load_together(data, accelerator)
+    return corpora[key]
+
+
+def run_cell(cell, accelerator, corpora):
+    """
+    Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it.
+
+    Args:
+        cell: `Cell`.
+        accelerator: `accelerate.Accelerator`.
+        corpora: a dict, in which cells find the corpora that others have loaded.
+    """
     is_interrupted = bool(checkpoints(cell.folder))
     run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
     arguments = replace(cell.arguments, run=run)
     try:
-        train(arguments, start(arguments))
+        train(arguments, start(arguments), _loaded(arguments.data, corpora, accelerator))
         if accelerator.is_main_process:
             _tidy(cell)
     except Exception as error:

@@ -29,12 +29,13 @@ def check_votes(corpus, loss):
         )
 
 
-def load_run_corpus(data, accelerator):
+def load_run_corpus(data, accelerator, loaded=None):
     """
     Args:
         data: `DataArguments`.
         accelerator: `accelerate.Accelerator`; the first process of each machine builds or downloads what the others
             then read.
+        loaded: what `load_together` gave for a run on the same corpus.
 
     Returns:
         `Corpus`: see `corpus_of_run`.
@@ -42,16 +43,21 @@ def load_run_corpus(data, accelerator):
     Raises:
         UserError: if anything is wrong with the corpus, or it cannot be divided into folds; names file, split and row.
     """
-    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
-    is_first = accelerator.is_local_main_process
-    corpus = together(lambda: load() if is_first else None)
-    corpus = together(lambda: corpus if is_first else load())
+    corpus = loaded or load_together(data, accelerator)
     corpus = together(partial(corpus_of_run, corpus, data))
     accelerator.print("Clips: " + ", ".join(f"{len(clips)} {split}" for split, clips in corpus.splits.items()))
     unknown = num_unknown(corpus.as_stored) if data.folds is not None else 0
     if unknown:
         accelerator.print(f"{unknown} clips of the corpus's own test split are in no fold: not all shares are known")
     return corpus
+
+
+def load_together(data, accelerator):
+    """The `Corpus` of a run with its own splits; arguments and errors as of `load_run_corpus`."""
+    load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
+    is_first = accelerator.is_local_main_process
+    corpus = together(lambda: load() if is_first else None)
+    return together(lambda: corpus if is_first else load())
 
 
 def corpus_of_run(corpus, data):

@@ -25,18 +25,19 @@ from .corpus import check_votes, load_run_corpus
 from .features import check_new_audio, extract_frame_features, extract_layers
 from .model import build_model
 from .store import ResplitFeatureStore
-from .store_names import StoreNames
+from .store_names import StoreNames, read_clips_together
 from .trainer import HeadTrainer, predict_after_shuffling
 from .user_errors import together
 
 
-def train(arguments, accelerator):
+def train(arguments, accelerator, loaded=None):
     """
     One run, from the corpus to the model repository in `--output_dir`; several may follow each other in a process.
 
     Args:
         arguments: `Arguments`.
         accelerator: of `start`.
+        loaded: as in `load_run_corpus`.
 
     Raises:
         UserError: if something that the user gave is wrong: the corpus, the backbone, a clip, the checkpoint to resume
@@ -49,7 +50,8 @@ def train(arguments, accelerator):
         create = partial(create_repository, run.hub_model_id, private=run.hub_private or None)
         together(create if accelerator.is_main_process else lambda: None)
 
-    corpus = load_run_corpus(arguments.data, accelerator)
+    corpus = load_run_corpus(arguments.data, accelerator, loaded)
+    read_clips_together(corpus, accelerator)
     together(partial(check_votes, corpus, arguments.model.loss))
     together(partial(check_listeners, run, corpus))
     units = together(partial(resampled_units, corpus, "devel", run.resample))
@@ -109,6 +111,7 @@ def extract(arguments, accelerator):
         arguments, accelerator: as in `train`, errors too.
     """
     corpus = load_run_corpus(arguments.data, accelerator).as_stored
+    read_clips_together(corpus, accelerator)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
     cache_dir, dtype, layers = arguments.feature_cache_dir, arguments.data.feature_dtype, [model.config.backbone_layer]
     names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)

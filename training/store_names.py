@@ -2,17 +2,46 @@
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list, gather_object
 
-from ..dataset_script.audio import clips_fingerprint
-from ..dataset_script.digests import Entry, keep, kept
+from ..dataset_script.audio import audio_files, clips_fingerprint
+from ..dataset_script.digests import Entry, blocks, keep, kept, read_files, unknown_files
 from .model import load_left_out_backbone
+from .user_errors import together
 
 # Part of every store's name: increase it when this code computes other features from the same input.
 FEATURES_VERSION = 3
+
+
+def read_clips_together(corpus, accelerator):
+    """
+    Reads the clips whose digests are not known, a part of them on each process, so that the main one knows all of them.
+
+    Args:
+        corpus: `Corpus`.
+        accelerator: `accelerate.Accelerator`.
+
+    Raises:
+        UserError: if a clip cannot be read.
+    """
+    if accelerator.num_processes == 1:
+        return  # which reads them when it needs them
+
+    def unknown():
+        of_splits = map(audio_files, corpus.as_stored.splits.values())
+        return unknown_files([path for paths in of_splits for path in paths if path is not None])
+
+    paths = together(unknown if accelerator.is_main_process else lambda: None)
+    (paths,) = broadcast_object_list([paths])
+    for some in blocks(paths):
+        mine = some[accelerator.process_index :: accelerator.num_processes]
+        read = gather_object(together(partial(read_files, mine)))
+        if accelerator.is_main_process:
+            keep(read)
 
 
 class StoreNames:

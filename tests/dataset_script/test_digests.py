@@ -24,8 +24,9 @@ def read(monkeypatch):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Files count as settled at once."""
+    """Files count as settled at once, and are read two by two."""
     monkeypatch.setattr(digests, "SETTLED_NS", 0)
+    monkeypatch.setattr(digests, "FILES_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("settled")

@@ -9,7 +9,7 @@ from conftest import read_csv, torch_threads, write_corpus, write_csv
 from emoshare.evaluation import figures as shares_figure
 from emoshare.reproduction import figures
 from emoshare.reproduction.command import main
-from emoshare.training import command, features
+from emoshare.training import command, corpus, features
 from emoshare.training.trainer import HeadTrainer
 
 FLAGS = {"num_train_epochs": 2, "bootstrap": 0, "conv_channels": [8], "lstm_hidden_size": 4, "ffn_sizes": [4]}
@@ -67,7 +67,10 @@ def test_a_grid_of_folds_extracts_each_clip_once_and_resumes_where_it_was_killed
         patch.setattr(HeadTrainer, "train_epoch", killed_in_the_second_cell)
         main(["--config", str(grid / "grid.yaml")])
     capsys.readouterr()
+    loaded, load = [], corpus.load_corpus
+    monkeypatch.setattr(corpus, "load_corpus", lambda *args, **options: loaded.append(args) or load(*args, **options))
     assert main(["--config", str(grid / "grid.yaml")]) == 0
+    assert len(loaded) == 1  # which all cells share
     output = capsys.readouterr().out
     assert "Cell 1 of 3: mel-cnn_lstm-layer-1-seed0-fold1\n" in output
     assert "Resuming after epoch 1" in output

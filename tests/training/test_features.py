@@ -564,14 +564,25 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
-from emoshare.dataset_script import load_corpus
+from emoshare.dataset_script import digests, load_corpus
 from emoshare.training import features
+from emoshare.training.store_names import read_clips_together
 
 features.CLIPS_PER_SHARD = 2
 corpus = load_corpus("csv", data_dir="{corpus}", cache_dir="{folder}/cache")
 clips = corpus.splits["train"]
 model = EmoShareModel.from_pretrained("{folder}/model")
 accelerator = Accelerator(cpu=True)
+
+digests.SETTLED_NS = 0
+read, read_file = [], digests._read
+digests._read = lambda path: read.append(path) or read_file(path)
+read_clips_together(corpus, accelerator)
+print(len(read), "clips read in process", accelerator.process_index)
+if accelerator.is_main_process:
+    corpus.fingerprints()
+    print(len(read), "clips read when all are known")
+
 arguments = (clips, "train", model, EmoShareFeatureExtractor(), "{folder}/two", accelerator, "float32", [0, 2])
 
 shard_writer = features.shard_writer
@@ -605,6 +616,8 @@ def test_two_processes_that_die_with_their_layers_out_of_step_go_on(corpus, clip
     script.write_text(LAYERS_IN_TWO_PROCESSES.format(corpus=tmp_path / "corpus", folder=tmp_path))
     launch = (Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", 2, script)
     output = run_command(*launch, cwd=tmp_path).stdout
+    for line in ("4 clips read in process 0", "3 clips read in process 1", "4 clips read when all are known"):
+        assert line in output
     assert output.count("interrupted") == 2
     assert output.count("continuing after 1 of 3") == 1  # as the first process says it
 
