@@ -4,6 +4,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -526,6 +527,15 @@ def test_parts_that_were_cut_in_other_ways_do_not_hold_a_clip_twice(
     assert len(found) == len(expected) == 5
     for own, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_clips_that_are_read_ahead_of_an_accelerator_are_those_in_order(clips):
+    model, extractor = SimpleNamespace(device=torch.device("cpu")), EmoShareFeatureExtractor("mel")
+    expected = list(features._decoded(clips, [3, 0, 1, 4], model, extractor))
+    model.device = torch.device("meta")
+    for own, other in zip(features._decoded(clips, [3, 0, 1, 4], model, extractor), expected, strict=True):
+        assert [window["filename"] for window in own] == [window["filename"] for window in other]
+        np.testing.assert_array_equal(own[0]["inputs"]["input_features"], other[0]["inputs"]["input_features"])
 
 
 @pytest.mark.slow
