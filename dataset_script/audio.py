@@ -136,7 +136,7 @@ def clip_digests(clips):
     in_files = [path for path in paths if path is not None]
     of_files = iter(file_digests(in_files))
     if len(clips) and is_reference(clips[0][AUDIO]):
-        of_rows = reference_digests(audio["path"] for audio in clips[AUDIO])
+        of_rows = reference_digests(path for audio in _audio(clips) for path in audio.field("path").to_pylist())
     else:
         of_rows = iter(_digests_of_rows(clips) if len(in_files) < len(paths) else [])
     digests = [

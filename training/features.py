@@ -48,9 +48,9 @@ FILES_OPENED = 2000
 # for bit, whatever shard it is in, and take little memory. `passes_emoshare` says what that costs.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
-# Seconds of audio that may wait, decoded, for the backbone: less where it takes clip by clip.
-SECONDS_AHEAD, SECONDS_AHEAD_OF_CLIPS = 1024, 64
-DECODING_THREADS = 4  # where the backbone runs on an accelerator
+# Seconds of audio that may wait, decoded, for an accelerator, and the threads that decode it.
+SECONDS_AHEAD = 1024
+DECODING_THREADS = 4
 
 
 def extract_frame_features(
@@ -272,7 +272,7 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
             f"{len(clips)} clips to {folder}" + (f", continuing after {there} of {num_mine}" if there else "")
         )
     samples = 0
-    decoded = iter(_decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor))
+    decoded = _decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor)
     with closing(decoded), tqdm(total=num_mine, initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
         for shard, missing in shards:
             paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in missing}
@@ -348,19 +348,18 @@ def _seconds_per_pass(model):
 
 
 def _decoded(clips, indices, model, feature_extractor):
-    """The windows of each of the clips with these indices, read ahead of the backbone."""
-    if model.device.type != "cpu":
-        num_threads = DECODING_THREADS
-    else:  # without a backbone, nothing else is computed
-        num_threads = torch.get_num_threads() if model.backbone is None else 1
-    seconds = SECONDS_AHEAD if _seconds_per_pass(model) else SECONDS_AHEAD_OF_CLIPS
-    return ReadAhead(
-        lambda clip: _windows(clips[clip], clip, feature_extractor),
-        indices,
-        cost=lambda windows: sum(window["num_samples"] for window in windows),
-        limit=seconds * feature_extractor.sampling_rate,
-        num_threads=num_threads,
-    )
+    """Yields the windows of each of the clips with these indices, read ahead of an accelerator."""
+
+    def decode(clip):
+        return _windows(clips[clip], clip, feature_extractor)
+
+    def num_samples(windows):
+        return sum(window["num_samples"] for window in windows)
+
+    if model.device.type == "cpu":  # which has no core to spare
+        return (decode(clip) for clip in indices)
+    limit = SECONDS_AHEAD * feature_extractor.sampling_rate
+    return iter(ReadAhead(decode, indices, num_samples, limit, DECODING_THREADS))
 
 
 def _windows(row, clip, feature_extractor):

@@ -107,6 +107,7 @@ def extract(arguments, accelerator):
         arguments, accelerator: as in `train`, errors too.
     """
     corpus = load_run_corpus(arguments.data, accelerator).as_stored
+    read_clips_together(corpus, accelerator)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
     cache_dir, dtype, layers = arguments.feature_cache_dir, arguments.data.feature_dtype, [model.config.backbone_layer]
     names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)

@@ -50,9 +50,9 @@ def targets(place):
     runs = [content for content in configs if b"\nfeatures:" not in content]
     lab, model = place / "corpus" / "lab", place / "model"
     (store,) = (path for path in (place / "stores").iterdir() if path.is_dir())
-    shard = min(store.glob("*.arrow"))
+    shard = min(store.glob("shard-*"))
     return [
-        Target("audio", 0.45, list(audio.values()), damaged_bytes, reader.audio, names=("audio bytes",)),
+        Target("audio", 0.44, list(audio.values()), damaged_bytes, reader.audio, names=("audio bytes",)),
         Target("audio, cut short", 0.1, with_length, _cut, reader.cut_audio, names=("audio bytes",)),
         Target("label CSV", 0.08, [_bytes(lab / "train.csv")], damaged_text, reader.labels, ".csv", ("lab/",)),
         Target("lab/clips.csv", 0.06, [_bytes(lab / "clips.csv")], damaged_text, reader.facts, ".csv", ("lab/",)),
@@ -84,6 +84,7 @@ def targets(place):
                 ("state.json", "state.json", damaged_json),
                 ("dataset_info.json", "dataset_info.json", damaged_json),
                 ("shard", shard.name, cut_or_damaged),
+                ("index", "windows.arrow", cut_or_damaged),
             ]
         ),
     ]

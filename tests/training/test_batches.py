@@ -3,10 +3,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emoshare.training.batches import LengthBatchSampler, batches_by_length
+from emoshare.training.batches import FeatureLoader, LengthBatchSampler, batches_by_length
 
 
 def process(index=0, processes=1):
@@ -76,3 +77,31 @@ def test_clips_of_one_length_make_random_batches_of_one_size():
     assert {len(batch) for batch in batches} == {8}
     assert sampler.padding == 0
     assert any(np.ptp(batch) > 40 for batch in batches)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_an_accelerator_gets_the_same_batches_which_threads_read_ahead(seed):
+    """The meta device stands for one, as it keeps nothing but shapes."""
+    frames = np.random.default_rng(0).integers(50, 400, size=40)
+
+    class Store:
+        num_frames, clip_of_window, weights = frames, np.arange(40), np.ones(40)
+        shares = np.zeros((40, 2))
+
+        def __init__(self):
+            self.read = []
+
+        def __getitem__(self, window):
+            return window
+
+        def collate(self, windows):
+            self.read.append(windows)
+            return {"window": torch.tensor(windows), "weights": torch.ones(len(windows))}
+
+    stores, sizes = {"cpu": Store(), "meta": Store()}, {}
+    for device, store in stores.items():
+        accelerator = SimpleNamespace(**vars(process()), device=torch.device(device))
+        loader = FeatureLoader(store, SimpleNamespace(normalization="frame"), 4, accelerator, seed)
+        sizes[device] = [len(batch["window"]) for batch in loader]
+    assert sizes["cpu"] == sizes["meta"] == [len(batch) for batch in loader.sampler.all_batches]
+    assert sorted(stores["meta"].read) == sorted(stores["cpu"].read)
