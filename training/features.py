@@ -278,8 +278,9 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
             paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in missing}
             for num_samples in _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
                 samples += num_samples
+                hours = samples / feature_extractor.sampling_rate / 3600
+                progress.set_postfix_str(f"{hours:.2f} h of audio", refresh=False)
                 progress.update()
-                progress.set_postfix_str(f"{samples / feature_extractor.sampling_rate / 3600:.2f} h of audio")
 
 
 def _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
