@@ -11,7 +11,6 @@ Empty files stand for the clips.
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import pandas as pd
 from datasets.utils.logging import disable_progress_bar
 
 sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
-from machine import describe
+from machine import describe, least_cpu_seconds
 
 from emoshare import EMOTIONS
 from emoshare.dataset_script import load_corpus
@@ -84,21 +83,11 @@ def shares(corpus):
 
 
 def row(name, peer, ours):
-    theirs, own = seconds_and_result(peer, 1), seconds_and_result(ours, ROUNDS)
+    theirs, own = least_cpu_seconds(peer, 1), least_cpu_seconds(ours, ROUNDS)
     if isinstance(own[1], list) and isinstance(own[1][0], np.ndarray):
         for one, other in zip(theirs[1], own[1], strict=True):
             np.testing.assert_array_equal(one, other)
     print(f"| {name} | {theirs[0]:.3f} s | {own[0]:.3f} s | {theirs[0] / own[0]:.3g}x |", flush=True)
-
-
-def seconds_and_result(function, rounds):
-    """The least CPU time of several rounds, and what the function returns."""
-    times = []
-    for _ in range(rounds):
-        started = time.process_time()
-        result = function()
-        times.append(time.process_time() - started)
-    return min(times), result
 
 
 if __name__ == "__main__":

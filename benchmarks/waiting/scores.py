@@ -10,7 +10,6 @@ of the two differed by more than 1e-12, this would fail.
 """
 
 import sys
-import time
 from pathlib import Path
 
 import evaluate
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
-from machine import copy_rate, describe
+from machine import copy_rate, describe, least_cpu_seconds
 
 from emoshare import EMOTIONS
 from emoshare.evaluation.scores import MEAN, Scorer
@@ -37,16 +36,16 @@ def main():
         predictions, references = draw(clips)
         scorer = Scorer(references, EMOTIONS)
         data = {"predictions": predictions, "references": references, "label_names": EMOTIONS}
-        seconds, by_metric = time_of(lambda: metric.compute(**data), ROUNDS)  # noqa: B023
-        own, scores = time_of(lambda: scorer.scores(predictions), ROUNDS)  # noqa: B023
+        seconds, by_metric = least_cpu_seconds(lambda: metric.compute(**data), ROUNDS)  # noqa: B023
+        own, scores = least_cpu_seconds(lambda: scorer.scores(predictions), ROUNDS)  # noqa: B023
         assert scores[MEAN].rho == by_metric["spearman"]
         print(f"| score of {name}, {clips:,} | {seconds:.4f} s | {own:.4f} s | {seconds / own:.1f}x |", flush=True)
 
-        seconds, by_scipy = time_of(lambda: bootstrap_by_scipy(predictions, references), 1)  # noqa: B023
+        seconds, by_scipy = least_cpu_seconds(lambda: bootstrap_by_scipy(predictions, references), 1)  # noqa: B023
         few = scorer.scores(predictions, OF_PEER)
         assert np.abs(np.percentile(by_scipy, [2.5, 97.5]) - [few[MEAN].low, few[MEAN].high]).max() < 1e-12
         seconds *= RESAMPLES / OF_PEER
-        own, _ = time_of(lambda: scorer.scores(predictions, RESAMPLES), 1)  # noqa: B023
+        own, _ = least_cpu_seconds(lambda: scorer.scores(predictions, RESAMPLES), 1)  # noqa: B023
         print(
             f"| {RESAMPLES:,} resamples of {name} | {seconds:.1f} s | {own:.2f} s | {seconds / own:.1f}x |", flush=True
         )
@@ -70,16 +69,6 @@ def bootstrap_by_scipy(predictions, references):
         )
         for own in resamples(len(predictions), None, OF_PEER, seed=0)
     ]
-
-
-def time_of(function, rounds):
-    """The least CPU time of several rounds, in seconds, and what the function returns."""
-    times = []
-    for _ in range(rounds):
-        started = time.process_time()
-        result = function()
-        times.append(time.process_time() - started)
-    return min(times), result
 
 
 if __name__ == "__main__":
