@@ -73,10 +73,10 @@ def write_rows(path, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("--output_dir", type=Path, required=True)
-    folder, rng, facts = parser.parse_args().output_dir, np.random.default_rng(0), []
+    folder, rng, facts = parser.parse_args(argv).output_dir, np.random.default_rng(0), []
     (folder / "wav").mkdir(parents=True)
     (folder / "lab").mkdir()
     for split, speakers in SPEAKERS.items():

@@ -148,8 +148,8 @@ def check_script(script, arguments, stop_when_parsed):
     elif script in ("reproduce.py", "convert_released_checkpoint.py"):
         parsed = stop_when_parsed(import_module(f"emoshare.{script[:-3]}").main, arguments)
         assert script != "reproduce.py" or parsed.config.is_file()
-    elif script == "benchmarks/real_speech.py":
-        stop_when_parsed(real_speech.main, arguments)
+    elif script in ("benchmarks/real_speech.py", "benchmarks/espeak_voices.py"):
+        stop_when_parsed(import_module(Path(script).stem).main, arguments)
     else:  # these have no flags
         assert not any(argument.startswith("-") for argument in arguments)
 
