@@ -150,6 +150,7 @@ def test_the_campaign_in_small(tmp_path):
     trials = {row[0].removeprefix("| "): int(row[1]) for row in rows}
     assert trials["kills, extraction"] == 3
     assert trials["moments between file operations, extraction"] == 1
-    assert sum(number for name, number in trials.items() if name.startswith("fuzzed: ")) == 60
+    assert trials["fuzzed: audio"] == 26
+    assert sum(number for name, number in trials.items() if name.startswith("fuzzed: ")) >= 60
     assert {row[2] for row in rows} == {"0"}
     assert not list(tmp_path.glob("emoshare-faults-*"))  # it cleans up
