@@ -395,7 +395,7 @@ def _add_features(windows, model, feature_extractor, layers):
 def _frame_features(inputs, model, feature_extractor, layers):
     """
     Per window and layer a tensor on the model's device, (frames, width), or (layers, frames, width) for `"weighted"`,
-    with more frames than the window's own where it was padded. Nothing waits for the device here.
+    with more frames than the window's own where it was padded. The device may still be computing it.
     """
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}

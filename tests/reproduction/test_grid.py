@@ -204,13 +204,19 @@ def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
         claim_folder(cell)
 
 
-def test_the_grid_of_folds_is_valid(tmp_path):
-    grid = yaml.safe_load((ROOT / "configs" / "emodb_folds.yaml").read_text())
+# Settings of the ablation that decide nothing in the recipe: it takes the last epoch, and has no intervals for each cell.
+OF_ABLATION = ("early_stopping_patience", "bootstrap")
+
+
+@pytest.mark.parametrize(("name", "rows"), [("emodb_folds", 2), ("emodb_ablation", 13)])
+def test_grids_of_folds_are_valid_and_have_the_recipes_settings(name, rows, tmp_path):
+    grid = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     recipe = yaml.safe_load((ROOT / "configs" / "small_corpus.yaml").read_text())
-    assert {key: value for key, value in grid["train"].items() if key != "dataset"}.items() <= recipe.items()
+    own = ("dataset", *OF_ABLATION)
+    assert {key: value for key, value in grid["train"].items() if key not in own}.items() <= recipe.items()
     grid["train"]["dataset"] = "csv"
     cells = with_folds(read_grid(write_grid(tmp_path, **grid), data_dir="DIR"), corpus_of(list("abcdefghij"))).cells
-    assert len(cells) == 2 * 3 * 10
+    assert len(cells) == rows * 3 * 10
 
 
 def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
