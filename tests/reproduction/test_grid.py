@@ -204,7 +204,7 @@ def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
         claim_folder(cell)
 
 
-# Settings of the ablation that decide nothing in the recipe: it takes the last epoch, and has no intervals for each cell.
+# Settings of the ablation that decide nothing in the recipe, which takes the last epoch: a cell needs no intervals.
 OF_ABLATION = ("early_stopping_patience", "bootstrap")
 
 
