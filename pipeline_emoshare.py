@@ -16,7 +16,7 @@ from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineItera
 from .audio_emoshare import audio_blocks, audio_name, load_audio
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
-from .passes_emoshare import passes
+from .passes_emoshare import CLIPS_PER_CPU_PASS, passes
 from .repository_emoshare import copy_card, create_repository, publish_folder
 from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
 from .windows_emoshare import average_by_duration, stream_windows
@@ -79,7 +79,8 @@ class EmotionSharePipeline(ChunkPipeline):
                 file. As in `load_audio`, which also says what else is warned of.
             top_k (`int`, *optional*): return only this many emotions, the highest.
             batch_size (`int`, *optional*, defaults to 1): windows per pass through the model, at most. On a CPU, the
-                backbone divides them into the passes that it is fastest with.
+                backbone divides them into the passes that it is fastest with, and the windows of a list or of a long
+                clip, whose results all come at the end, go through several at a time whatever is asked.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
                 model was trained on, if not given, and no more than that.
             stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
@@ -206,6 +207,8 @@ class EmotionSharePipeline(ChunkPipeline):
             collate_fn=no_collate_fn,
         )
         forward = partial(self.forward, **forward_params)
+        if isinstance(inputs, list) and self.device.type == "cpu":
+            batch_size = max(batch_size, CLIPS_PER_CPU_PASS)
         if batch_size > 1:
             collate = pad_collate_fn(None, self.feature_extractor)
             windows, forward = BatchesByLength(windows, forward, collate, batch_size), dict

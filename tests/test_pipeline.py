@@ -92,6 +92,21 @@ def test_no_batch_is_padded_much_however_large_it_may_be(emotion_share, monkeypa
     assert sizes == [2, 3]
 
 
+def test_on_a_cpu_a_list_goes_through_in_passes_without_being_asked(emotion_share, monkeypatch):
+    clips = [speech(0.2, seed) for seed in range(10)]
+    expected = [emotion_share(clip) for clip in clips]
+    sizes = []
+    forward = emotion_share.model.forward
+    monkeypatch.setattr(
+        emotion_share.model, "forward", lambda **inputs: sizes.append(len(inputs["input_values"])) or forward(**inputs)
+    )
+    for shares, alone in zip(emotion_share(clips), expected, strict=True):
+        assert_same(shares, alone)
+    assert sizes == [8, 2]
+    list(emotion_share(clip for clip in clips))
+    assert sizes[2:] == [1] * 10  # a generator's results come one by one
+
+
 def test_a_generator_is_read_no_further_ahead_than_eight_batches(emotion_share):
     read = []
     clips = (read.append(seed) or speech(0.1, seed) for seed in range(40))
