@@ -75,6 +75,32 @@ class BackboneFamily(Protocol):
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
 
+    def layers(self, backbone, first, layer):
+        """
+        The modules of the encoder's layers between two hidden states, in their order: those that make the states of
+        `layer`, as in `hidden_states`, of those of `first`, a number from 0. A norm after the last one is none of them.
+        """
+
+    def upper_states(self, backbone, hidden_states, lengths, first, layer):
+        """
+        Runs the modules of `layers`, so that layers which are trained need not wait for those below: what this returns,
+        and its gradients, are those of a pass through the whole encoder without dropout below. In training mode, the
+        modules' own dropout is as they have it, layers are never left out (LayerDrop), and gradients are checkpointed
+        where Transformers has been asked to.
+
+        Args:
+            backbone: after `prepare`.
+            hidden_states: (batch, frames, width), what `hidden_states` returned of the layer `first`; past a clip's
+                last frame it is arbitrary, and finite.
+            lengths: (batch,) int64, each clip's number of frames.
+            first: a number from 0.
+            layer: -1 or k >= `first`, as in `hidden_states`.
+
+        Returns:
+            (batch, frames, width), arbitrary past a clip's last frame: what `hidden_states` returns of `layer`. A clip
+            has the same states and gradients alone and in any batch.
+        """
+
 
 FAMILIES = [Wav2Vec2Family()]
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file

@@ -14,6 +14,7 @@ from types import MethodType
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 from .frames_emoshare import length_mask
@@ -151,6 +152,49 @@ class Wav2Vec2Family:
             clip_samples.reset(token)
             _num_layers.reset(num_layers)
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
+
+    def layers(self, backbone, first, layer):
+        """The modules of the encoder's layers that `upper_states` runs, in their order."""
+        return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]
+
+    def upper_states(self, backbone, hidden_states, lengths, first, layer):
+        """
+        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
+
+        Args:
+            backbone: after `prepare`.
+            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
+                as long as it is finite.
+            lengths: (batch,) int64, each clip's number of frames.
+            first: the number of a hidden state, 0 or more.
+            layer: -1 or k >= `first`, as for `hidden_states`.
+
+        Returns:
+            (batch, frames, width), arbitrary past a clip's last frame.
+        """
+        mask = None
+        if bool((lengths != hidden_states.shape[1]).any()):
+            mask = length_mask(lengths, hidden_states.shape[1])
+        layers = self.layers(backbone, first, layer)
+        if backbone.config.model_type == "wavlm":
+            states = _through_wavlm(layers, hidden_states, mask, backbone.encoder)
+        else:
+            states, mask = hidden_states, create_bidirectional_mask(backbone.config, hidden_states, mask)
+            for module in layers:
+                states = module(states, attention_mask=mask)
+        has_last_norm = layer == -1 and getattr(backbone.config, "do_stable_layer_norm", False)
+        return backbone.encoder.layer_norm(states) if has_last_norm else states
+
+
+def _through_wavlm(layers, states, mask, encoder):
+    """(batch, frames, width) and (batch, frames) bool or `None` -> (batch, frames, width)"""
+    # The first layer of the encoder has the embedding of relative positions, whose biases all layers take.
+    attention = next(encoder.layers.children()).attention
+    frames = states.shape[1]
+    bias = attention.compute_bias(frames, frames).repeat(len(states), 1, 1)  # (batch * attention heads, frames, frames)
+    for layer in layers:
+        states, bias = layer(states, attention_mask=mask, position_bias=bias)
+    return states
 
 
 def _layers_to_run(layers):
