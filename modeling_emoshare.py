@@ -20,6 +20,7 @@ from .backbone_emoshare import (
 )
 from .checks_emoshare import checked_dtype
 from .configuration_emoshare import EmoShareConfig
+from .finetuning_emoshare import freeze, tuned_modules
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import LOSSES, takes
@@ -226,12 +227,14 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         super().train(mode)
         if self.backbone is not None and self.config.freeze_backbone:
             self.backbone.eval()
+            for module in tuned_modules(self.backbone, self.config):
+                module.train(mode)
         return self
 
     def _freeze_backbone(self):
         if self.backbone is not None and self.config.freeze_backbone:
-            self.backbone.requires_grad_(False)
-            self.backbone.eval()
+            freeze(self.backbone, self.config)
+            self.train(self.training)
 
     def _init_weights(self, module):
         # PyTorch's own initialisation, as in the authors' code; the backbone initialises itself.
