@@ -9,6 +9,7 @@ and `lora_B.default.weight`, (width out, rank): the layer's output gets 2 B A of
 import re
 
 import torch
+from torch import nn
 
 from .backbone_emoshare import family_of, fetch_backbone, weights_hash
 
@@ -96,7 +97,8 @@ def add_adapters(backbone, config):
     rank = config.lora_rank
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=targets), backbone)
     for _, adapted in _adapted_layers(backbone):
-        adapted.lora_A.float(), adapted.lora_B.float()
+        for linear in (*adapted.lora_A.values(), *adapted.lora_B.values()):
+            linear.float().__class__ = AdapterLinear
         # PEFT would rename the weights of the layer that it wraps. With one dict of them for both, they are the
         # wrapper's too; and its layer is none of its submodules.
         base_layer = adapted._modules.pop("base_layer")
@@ -128,6 +130,10 @@ def merge_adapters(backbone, config):
 def _adapted_layers(backbone):
     """Their names, and PEFT's modules in the place of linear layers."""
     return [(name, module) for name, module in backbone.named_modules() if hasattr(module, "lora_A")]
+
+
+class AdapterLinear(nn.Linear):
+    """One of the two matrices of an adapter. Dynamic quantisation, which PEFT does not allow for, does not find it."""
 
 
 def _names(modules, backbone):
