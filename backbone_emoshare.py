@@ -1,8 +1,6 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
-import copy
 import hashlib
-import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -225,85 +223,6 @@ def _is_lfs_pointer(path):
         return False
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def fetch_backbone(config, tuned, hub_arguments):
-    """
-    The backbone of a model whose checkpoint does not hold it.
-
-    Args:
-        config: the model's `EmoShareConfig`. A folder that it names by its path from the checkpoint is made absolute.
-        tuned: names of the backbone's weights that the checkpoint does hold, because they were trained with the heads.
-        hub_arguments: as in `load_backbone`.
-
-    Raises:
-        ValueError: if its weights, but for the tuned ones, are not those that the heads were trained on.
-        OSError: if it cannot be fetched.
-    """
-    name, revision = config.backbone_name_or_path, config.backbone_revision
-    if (Path(config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
-        name = config.backbone_name_or_path = str((Path(config.name_or_path) / name).resolve())
-    try:
-        backbone = load_backbone(name, copy.deepcopy(config.backbone_config), revision, **hub_arguments)
-    except OSError as error:
-        raise OSError(
-            f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "
-            f"loaded; if it has moved, give backbone_name_or_path to from_pretrained. {error}"
-        ) from error
-    found = weights_hash(backbone, tuned)
-    if found != config.backbone_hash:
-        raise ValueError(
-            f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
-            f"on weights with the hash {config.backbone_hash}"
-        )
-    return backbone
-
-
-def check_loaded(name_or_path, loading, optional_weights):
-    """
-    Transformers initialises missing weights at random, and ignores those that it does not know.
-
-    Args:
-        name_or_path: repository or folder of a model.
-        loading: Transformers' loading info.
-        optional_weights: of the backbone's family.
-
-    Raises:
-        ValueError: if the checkpoint lacks weights, or has others than the model's.
-    """
-    for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
-        names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional_weights)
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
-
-
-def check_is_pretrained(backbone, config, tuned):
-    """
-    Args:
-        backbone: of a model.
-        config: the model's `EmoShareConfig`.
-        tuned: names of the backbone's weights that were trained with the heads.
-
-    Raises:
-        ValueError: if the other weights are not, or cannot be known to be, those that the config says where to fetch.
-    """
-    if config.backbone_hash is None:
-        raise ValueError(
-            "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could not "
-            "be fetched again; save it with the heads"
-        )
-    name = config.backbone_name_or_path
-    if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-        raise ValueError(
-            f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
-            "config.backbone_name_or_path to it, or save the backbone with the heads"
-        )
-    if weights_hash(backbone, tuned) != config.backbone_hash:
-        raise ValueError(
-            f"include_backbone=False: the backbone's weights are not those of {name} any more: they were changed, or "
-            "the model was loaded in 16 bits; save them with the heads, or load the model in float32"
-        )
 
 
 def weights_hash(backbone, tuned=()):

@@ -11,7 +11,7 @@ import re
 import torch
 from torch import nn
 
-from .backbone_emoshare import family_of, fetch_backbone, weights_hash
+from .backbone_emoshare import family_of, weights_hash
 
 SCALING = 2  # of what adapters add; PEFT calls its product with the rank "alpha"
 ADAPTER_WEIGHTS = re.compile(r"\.lora_[AB]\.")
@@ -47,6 +47,11 @@ def tuned_names(backbone, config):
     return {name for name in backbone.state_dict() if name.startswith(prefixes)}
 
 
+def frozen_hash(backbone, config):
+    """`weights_hash` of what is frozen of a backbone, with arguments as in `tuned_modules`."""
+    return weights_hash(backbone, tuned_names(backbone, config))
+
+
 def frozen_pattern(prefix, backbone, config):
     """
     A regular expression of the names, in a model's `state_dict`, of what is frozen of its backbone.
@@ -64,23 +69,6 @@ def freeze(backbone, config):
     tuned = tuned_names(backbone, config)
     for name, weight in backbone.named_parameters():
         weight.requires_grad_(name in tuned)
-
-
-def fetch_frozen(backbone, config, hub_arguments):
-    """
-    Fetches what a checkpoint leaves out of a backbone: all but the tuned weights.
-
-    Args:
-        backbone, config: as in `tuned_modules`.
-        hub_arguments: of `from_pretrained`, that say how to reach the Hub.
-
-    Raises:
-        ValueError, OSError: as `fetch_backbone`.
-    """
-    tuned = tuned_names(backbone, config)
-    fetched = fetch_backbone(config, tuned, hub_arguments).state_dict()
-    # Not strict: either of the two may have optional weights that the other lacks.
-    backbone.load_state_dict({name: weight for name, weight in fetched.items() if name not in tuned}, strict=False)
 
 
 def add_adapters(backbone, config):
@@ -117,14 +105,14 @@ def merge_adapters(backbone, config):
         raise ValueError("merge_adapters: this model has no adapters (lora_rank is 0)")
     if backbone.dtype != torch.float32:
         raise ValueError(f"merge_adapters: this model is in {backbone.dtype}; load it in float32 to merge it")
-    is_pretrained = weights_hash(backbone, tuned_names(backbone, config)) == config.backbone_hash
+    is_pretrained = frozen_hash(backbone, config) == config.backbone_hash
     for name, adapted in _adapted_layers(backbone):
         adapted.merge()
         backbone.set_submodule(name, adapted.base_layer)
     del backbone.peft_config
     config.lora_rank = 0
     if is_pretrained:
-        config.backbone_hash = weights_hash(backbone, tuned_names(backbone, config))
+        config.backbone_hash = frozen_hash(backbone, config)
 
 
 def _adapted_layers(backbone):

@@ -11,24 +11,20 @@ from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
-    check_is_pretrained,
-    check_loaded,
     clear_errors_of_weights,
     family_of,
     load_backbone,
     source_of_backbone,
-    weights_hash,
 )
 from .checks_emoshare import checked_dtype
 from .configuration_emoshare import EmoShareConfig
 from .finetuning_emoshare import (
     add_adapters,
-    fetch_frozen,
     freeze,
+    frozen_hash,
     frozen_pattern,
     merge_adapters,
     tuned_modules,
-    tuned_names,
 )
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
@@ -36,6 +32,7 @@ from .losses_emoshare import LOSSES, takes
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
+from .saving_emoshare import check_is_pretrained, check_loaded, cut_to_read_layer, fetch_frozen
 from .threads_emoshare import side_by_side
 
 logger = logging.get_logger(__name__)
@@ -115,7 +112,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         # Checked before the weights are fetched, so that a wrong field costs no time.
         config = cls.config_class(**source_of_backbone(name_or_path, revision, **access), **config_fields)
         backbone = load_backbone(name_or_path, config.backbone_config, config.backbone_revision, **access)
-        config.backbone_hash = weights_hash(backbone, tuned_names(backbone, config))
+        config.backbone_hash = frozen_hash(backbone, config)
         model = cls(config)
         model.attach_backbone(backbone.to(dtype))
         return model
@@ -178,7 +175,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         """
         if not include_backbone and self.backbone is not None:
             if self.config.freeze_backbone:
-                check_is_pretrained(self.backbone, self.config, tuned_names(self.backbone, self.config))
+                check_is_pretrained(self.backbone, self.config)
             else:
                 logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         has_backbone = self.config.backbone_config is not None
@@ -187,26 +184,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             frozen = re.compile(frozen_pattern("backbone", self.backbone, self.config))
             state_dict = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: weight for name, weight in state_dict.items() if not frozen.match(name)}
-        super(EmoShareModel, self._as_saved()).save_pretrained(save_directory, *args, **kwargs)
-
-    def _as_saved(self):
-        """This model, or a view of it whose backbone has no layers above the one that is read."""
-        if self.backbone is None or not self.config.include_backbone:
-            return self
-        backbone = self.family.cut(self.backbone, self.config.backbone_layer)
-        if backbone is self.backbone:
-            return self
-        view = copy.copy(self)
-        view._modules = {**self._modules, "backbone": backbone}
-        view.config = copy.copy(self.config)
-        view.config.backbone_config = backbone.config
-        view.config.backbone_num_layers = self.config.backbone_num_layers or self.family.num_layers(
-            self.backbone.config
-        )
-        tuned = tuned_names(self.backbone, self.config)
-        if view.config.backbone_hash is not None and weights_hash(self.backbone, tuned) == view.config.backbone_hash:
-            view.config.backbone_hash = weights_hash(backbone, tuned)
-        return view
+        super(EmoShareModel, cut_to_read_layer(self)).save_pretrained(save_directory, *args, **kwargs)
 
     def merge_adapters(self):
         """
