@@ -18,12 +18,12 @@ from .backbone_emoshare import (
     load_backbone,
     weights_hash,
 )
-from .checks_emoshare import checked_dtype
+from .checks_emoshare import checked_dtype, refuse_tracing
 from .configuration_emoshare import EmoShareConfig
-from .finetuning_emoshare import freeze, tuned_modules
+from .finetuning_emoshare import UpperLayers, freeze, tuned_modules
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
-from .losses_emoshare import LOSSES, takes
+from .losses_emoshare import loss_of_shares
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
@@ -67,6 +67,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
             self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
+        self.upper_layers = None  # but for a `trained_part`
         self.post_init()
         self._freeze_backbone()
 
@@ -276,6 +277,19 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         view.main_input_name = "frame_features" if self.backbone is not None else self.main_input_name
         return view
 
+    def trained_part(self):
+        """
+        A view of what is trained of this model, which takes what the frozen rest makes: as `frame_features`, the hidden
+        states that the tuned layers take, or, if there are none, what the heads take. The model itself, if no part of
+        its backbone is frozen.
+        """
+        if self.backbone is not None and not self.config.freeze_backbone:
+            return self
+        view = self.select(range(self.config.num_labels))
+        if self.config.finetuned_layers:
+            view.upper_layers = UpperLayers(self.backbone, self.config)
+        return view
+
     def initialize_head(self, index, seed):
         """Gives a head new initial weights, the same on every device, and leaves the global random state alone."""
         head = self.heads[index]
@@ -290,7 +304,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Runs the backbone once, for the frame features of one or several layers.
 
         Args:
-            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones.
+            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones; for a
+                `trained_part` with tuned layers, the hidden states that these take.
             attention_mask: (batch, length), 1 on the clip and 0 on the padding to its right; `None` is all ones.
             layers: each as `EmoShareConfig.backbone_layer`; the config's own if not given.
 
@@ -300,6 +315,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
         """
+        if self.upper_layers is not None:
+            lengths = self._frame_lengths(inputs, attention_mask)
+            return FrameFeatures({self.config.backbone_layer: self.upper_layers(inputs, lengths)}, lengths)
         if self.backbone is None:
             raise ValueError("this model has no backbone that could make frame features")
         layers = [self.config.backbone_layer] if layers is None else layers
@@ -357,7 +375,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if not exactly one input is given, if it is not one that this model takes, or if a shape or
                 length does not fit.
         """
-        _refuse_tracing()
+        refuse_tracing()
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -369,11 +387,13 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         name, inputs = self._given_input(
             input_values=input_values, input_features=input_features, frame_features=frame_features
         )
-        if name == "frame_features":
+        if name == "frame_features" and self.upper_layers is None:
             features, lengths = inputs, self._frame_lengths(inputs, attention_mask)
         else:
             layer = self.config.backbone_layer
-            all_layers = range(self.family.num_layers(self.backbone.config) + 1) if output_hidden_states else ()
+            all_layers = ()
+            if output_hidden_states and self.backbone is not None:
+                all_layers = range(self.family.num_layers(self.backbone.config) + 1)
             by_layer, lengths = self.frame_features(inputs, attention_mask, [layer, *all_layers])
             features = by_layer[layer]
             if output_hidden_states:
@@ -420,23 +440,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the shapes differ.
         """
-        if labels.shape != logits.shape:
-            raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        if weights is not None and weights.dim() == 2:
-            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
-        optional = {"listeners": listeners, "concentrations": concentrations}
-        taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
-        return LOSSES[self.config.loss](logits, labels, weights, **taken)
-
-    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
-        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-        losses = [
-            self.loss(*label, listeners, column)
-            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-        ]
-        totals = (weights * ~labels.isnan()).sum(dim=0)
-        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
+        return loss_of_shares(self.config.loss, logits, labels, weights, listeners, concentrations)
 
     def _given_input(self, **inputs):
         """The one input that is given, and its name; acoustic features are frame features already."""
@@ -483,14 +487,6 @@ class EmoShareModel(PushToHub, PreTrainedModel):
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
-
-
-def _refuse_tracing():
-    if torch.jit.is_tracing():
-        raise NotImplementedError(
-            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
-            "wrong shares for other clips without a word; torch.compile works"
-        )
 
 
 def _without_gradients(function, inference_mode):

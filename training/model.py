@@ -45,8 +45,11 @@ def build_model(arguments, labels):
         model = EmoShareModel(EmoShareConfig(feature_size=feature_extractor.feature_size, **fields))
     else:
         fields["backbone_layer"] = arguments.layer
+        fields["freeze_backbone"] = arguments.finetune != "all"
+        fields["finetuned_layers"], fields["lora_rank"] = arguments.finetune_last_layers, arguments.lora_rank
         revision = commit_of(arguments.backbone, arguments.backbone_revision)
-        build = EmoShareModel.from_backbone_pretrained if run.push_backbone else _with_backbone_if_new
+        is_needed = run.push_backbone or arguments.tunes_backbone
+        build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
         model = build(arguments.backbone, revision=revision, **fields)
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
