@@ -174,8 +174,8 @@ class ModelArguments:
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
     finetune_last_layers: int = _flag(
         0,
-        "train the last N layers of the backbone, counted down from --backbone_layer, with the heads, on stored outputs "
-        "of the layer below them; all emotions then have one epoch, as they share these layers",
+        "train the last N layers of the backbone, counted down from --backbone_layer, with the heads, on stored "
+        "outputs of the layer below them; all emotions then have one epoch, as they share these layers",
     )
     finetune: Literal["none", "all"] = _flag(
         "none", "'all' trains the whole backbone with the heads, on waveforms; all emotions then have one epoch"
