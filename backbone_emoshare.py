@@ -1,5 +1,6 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
+import copy
 import hashlib
 import re
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from .wav2vec2_emoshare import Wav2Vec2Family
@@ -23,12 +25,14 @@ class BackboneFamily(Protocol):
         feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
+        attention_projections: names, within a layer of the encoder, of its attention's linear layers.
     """
 
     model_types: tuple[str, ...]
     feature_type: str
     input_name: str
     optional_weights: tuple[str, ...]
+    attention_projections: tuple[str, ...]
 
     def check(self, config, is_frozen):
         """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
@@ -137,6 +141,19 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     return extract_commit_hash(config_file, None) or revision
 
 
+def source_of_backbone(name_or_path, revision=None, **hub_arguments):
+    """
+    The fields of `EmoShareConfig` that say which pretrained backbone a model has, as a dict; arguments and errors as of
+    `load_backbone` and `commit_of`.
+    """
+    revision = commit_of(name_or_path, revision, **hub_arguments)
+    return {
+        "backbone_config": AutoConfig.from_pretrained(name_or_path, revision=revision, **hub_arguments),
+        "backbone_name_or_path": str(name_or_path),
+        "backbone_revision": revision,
+    }
+
+
 def build_backbone(backbone_config):
     """
     A backbone with random weights, prepared.
@@ -210,10 +227,66 @@ def _is_lfs_pointer(path):
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def check_is_pretrained(backbone, config):
+def fetch_backbone(config, tuned, hub_arguments):
     """
+    The backbone of a model whose checkpoint does not hold it.
+
+    Args:
+        config: the model's `EmoShareConfig`. A folder that it names by its path from the checkpoint is made absolute.
+        tuned: names of the backbone's weights that the checkpoint does hold, because they were trained with the heads.
+        hub_arguments: as in `load_backbone`.
+
     Raises:
-        ValueError: if a model's backbone is not, or cannot be known to be, the one that its config says where to fetch.
+        ValueError: if its weights, but for the tuned ones, are not those that the heads were trained on.
+        OSError: if it cannot be fetched.
+    """
+    name, revision = config.backbone_name_or_path, config.backbone_revision
+    if (Path(config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
+        name = config.backbone_name_or_path = str((Path(config.name_or_path) / name).resolve())
+    try:
+        backbone = load_backbone(name, copy.deepcopy(config.backbone_config), revision, **hub_arguments)
+    except OSError as error:
+        raise OSError(
+            f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "
+            f"loaded; if it has moved, give backbone_name_or_path to from_pretrained. {error}"
+        ) from error
+    found = weights_hash(backbone, tuned)
+    if found != config.backbone_hash:
+        raise ValueError(
+            f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
+            f"on weights with the hash {config.backbone_hash}"
+        )
+    return backbone
+
+
+def check_loaded(name_or_path, loading, optional_weights):
+    """
+    Transformers initialises missing weights at random, and ignores those that it does not know.
+
+    Args:
+        name_or_path: repository or folder of a model.
+        loading: Transformers' loading info.
+        optional_weights: of the backbone's family.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights, or has others than the model's.
+    """
+    for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
+        names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional_weights)
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
+
+
+def check_is_pretrained(backbone, config, tuned):
+    """
+    Args:
+        backbone: of a model.
+        config: the model's `EmoShareConfig`.
+        tuned: names of the backbone's weights that were trained with the heads.
+
+    Raises:
+        ValueError: if the other weights are not, or cannot be known to be, those that the config says where to fetch.
     """
     if config.backbone_hash is None:
         raise ValueError(
@@ -226,19 +299,19 @@ def check_is_pretrained(backbone, config):
             f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
             "config.backbone_name_or_path to it, or save the backbone with the heads"
         )
-    if weights_hash(backbone) != config.backbone_hash:
+    if weights_hash(backbone, tuned) != config.backbone_hash:
         raise ValueError(
             f"include_backbone=False: the backbone's weights are not those of {name} any more: they were changed, or "
             "the model was loaded in 16 bits; save them with the heads, or load the model in float32"
         )
 
 
-def weights_hash(backbone):
-    """SHA-256 of a backbone's weights as float32, in the order of their names."""
-    optional_weights = family_of(backbone.config).optional_weights
+def weights_hash(backbone, tuned=()):
+    """SHA-256 of a backbone's weights as float32, in the order of their names, without the `tuned` ones."""
+    left_out = {*family_of(backbone.config).optional_weights, *tuned}
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
-        if name not in optional_weights:
+        if name not in left_out:
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()

@@ -1,26 +1,35 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention head (paper, section 2.4)."""
 
 import copy
+import re
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
     check_is_pretrained,
+    check_loaded,
     clear_errors_of_weights,
-    commit_of,
     family_of,
     load_backbone,
+    source_of_backbone,
     weights_hash,
 )
 from .checks_emoshare import checked_dtype, refuse_tracing
 from .configuration_emoshare import EmoShareConfig
-from .finetuning_emoshare import UpperLayers, freeze, tuned_modules
+from .finetuning_emoshare import (
+    add_adapters,
+    fetch_frozen,
+    freeze,
+    frozen_pattern,
+    merge_adapters,
+    tuned_modules,
+    tuned_names,
+)
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead
 from .losses_emoshare import loss_of_shares
@@ -28,6 +37,7 @@ from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .threads_emoshare import side_by_side
+from .upper_layers_emoshare import UpperLayers
 
 logger = logging.get_logger(__name__)
 
@@ -49,7 +59,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EmotionHead"]
     # Also with a backbone in bfloat16, where shares near 0.5 would be 0.004 apart, which costs rank correlation.
-    _keep_in_fp32_modules_strict = ["heads"]
+    # Adapters add little to what a layer makes, and are trained in small steps.
+    _keep_in_fp32_modules_strict = ["heads", "lora_A", "lora_B"]
     # Of the backbone, which checks what it supports: the heads compute their attention themselves.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -61,15 +72,16 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         has_backbone = config.backbone_config is not None
         self.main_input_name = self.family.input_name if has_backbone else "input_features"
         self.backbone = build_backbone(config.backbone_config) if has_backbone else None
-        if not config.include_backbone:
-            self._keys_to_ignore_on_load_missing = {r"^backbone\."}  # `from_pretrained` fetches it
         if config.separate_heads:
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
             self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
         self.upper_layers = None  # but for a `trained_part`
         self.post_init()
-        self._freeze_backbone()
+        if has_backbone:
+            self._add_adapters()
+        if not config.include_backbone:  # `from_pretrained` fetches what is frozen of it
+            self._keys_to_ignore_on_load_missing = {frozen_pattern("backbone", self.backbone, config)}
 
     @classmethod
     def from_backbone_pretrained(
@@ -102,24 +114,30 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         values = (token, cache_dir, local_files_only, force_download)
         access = dict(zip(ACCESS, values, strict=True))
         dtype = checked_dtype("dtype", dtype)
-        revision = commit_of(name_or_path, revision, **access)
-        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
         # Checked before the weights are fetched, so that a wrong field costs no time.
-        cls.config_class(backbone_config=copy.deepcopy(backbone_config), **config_fields)
-        backbone = load_backbone(name_or_path, backbone_config, revision, **access)
-        config = cls.config_class(
-            backbone_config=backbone_config,
-            backbone_name_or_path=str(name_or_path),
-            backbone_revision=revision,
-            backbone_hash=weights_hash(backbone),
-            **config_fields,
-        )
-        backbone.to(dtype)
+        config = cls.config_class(**source_of_backbone(name_or_path, revision, **access), **config_fields)
+        backbone = load_backbone(name_or_path, config.backbone_config, config.backbone_revision, **access)
+        config.backbone_hash = weights_hash(backbone, tuned_names(backbone, config))
         model = cls(config)
-        model.family.prepare(backbone)
-        model.backbone = backbone
-        model._freeze_backbone()
+        model.attach_backbone(backbone.to(dtype))
         return model
+
+    def attach_backbone(self, backbone):
+        """
+        Makes a backbone this model's own: closes the ways by which padding reaches a clip, adds new adapters where the
+        config has them, and freezes what is not trained.
+
+        Args:
+            backbone: pretrained, of `config.backbone_config`, not prepared yet.
+        """
+        self.family.prepare(backbone)
+        self.backbone = backbone
+        self._add_adapters()
+
+    def _add_adapters(self):
+        if self.config.lora_rank:
+            add_adapters(self.backbone, self.config)
+        self._freeze_backbone()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -140,40 +158,11 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         with clear_errors_of_weights(name_or_path):
             model, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if not kwargs.get("ignore_mismatched_sizes"):
-            model._check_loaded(name_or_path, loading)
+            check_loaded(name_or_path, loading, () if model.backbone is None else model.family.optional_weights)
         if not model.config.include_backbone:
-            model._fetch_backbone({name: kwargs[name] for name in ACCESS if name in kwargs})
+            fetch_frozen(model.backbone, model.config, {name: kwargs[name] for name in ACCESS if name in kwargs})
         model._freeze_backbone()  # the loader has made new parameters, which all require gradients
         return (model, loading) if wants_loading_info else model
-
-    def _check_loaded(self, name_or_path, loading):
-        """Transformers initialises missing weights at random, and ignores those that it does not know."""
-        optional = () if self.backbone is None else self.family.optional_weights
-        for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
-            names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional)
-            if names:
-                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
-
-    def _fetch_backbone(self, hub_arguments):
-        name, revision = self.config.backbone_name_or_path, self.config.backbone_revision
-        if (Path(self.config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
-            name = self.config.backbone_name_or_path = str((Path(self.config.name_or_path) / name).resolve())
-        try:
-            backbone = load_backbone(name, copy.deepcopy(self.config.backbone_config), revision, **hub_arguments)
-        except OSError as error:
-            raise OSError(
-                f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "
-                f"loaded; if it has moved, give backbone_name_or_path to from_pretrained. {error}"
-            ) from error
-        found = weights_hash(backbone)
-        if found != self.config.backbone_hash:
-            raise ValueError(
-                f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
-                f"on weights with the hash {self.config.backbone_hash}"
-            )
-        # Not strict: either of the two may have optional weights that the other lacks.
-        self.backbone.load_state_dict(backbone.state_dict(), strict=False)
 
     def save_pretrained(self, save_directory, *args, include_backbone=True, **kwargs):
         """
@@ -181,25 +170,25 @@ class EmoShareModel(PushToHub, PreTrainedModel):
 
         Args:
             save_directory: folder.
-            include_backbone: `False` writes the weights of the heads alone, and `from_pretrained` fetches the backbone
-                from where it came from. A backbone that is trained (`freeze_backbone=False`) is always written.
+            include_backbone: `False` writes the weights of the heads alone, with the tuned layers or the adapters if
+                there are any, and `from_pretrained` fetches the backbone from where it came from. A backbone that is
+                trained as a whole (`freeze_backbone=False`) is always written.
             args, kwargs: as in Transformers.
 
         Raises:
-            ValueError: if the backbone is to be left out, but is not the one that would be fetched.
+            ValueError: if the backbone is to be left out, but what is frozen of it is not what would be fetched.
         """
         if not include_backbone and self.backbone is not None:
             if self.config.freeze_backbone:
-                check_is_pretrained(self.backbone, self.config)
+                check_is_pretrained(self.backbone, self.config, tuned_names(self.backbone, self.config))
             else:
                 logger.warning("include_backbone=False: the backbone is trained (freeze_backbone=False), and saved too")
         has_backbone = self.config.backbone_config is not None
         self.config.include_backbone = include_backbone or not has_backbone or not self.config.freeze_backbone
         if not self.config.include_backbone:
+            frozen = re.compile(frozen_pattern("backbone", self.backbone, self.config))
             state_dict = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = {
-                name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")
-            }
+            kwargs["state_dict"] = {name: weight for name, weight in state_dict.items() if not frozen.match(name)}
         super(EmoShareModel, self._as_saved()).save_pretrained(save_directory, *args, **kwargs)
 
     def _as_saved(self):
@@ -216,9 +205,26 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         view.config.backbone_num_layers = self.config.backbone_num_layers or self.family.num_layers(
             self.backbone.config
         )
-        if view.config.backbone_hash is not None and weights_hash(self.backbone) == view.config.backbone_hash:
-            view.config.backbone_hash = weights_hash(backbone)
+        tuned = tuned_names(self.backbone, self.config)
+        if view.config.backbone_hash is not None and weights_hash(self.backbone, tuned) == view.config.backbone_hash:
+            view.config.backbone_hash = weights_hash(backbone, tuned)
         return view
+
+    def merge_adapters(self):
+        """
+        Makes a model with adapters one without, in place: what they add to the layers becomes part of the layers, which
+        are then what `config.finetuned_layers` says, and PEFT is not needed any more. Shares stay the same but for
+        rounding.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if it has no adapters, or was loaded in 16 bits, in which what they add would be rounded away.
+        """
+        merge_adapters(self.backbone, self.config)
+        self._freeze_backbone()
+        return self
 
     @classmethod
     def _can_set_attn_implementation(cls):

@@ -35,6 +35,7 @@ class Wav2Vec2Family:
     input_name = "input_values"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    attention_projections = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj")
 
     def check(self, config, is_frozen):
         """Raises ValueError for a backbone config that would not be exact in a batch."""

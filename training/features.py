@@ -18,8 +18,8 @@ from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.streamed import audio_of
 from ..dataset_script.tables import AUDIO, FILENAME
-from ..finetuning_emoshare import stored_layer
 from ..threads_emoshare import single_threads
+from ..upper_layers_emoshare import stored_layer
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock

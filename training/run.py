@@ -17,8 +17,8 @@ from ..evaluation.groups import resampled_units
 from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
-from ..finetuning_emoshare import stored_layer
 from ..repository_emoshare import create_repository, publish_folder
+from ..upper_layers_emoshare import stored_layer
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
 from .corpus import check_listeners, load_run_corpus
