@@ -31,12 +31,11 @@ from .finetuning_emoshare import (
     tuned_names,
 )
 from .frames_emoshare import lengths_of
-from .head_emoshare import EmotionHead
+from .head_emoshare import EmotionHead, run_heads
 from .losses_emoshare import loss_of_shares
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
-from .threads_emoshare import side_by_side
 from .upper_layers_emoshare import UpperLayers
 
 logger = logging.get_logger(__name__)
@@ -408,7 +407,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             features = features.to(self.heads[0].dtype)
         self._check_fits_max_frames(features.shape[-2])
 
-        outputs, weights = zip(*self._run_heads(features, lengths), strict=True)
+        outputs, weights = zip(*run_heads(self.heads, features, lengths), strict=True)
         logits, concentrations = self._shares_and_concentrations(outputs)
         attentions = None
         if output_attentions and weights[0] is not None:
@@ -477,25 +476,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             )
         return lengths
 
-    def _run_heads(self, features, lengths):
-        """What each head returns. Without gradients, heads on a CPU run side by side."""
-        heads = [partial(head, features, lengths) for head in self.heads]
-        if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return [head() for head in heads]
-        if torch.compiler.is_compiling():
-            return [head() for head in heads]
-        mode = torch.is_inference_mode_enabled()
-        return side_by_side([partial(_without_gradients, head, mode) for head in heads])
-
     def _check_fits_max_frames(self, frames):
         if self.config.normalization == "sequence" and frames > self.config.max_frames:
             raise ValueError(
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
-
-
-def _without_gradients(function, inference_mode):
-    """Calls a function in a thread of its own, which does not inherit these modes."""
-    with torch.no_grad(), torch.inference_mode(inference_mode):
-        return function()
