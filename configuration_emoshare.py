@@ -229,6 +229,11 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         """Whether the model returns a concentration with each share, because its loss needs one."""
         return takes(self.loss, "concentrations")
 
+    @property
+    def tunes_backbone(self):
+        """Whether the backbone, or a part of it, is trained with the heads."""
+        return self.backbone_config is not None and (not self.freeze_backbone or self.finetuned_layers > 0)
+
     def check(self):
         """
         Raises ValueError on an illegal field, and makes `label2id` match `id2label`. Transformers sets fields that are

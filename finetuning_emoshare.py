@@ -41,6 +41,8 @@ def tuned_names(backbone, config):
     Names of the weights that are trained with the heads, as the backbone's `state_dict` has them; arguments as in
     `tuned_modules`. Of a pretrained backbone, which has no adapters, none if these are what is trained.
     """
+    if not config.finetuned_layers:
+        return set()
     if config.lora_rank:
         return {name for name in backbone.state_dict() if ADAPTER_WEIGHTS.search(name)}
     prefixes = tuple(f"{name}." for name in _names(tuned_modules(backbone, config), backbone))

@@ -16,7 +16,7 @@ from .backbone_emoshare import (
     load_backbone,
     source_of_backbone,
 )
-from .checks_emoshare import checked_dtype
+from .checks_emoshare import checked_dtype, refuse_tracing
 from .configuration_emoshare import EmoShareConfig
 from .finetuning_emoshare import (
     add_adapters,
@@ -27,13 +27,13 @@ from .finetuning_emoshare import (
     tuned_modules,
 )
 from .frames_emoshare import lengths_of
-from .head_emoshare import EmotionHead
-from .losses_emoshare import LOSSES, takes
+from .head_emoshare import EmotionHead, run_heads
+from .losses_emoshare import loss_of_shares
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .saving_emoshare import check_is_pretrained, check_loaded, cut_to_read_layer, fetch_frozen
-from .threads_emoshare import side_by_side
+from .upper_layers_emoshare import UpperLayers
 
 logger = logging.get_logger(__name__)
 
@@ -72,9 +72,10 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
             self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
+        self.upper_layers = None  # but for a `trained_part`
         self.post_init()
         if has_backbone:
-            self._add_adapters()
+            self._set_up_tuning()
         if not config.include_backbone:  # `from_pretrained` fetches what is frozen of it
             self._keys_to_ignore_on_load_missing = {frozen_pattern("backbone", self.backbone, config)}
 
@@ -127,9 +128,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         """
         self.family.prepare(backbone)
         self.backbone = backbone
-        self._add_adapters()
+        self._set_up_tuning()
 
-    def _add_adapters(self):
+    def _set_up_tuning(self):
         if self.config.lora_rank:
             add_adapters(self.backbone, self.config)
         self._freeze_backbone()
@@ -259,6 +260,19 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         view.main_input_name = "frame_features" if self.backbone is not None else self.main_input_name
         return view
 
+    def trained_part(self):
+        """
+        A view of what is trained of this model, which takes what the frozen rest makes: as `frame_features`, the hidden
+        states that the tuned layers take, or, if there are none, what the heads take. The model itself, if no part of
+        its backbone is frozen.
+        """
+        if self.backbone is not None and not self.config.freeze_backbone:
+            return self
+        view = self.select(range(self.config.num_labels))
+        if self.config.finetuned_layers:
+            view.upper_layers = UpperLayers(self.backbone, self.config)
+        return view
+
     def initialize_head(self, index, seed):
         """Gives a head new initial weights, the same on every device, and leaves the global random state alone."""
         head = self.heads[index]
@@ -273,7 +287,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Runs the backbone once, for the frame features of one or several layers.
 
         Args:
-            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones.
+            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones; for a
+                `trained_part` with tuned layers, the hidden states that these take.
             attention_mask: (batch, length), 1 on the clip and 0 on the padding to its right; `None` is all ones.
             layers: each as `EmoShareConfig.backbone_layer`; the config's own if not given.
 
@@ -283,6 +298,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
         """
+        if self.upper_layers is not None:
+            lengths = self._frame_lengths(inputs, attention_mask)
+            return FrameFeatures({self.config.backbone_layer: self.upper_layers(inputs, lengths)}, lengths)
         if self.backbone is None:
             raise ValueError("this model has no backbone that could make frame features")
         layers = [self.config.backbone_layer] if layers is None else layers
@@ -340,7 +358,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if not exactly one input is given, if it is not one that this model takes, or if a shape or
                 length does not fit.
         """
-        _refuse_tracing()
+        refuse_tracing()
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -352,11 +370,13 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         name, inputs = self._given_input(
             input_values=input_values, input_features=input_features, frame_features=frame_features
         )
-        if name == "frame_features":
+        if name == "frame_features" and self.upper_layers is None:
             features, lengths = inputs, self._frame_lengths(inputs, attention_mask)
         else:
             layer = self.config.backbone_layer
-            all_layers = range(self.family.num_layers(self.backbone.config) + 1) if output_hidden_states else ()
+            all_layers = ()
+            if output_hidden_states and self.backbone is not None:
+                all_layers = range(self.family.num_layers(self.backbone.config) + 1)
             by_layer, lengths = self.frame_features(inputs, attention_mask, [layer, *all_layers])
             features = by_layer[layer]
             if output_hidden_states:
@@ -365,7 +385,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             features = features.to(self.heads[0].dtype)
         self._check_fits_max_frames(features.shape[-2])
 
-        outputs, weights = zip(*self._run_heads(features, lengths), strict=True)
+        outputs, weights = zip(*run_heads(self.heads, features, lengths), strict=True)
         logits, concentrations = self._shares_and_concentrations(outputs)
         attentions = None
         if output_attentions and weights[0] is not None:
@@ -403,23 +423,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the shapes differ.
         """
-        if labels.shape != logits.shape:
-            raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        if weights is not None and weights.dim() == 2:
-            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
-        optional = {"listeners": listeners, "concentrations": concentrations}
-        taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
-        return LOSSES[self.config.loss](logits, labels, weights, **taken)
-
-    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
-        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-        losses = [
-            self.loss(*label, listeners, column)
-            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-        ]
-        totals = (weights * ~labels.isnan()).sum(dim=0)
-        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
+        return loss_of_shares(self.config.loss, logits, labels, weights, listeners, concentrations)
 
     def _given_input(self, **inputs):
         """The one input that is given, and its name; acoustic features are frame features already."""
@@ -450,33 +454,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             )
         return lengths
 
-    def _run_heads(self, features, lengths):
-        """What each head returns. Without gradients, heads on a CPU run side by side."""
-        heads = [partial(head, features, lengths) for head in self.heads]
-        if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return [head() for head in heads]
-        if torch.compiler.is_compiling():
-            return [head() for head in heads]
-        mode = torch.is_inference_mode_enabled()
-        return side_by_side([partial(_without_gradients, head, mode) for head in heads])
-
     def _check_fits_max_frames(self, frames):
         if self.config.normalization == "sequence" and frames > self.config.max_frames:
             raise ValueError(
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
-
-
-def _refuse_tracing():
-    if torch.jit.is_tracing():
-        raise NotImplementedError(
-            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
-            "wrong shares for other clips without a word; torch.compile works"
-        )
-
-
-def _without_gradients(function, inference_mode):
-    """Calls a function in a thread of its own, which does not inherit these modes."""
-    with torch.no_grad(), torch.inference_mode(inference_mode):
-        return function()

@@ -44,7 +44,10 @@ def build_model(arguments, labels):
         model = EmoShareModel(EmoShareConfig(feature_size=feature_extractor.feature_size, **fields))
     else:
         fields["backbone_layer"] = arguments.layer
-        build = EmoShareModel.from_backbone_pretrained if run.push_backbone else _with_backbone_if_new
+        fields["freeze_backbone"] = arguments.finetune != "all"
+        fields["finetuned_layers"], fields["lora_rank"] = arguments.finetune_last_layers, arguments.lora_rank
+        is_needed = run.push_backbone or arguments.tunes_backbone
+        build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
         model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
