@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
+from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
 
 
@@ -102,7 +103,7 @@ class BackboneFamily(Protocol):
         """
 
 
-FAMILIES = [Wav2Vec2Family()]
+FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily()]
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 

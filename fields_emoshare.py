@@ -52,5 +52,6 @@ FEATURE_TYPES = {
     "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
     "mfcc": ("MFCC", ACOUSTIC_BANDS),
     "descriptors": ("MFCC and low-level descriptors", 30),
+    "filter_banks": ("filter banks", 160),
 }
-ACOUSTIC_FEATURES = tuple(name for name in FEATURE_TYPES if name != "waveform")
+ACOUSTIC_FEATURES = ("mel", "mfcc", "descriptors")

@@ -47,12 +47,22 @@ def test_every_model_type_is_found_and_has_consistent_numbers(model_type):
     assert EmoShareConfig(backbone_config=config).feature_size == family.width(config) == 32
     assert family.num_layers(config) == 2
     frame_length, hop_length = family.frame_geometry(config)
+    is_waveform = family.feature_type == "waveform"
+    extractor = EmoShareFeatureExtractor(
+        family.feature_type, frame_length=frame_length, hop_length=hop_length, min_frames=1
+    )
+
+    def num_frames_of(samples):
+        inputs = extractor(np.zeros(samples), sampling_rate=16000)[family.input_name][0] if not is_waveform else None
+        return family.num_frames(config, samples if is_waveform else len(inputs))
+
     for num_frames in (1, 2, 7):
         shortest = frame_length + (num_frames - 1) * hop_length
-        assert family.num_frames(config, shortest) == num_frames
-        assert family.num_frames(config, shortest - 1) == num_frames - 1
+        assert num_frames_of(shortest) == extractor.num_frames(shortest) == num_frames
+        if is_waveform or num_frames > 1:  # the extractor refuses what makes no frame
+            assert num_frames_of(shortest - 1) == num_frames - 1
     lengths = torch.tensor([frame_length, 16000])
-    assert family.num_frames(config, lengths).tolist() == [1, family.num_frames(config, 16000)]
+    assert family.num_frames(config, lengths).tolist() == [family.num_frames(config, int(own)) for own in lengths]
 
 
 def test_an_unsupported_backbone_is_named_with_those_that_are_supported():
