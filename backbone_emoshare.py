@@ -12,6 +12,7 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
+from .whisper_emoshare import WhisperFamily
 
 
 class BackboneFamily(Protocol):
@@ -24,12 +25,14 @@ class BackboneFamily(Protocol):
         feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
+        paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
     """
 
     model_types: tuple[str, ...]
     feature_type: str
     input_name: str
     optional_weights: tuple[str, ...]
+    paddings: tuple[str, ...]
 
     def check(self, config, is_frozen):
         """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
@@ -103,7 +106,7 @@ class BackboneFamily(Protocol):
         """
 
 
-FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily()]
+FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
