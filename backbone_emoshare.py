@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
+from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
+from .whisper_emoshare import WhisperFamily
 
 
 class BackboneFamily(Protocol):
@@ -24,6 +26,7 @@ class BackboneFamily(Protocol):
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
         attention_projections: names, within a layer of the encoder, of its attention's linear layers.
+        paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
     """
 
     model_types: tuple[str, ...]
@@ -31,6 +34,7 @@ class BackboneFamily(Protocol):
     input_name: str
     optional_weights: tuple[str, ...]
     attention_projections: tuple[str, ...]
+    paddings: tuple[str, ...]
 
     def check(self, config, is_frozen):
         """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
@@ -104,7 +108,7 @@ class BackboneFamily(Protocol):
         """
 
 
-FAMILIES = [Wav2Vec2Family()]
+FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
