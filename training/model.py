@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ def build_model(arguments, labels):
         fields["backbone_layer"] = arguments.layer
         fields["freeze_backbone"] = arguments.finetune != "all"
         fields["finetuned_layers"], fields["lora_rank"] = arguments.finetune_last_layers, arguments.lora_rank
+        if arguments.lora_rank and find_spec("peft") is None:
+            raise ValueError("--lora_rank: needs PEFT, which is not installed: pip install peft")
         is_needed = run.push_backbone or arguments.tunes_backbone
         build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
         model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
