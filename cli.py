@@ -486,9 +486,9 @@ def _add_merge(commands):
     command = commands.add_parser(
         "merge",
         help="make a model that needs no PEFT of one with adapters",
-        description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the result. "
-        "It predicts the same but for rounding, and does not need PEFT. If the model was saved without its backbone, so "
-        "is the result.",
+        description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the model. "
+        "It predicts the same but for rounding, and does not need PEFT. A model that was saved without its backbone is "
+        "written without it again.",
         allow_abbrev=False,
     )
     command.add_argument("--model", required=True, help="Hub id ORG/NAME or folder of an EmoShare model")
