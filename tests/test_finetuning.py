@@ -366,8 +366,10 @@ def test_the_command_merges_a_model(adapted, tmp_path, capsys):
     assert "is the model itself" in capsys.readouterr().err
 
 
-def test_the_command_asks_for_peft_in_a_line(adapted, tmp_path, capsys, monkeypatch):
+def test_the_command_asks_for_peft_in_a_line(adapted, wav, tmp_path, capsys, monkeypatch):
     adapted.model.save_pretrained(tmp_path)
     adapted.extractor.save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert main(["predict", "clip.wav", "--model", str(tmp_path)]) == 2
+    assert main(["predict", str(wav), "--model", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"emoshare predict: error: cannot load {tmp_path}: lora_rank: ") and "pip install peft" in line
