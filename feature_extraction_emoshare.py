@@ -232,15 +232,15 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         access = {"revision": revision, **dict(zip(ACCESS, values, strict=True))}
         family = family_of(backbone_config)
         inputs = BACKBONE_INPUTS.get(family.feature_type)
+        what = "waveforms" if inputs is None else FEATURE_TYPES[family.feature_type][0]
         if _has_preprocessor_config(name_or_path, access):
             own = AutoFeatureExtractor.from_pretrained(name_or_path, **access)
         else:
-            what = "waveforms" if inputs is None else FEATURE_TYPES[family.feature_type][0]
+            how = "normalised to zero mean and unit variance" if inputs is None else "made"
             logger.warning(
-                f"{name_or_path} has no preprocessor config; {what} are normalised to zero mean and unit variance "
-                "and sampled at 16 kHz, as Transformers does by default"
+                f"{name_or_path} has no preprocessor config; {what} at 16 kHz are {how} as Transformers does by default"
             )
-            own = cls() if inputs is None else inputs.own_extractor()
+            own = cls() if inputs is None else inputs.own_extractor(backbone_config)
         frame_length, hop_length = family.frame_geometry(backbone_config)
         fields = {"frame_length": frame_length, "hop_length": hop_length}
         try:

@@ -13,12 +13,14 @@ class FilterBanks:
 
     Attributes:
         num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`.
-        own_extractor: class of a backbone's own feature extractor. Its defaults are those of a backbone without one.
     """
 
     num_mel_bins = 80
     frame_length, hop_length = WINDOW + HOP, 2 * HOP
-    own_extractor = SeamlessM4TFeatureExtractor
+
+    def own_extractor(self, backbone_config):
+        """What Transformers makes by default for a backbone whose repository has no preprocessor config."""
+        return SeamlessM4TFeatureExtractor()
 
     def fields(self, own, backbone_config):
         """
