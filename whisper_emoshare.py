@@ -116,9 +116,7 @@ def _own_extractor(num_mel_bins):
 
 
 class WholeWhisper(WhisperPreTrainedModel):
-    """A Whisper without its decoder, to load the encoder from the checkpoint of any model that holds one."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^(?!encoder\.)", r"^encoder\.layers\."]  # those of a cut encoder are fewer
+    """A Whisper without its decoder: the encoder has the name here that it has in the checkpoints of whole models."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -171,6 +169,8 @@ class WhisperFamily:
     def load(self, name_or_path, **kwargs):
         """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
         whisper, loading = WholeWhisper.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys"):
+            loading[kind] = {name.removeprefix("model.").removeprefix("encoder.") for name in loading[kind]}
         return whisper.encoder, loading
 
     def prepare(self, backbone, fast=True):
