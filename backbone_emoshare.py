@@ -1,6 +1,7 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
 import hashlib
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +9,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
@@ -108,7 +109,12 @@ class BackboneFamily(Protocol):
         """
 
 
+logger = logging.get_logger(__name__)
+
 FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
+# Makes Transformers leave repositories as they are whose weights are pickles. By default, it asks a service to convert
+# them, which gets the token of private ones, and downloads the weights a second time from the pull request.
+CONVERSION_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
@@ -174,7 +180,7 @@ def build_backbone(backbone_config):
     return backbone
 
 
-def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
+def load_backbone(name_or_path, backbone_config, revision=None, is_cut=False, **hub_arguments):
     """
     A pretrained backbone in float32, which holds every stored dtype without loss. It is not prepared yet.
 
@@ -182,21 +188,67 @@ def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments)
         name_or_path: Hub id or local folder.
         backbone_config: its config.
         revision: branch, tag or commit.
+        is_cut: whether the config leaves out layers of the checkpoint on purpose.
         hub_arguments: arguments of `from_pretrained` that say how to reach the Hub.
 
     Raises:
-        ValueError: if the checkpoint lacks weights, or is damaged.
+        ValueError: if the checkpoint lacks weights, has some of other shapes, or is damaged.
         OSError: if it cannot be fetched.
     """
     family = family_of(backbone_config)
-    with clear_errors_of_weights(name_or_path):
+    with clear_errors_of_weights(name_or_path), _of_encoder_alone():
         backbone, loading = family.load(
-            name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, **hub_arguments
+            name_or_path,
+            revision=revision,
+            config=backbone_config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            **hub_arguments,
+        )
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ValueError(
+            f"{name_or_path}: {len(mismatched)} backbone weights have other shapes than its config says: {name} "
+            f"is {tuple(stored)}; expected {tuple(expected)}"
         )
     missing = sorted(set(loading["missing_keys"]) - set(family.optional_weights))
     if missing:
         raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+    if not is_cut:
+        _warn_of_surplus(name_or_path, backbone, loading["unexpected_keys"])
     return backbone
+
+
+def _warn_of_surplus(name_or_path, backbone, names):
+    """Weights of a head around the encoder do not matter; more weights in the encoder than its config says do."""
+    names = [name.removeprefix(f"{backbone.base_model_prefix}.") for name in names]
+    own = sorted(name for name in names if name.split(".")[0] in backbone._modules)
+    if own:
+        logger.warning(
+            f"{name_or_path}: the checkpoint holds {len(own)} backbone weights for which its config has no place, and "
+            f"which are left out: {own[:5]}"
+        )
+
+
+@contextmanager
+def _of_encoder_alone():
+    """While it is open, Transformers reports no weights that are no encoder's, and starts no conversion of pickles."""
+    before, modeling = os.environ.get(CONVERSION_SWITCH), logging.get_logger("transformers.modeling_utils")
+    os.environ[CONVERSION_SWITCH] = "true"
+    modeling.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        modeling.removeFilter(_is_no_report)
+        if before is None:
+            del os.environ[CONVERSION_SWITCH]
+        else:
+            os.environ[CONVERSION_SWITCH] = before
+
+
+def _is_no_report(record):
+    return "LOAD REPORT" not in record.getMessage()
 
 
 @contextmanager

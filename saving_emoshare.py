@@ -90,7 +90,8 @@ def fetch_frozen(backbone, config, hub_arguments):
     if (Path(config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
         name = config.backbone_name_or_path = str((Path(config.name_or_path) / name).resolve())
     try:
-        fetched = load_backbone(name, copy.deepcopy(config.backbone_config), revision, **hub_arguments)
+        is_cut = config.backbone_num_layers is not None
+        fetched = load_backbone(name, copy.deepcopy(config.backbone_config), revision, is_cut, **hub_arguments)
     except OSError as error:
         raise OSError(
             f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import dropout, gelu
 from transformers import WhisperFeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from .encoder_layers_emoshare import EncoderLayers
 from .frames_emoshare import length_mask
@@ -115,15 +115,13 @@ def _own_extractor(num_mel_bins):
     return WhisperFeatureExtractor(feature_size=num_mel_bins)
 
 
-class WhisperBackbone(WhisperEncoder):
-    """Transformers' encoder, which also loads from checkpoints that hold more: a decoder, a classifier, more layers."""
+class WholeWhisper(WhisperPreTrainedModel):
+    """A Whisper without its decoder: the encoder has the name here that it has in the checkpoints of whole models."""
 
-    # Anchored, since a model takes over what its parts ignore, and must find what is left over in its own checkpoint.
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(model\.)?decoder\.",
-        r"^(proj_out|projector|classifier|layers)\.",
-        r"^layer_weights$",
-    ]
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = WhisperEncoder(config)
+        self.post_init()
 
 
 class WhisperFamily:
@@ -167,12 +165,14 @@ class WhisperFamily:
 
     def build(self, config):
         """A backbone with random weights."""
-        return WhisperBackbone(config)
+        return WhisperEncoder(config)
 
     def load(self, name_or_path, **kwargs):
         """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
-        names = {r"^(model\.)?encoder\.": ""}  # from those of a whole Whisper to those of its encoder
-        return WhisperBackbone.from_pretrained(name_or_path, key_mapping=names, output_loading_info=True, **kwargs)
+        whisper, loading = WholeWhisper.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys"):
+            loading[kind] = {name.removeprefix("model.").removeprefix("encoder.") for name in loading[kind]}
+        return whisper.encoder, loading
 
     def prepare(self, backbone, fast=True):
         """

@@ -372,4 +372,5 @@ def test_the_command_asks_for_peft_in_a_line(adapted, wav, tmp_path, capsys, mon
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(["predict", str(wav), "--model", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"emoshare predict: error: cannot load {tmp_path}: lora_rank: ") and "pip install peft" in line
+    assert line.startswith(f"emoshare predict: error: cannot load {tmp_path}: lora_rank: ")
+    assert "pip install peft" in line
