@@ -82,6 +82,12 @@ class BackboneFamily(Protocol):
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
 
+    def run_all_layers(self, backbone):
+        """
+        Changes a backbone in place so that in training, too, each of its layers runs, and no frame is masked: LayerDrop
+        and SpecAugment draw from generators that a training run cannot set.
+        """
+
     def layers(self, backbone, first, layer):
         """
         The modules of the encoder's layers between two hidden states, in their order: those that make the states of

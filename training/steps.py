@@ -150,7 +150,10 @@ class EncoderInTraining(PartInTraining):
     def __init__(self, model, dtype, learning_rate, optimization, selection):
         self.model = model
         self.dtype = dtype
-        module = model.backbone if model.upper_layers is None else model.upper_layers
+        module = model.upper_layers
+        if module is None:
+            module = model.backbone
+            model.family.run_all_layers(module)
         super().__init__(module, learning_rate, optimization, selection)
 
     @property

@@ -173,6 +173,10 @@ class HeadTrainer:
         steps = -(-len(self.loader) // self.run.gradient_accumulation_steps)
         self.progress = Progress(model, self.run, steps, self.dtype)
         self.encoder = self.progress.encoder
+        if self.run.gradient_checkpointing:
+            # Until Transformers 5.24, it has the older name alone, which warns from then on.
+            name = "activation_checkpointing_enable"
+            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         self._make_weights_equal_on_all_processes()
         fit_standardization(self.model, self.loader, accelerator, self.encoder)
 
