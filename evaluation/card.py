@@ -61,7 +61,7 @@ def model_card(
         first_label=labels[0],
         model_id=arguments.run.hub_model_id or arguments.run.output_dir,
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
-        needs=_needs(arguments, model.config, features),
+        needs=_needs(arguments, model.config),
         architecture=_architecture(model, features),
         selection=selection.result,
         limit_of_score=selection.limit,
@@ -162,7 +162,7 @@ def _tuning(config, features):
     return f"the features of {features}, whose {layers} {'were' if number > 1 else 'was'} trained with the heads"
 
 
-def _needs(arguments, config, features):
+def _needs(arguments, config):
     """What loading needs besides the usual packages; nothing if nothing."""
     needs = ""
     if config.lora_rank:
@@ -170,9 +170,9 @@ def _needs(arguments, config, features):
     if not (arguments.run.push_backbone or arguments.model.is_acoustic):
         tuned = " and adapters" if config.lora_rank else " and tuned layers" if config.finetuned_layers else ""
         needs += (
-            f"\nThis repository holds heads{tuned} alone. When the model is loaded, the rest of {features} is fetched "
-            "from where it came from, which must be within reach then, and checked to be what the heads were trained "
-            "on.\n"
+            f"\nThis repository holds heads{tuned} alone. When the model is loaded, the frozen part of its backbone is "
+            f"fetched from {_backbone_id(arguments.model) or 'the folder that it came from'}, which must be within "
+            "reach then, and is checked to be what the heads were trained on.\n"
         )
     return needs
 

@@ -176,5 +176,5 @@ def test_a_card_says_what_was_tuned(tuned, text):
 def test_a_card_says_what_is_fetched_when_the_model_is_loaded(tuned, text):
     backbone = "facebook/hubert-large-ll60k"
     card = card_of("compare2023", backbone, tuned=tuned, run={"push_backbone": False})
-    assert f"{text} When the model is loaded, the rest of {backbone} is fetched" in card.text
+    assert f"{text} When the model is loaded, the frozen part of its backbone is fetched from {backbone}, " in card.text
     assert text not in card_of("compare2023", backbone, tuned=tuned).text
