@@ -55,8 +55,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EmotionHead"]
     # Also with a backbone in bfloat16, where shares near 0.5 would be 0.004 apart, which costs rank correlation.
-    # Adapters add little to what a layer makes, and are trained in small steps.
-    _keep_in_fp32_modules_strict = ["heads", "lora_A", "lora_B"]
+    _keep_in_fp32_modules_strict = ["heads"]
     # Of the backbone, which checks what it supports: the heads compute their attention themselves.
     _supports_sdpa = True
     _supports_flash_attn = True
