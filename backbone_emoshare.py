@@ -1,16 +1,19 @@
 """Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
 
 import hashlib
-import re
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
+from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
+from .whisper_emoshare import WhisperFamily
 
 
 class BackboneFamily(Protocol):
@@ -23,12 +26,16 @@ class BackboneFamily(Protocol):
         feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
+        attention_projections: names, within a layer of the encoder, of its attention's linear layers.
+        paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
     """
 
     model_types: tuple[str, ...]
     feature_type: str
     input_name: str
     optional_weights: tuple[str, ...]
+    attention_projections: tuple[str, ...]
+    paddings: tuple[str, ...]
 
     def check(self, config, is_frozen):
         """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
@@ -75,8 +82,45 @@ class BackboneFamily(Protocol):
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
 
+    def run_all_layers(self, backbone):
+        """
+        Changes a backbone in place so that in training, too, each of its layers runs, and no frame is masked: LayerDrop
+        and SpecAugment draw from generators that a training run cannot set.
+        """
 
-FAMILIES = [Wav2Vec2Family()]
+    def layers(self, backbone, first, layer):
+        """
+        The modules of the encoder's layers between two hidden states, in their order: those that make the states of
+        `layer`, as in `hidden_states`, of those of `first`, a number from 0. A norm after the last one is none of them.
+        """
+
+    def upper_states(self, backbone, hidden_states, lengths, first, layer):
+        """
+        Runs the modules of `layers`, so that layers which are trained need not wait for those below: what this returns,
+        and its gradients, are those of a pass through the whole encoder without dropout below. In training mode, the
+        modules' own dropout is as they have it, layers are never left out (LayerDrop), and gradients are checkpointed
+        where Transformers has been asked to.
+
+        Args:
+            backbone: after `prepare`.
+            hidden_states: (batch, frames, width), what `hidden_states` returned of the layer `first`; past a clip's
+                last frame it is arbitrary, and finite.
+            lengths: (batch,) int64, each clip's number of frames.
+            first: a number from 0.
+            layer: -1 or k >= `first`, as in `hidden_states`.
+
+        Returns:
+            (batch, frames, width), arbitrary past a clip's last frame: what `hidden_states` returns of `layer`. A clip
+            has the same states and gradients alone and in any batch.
+        """
+
+
+logger = logging.get_logger(__name__)
+
+FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
+# Makes Transformers leave repositories as they are whose weights are pickles. By default, it asks a service to convert
+# them, which gets the token of private ones, and downloads the weights a second time from the pull request.
+CONVERSION_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
@@ -111,6 +155,19 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     return extract_commit_hash(config_file, None) or revision
 
 
+def source_of_backbone(name_or_path, revision=None, **hub_arguments):
+    """
+    The fields of `EmoShareConfig` that say which pretrained backbone a model has, as a dict; arguments and errors as of
+    `load_backbone` and `commit_of`.
+    """
+    revision = commit_of(name_or_path, revision, **hub_arguments)
+    return {
+        "backbone_config": AutoConfig.from_pretrained(name_or_path, revision=revision, **hub_arguments),
+        "backbone_name_or_path": str(name_or_path),
+        "backbone_revision": revision,
+    }
+
+
 def build_backbone(backbone_config):
     """
     A backbone with random weights, prepared.
@@ -129,7 +186,7 @@ def build_backbone(backbone_config):
     return backbone
 
 
-def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments):
+def load_backbone(name_or_path, backbone_config, revision=None, is_cut=False, **hub_arguments):
     """
     A pretrained backbone in float32, which holds every stored dtype without loss. It is not prepared yet.
 
@@ -137,21 +194,67 @@ def load_backbone(name_or_path, backbone_config, revision=None, **hub_arguments)
         name_or_path: Hub id or local folder.
         backbone_config: its config.
         revision: branch, tag or commit.
+        is_cut: whether the config leaves out layers of the checkpoint on purpose.
         hub_arguments: arguments of `from_pretrained` that say how to reach the Hub.
 
     Raises:
-        ValueError: if the checkpoint lacks weights, or is damaged.
+        ValueError: if the checkpoint lacks weights, has some of other shapes, or is damaged.
         OSError: if it cannot be fetched.
     """
     family = family_of(backbone_config)
-    with clear_errors_of_weights(name_or_path):
+    with clear_errors_of_weights(name_or_path), _of_encoder_alone():
         backbone, loading = family.load(
-            name_or_path, revision=revision, config=backbone_config, dtype=torch.float32, **hub_arguments
+            name_or_path,
+            revision=revision,
+            config=backbone_config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            **hub_arguments,
+        )
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ValueError(
+            f"{name_or_path}: {len(mismatched)} backbone weights have other shapes than its config says: {name} "
+            f"is {tuple(stored)}; expected {tuple(expected)}"
         )
     missing = sorted(set(loading["missing_keys"]) - set(family.optional_weights))
     if missing:
         raise ValueError(f"{name_or_path}: the checkpoint lacks {len(missing)} backbone weights: {missing[:5]}")
+    if not is_cut:
+        _warn_of_surplus(name_or_path, backbone, loading["unexpected_keys"])
     return backbone
+
+
+def _warn_of_surplus(name_or_path, backbone, names):
+    """Weights of a head around the encoder do not matter; more weights in the encoder than its config says do."""
+    names = [name.removeprefix(f"{backbone.base_model_prefix}.") for name in names]
+    own = sorted(name for name in names if name.split(".")[0] in backbone._modules)
+    if own:
+        logger.warning(
+            f"{name_or_path}: the checkpoint holds {len(own)} backbone weights for which its config has no place, and "
+            f"which are left out: {own[:5]}"
+        )
+
+
+@contextmanager
+def _of_encoder_alone():
+    """While it is open, Transformers reports no weights that are no encoder's, and starts no conversion of pickles."""
+    before, modeling = os.environ.get(CONVERSION_SWITCH), logging.get_logger("transformers.modeling_utils")
+    os.environ[CONVERSION_SWITCH] = "true"
+    modeling.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        modeling.removeFilter(_is_no_report)
+        if before is None:
+            del os.environ[CONVERSION_SWITCH]
+        else:
+            os.environ[CONVERSION_SWITCH] = before
+
+
+def _is_no_report(record):
+    return "LOAD REPORT" not in record.getMessage()
 
 
 @contextmanager
@@ -184,35 +287,12 @@ def _is_lfs_pointer(path):
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def check_is_pretrained(backbone, config):
-    """
-    Raises:
-        ValueError: if a model's backbone is not, or cannot be known to be, the one that its config says where to fetch.
-    """
-    if config.backbone_hash is None:
-        raise ValueError(
-            "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could not "
-            "be fetched again; save it with the heads"
-        )
-    name = config.backbone_name_or_path
-    if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-        raise ValueError(
-            f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
-            "config.backbone_name_or_path to it, or save the backbone with the heads"
-        )
-    if weights_hash(backbone) != config.backbone_hash:
-        raise ValueError(
-            f"include_backbone=False: the backbone's weights are not those of {name} any more: they were changed, or "
-            "the model was loaded in 16 bits; save them with the heads, or load the model in float32"
-        )
-
-
-def weights_hash(backbone):
-    """SHA-256 of a backbone's weights as float32, in the order of their names."""
-    optional_weights = family_of(backbone.config).optional_weights
+def weights_hash(backbone, tuned=()):
+    """SHA-256 of a backbone's weights as float32, in the order of their names, without the `tuned` ones."""
+    left_out = {*family_of(backbone.config).optional_weights, *tuned}
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
-        if name not in optional_weights:
+        if name not in left_out:
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()

@@ -17,7 +17,9 @@ from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known
 from .descriptors_emoshare import descriptors
 from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
+from .filter_banks_emoshare import FilterBanks
 from .repository_emoshare import ACCESS, PushToHub
+from .whisper_emoshare import WhisperLogMels
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
@@ -30,6 +32,8 @@ ACOUSTIC_MAX_HZ = 8000.0
 LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
 VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
 MIN_FRAMES = 2
+# Feature types of backbones that do not take waveforms: what makes them, by settings of the backbone's own extractor.
+BACKBONE_INPUTS = {"filter_banks": FilterBanks(), "whisper_log_mels": WhisperLogMels()}
 # What stands in saved preprocessor configs besides the arguments of the feature extractor.
 SAVED_FIELDS = {
     "auto_map",
@@ -52,14 +56,18 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             25 ms windows every 10 ms, as `input_features`, (batch, frames, 40). `"mfcc"`: 40 cepstral coefficients of
             the same bands. `"descriptors"`: the first 14 of them and 16 low-level descriptors of spectrum and voice, as
             `descriptors_emoshare.DESCRIPTORS` names them, (batch, frames, 30), of clips at zero mean and unit variance
-            (`do_normalize=True`, `floor="relative"`).
+            (`do_normalize=True`, `floor="relative"`). `"filter_banks"`: what w2v-BERT 2.0 takes, (batch, frames, 160):
+            80 bands in 25 ms windows every 10 ms, two windows to a frame, each band normalised over the clip.
+            `"whisper_log_mels"`: what Whisper takes, (batch, log-mels, 80 or 128): 25 ms windows every 10 ms, with four
+            of the silence after the clip; the encoder makes a frame of two.
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether each clip is normalised to zero mean and unit variance, over its samples or over its log-mel map, so
             that its recording level does not matter. For a backbone, as its own preprocessor config says.
         chunk_length_s (`float`, *optional*, defaults to 8.0):
-            Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips.
+            Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips. Whisper hears 30 s at
+            most.
         frame_length (`int`, *optional*):
             Samples that one frame sees. Defaults to 400 (25 ms), which pretrained backbones have as well.
         hop_length (`int`, *optional*):
@@ -74,7 +82,10 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             the mel energies before the logarithm, so that a clip far below -30 dBFS has other features than a louder
             copy of it. Transformers' `Wav2Vec2FeatureExtractor` does so, and models of earlier versions were trained
             with it: a saved preprocessor config without this field means `"absolute"`. Without effect if
-            `do_normalize` is `False`: the level then matters.
+            `do_normalize` is `False`: the level then matters. `"filter_banks"` and `"whisper_log_mels"` are
+            Transformers' own, and know neither: their floor is felt by digital silence alone.
+        num_mel_bins (`int`, *optional*):
+            Bands of `"filter_banks"` and `"whisper_log_mels"`, 80 if not given; no other feature type has this field.
 
     Raises:
         ValueError: on an unknown field or an illegal value, or windows that could not be cut into two of `min_frames`;
@@ -94,6 +105,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         min_frames=MIN_FRAMES,
         padding_value=0.0,
         floor="relative",
+        num_mel_bins=None,
         **kwargs,
     ):
         check_choice("feature_type", feature_type, FEATURE_TYPES)
@@ -110,11 +122,16 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         _check_type(self, bool, "True or False", "do_normalize")
         _check_type(self, Real, "a number", "chunk_length_s", "padding_value")
         _check_type(self, Integral, "a whole number, 1 or more", "sampling_rate")
+        default_length = round(ACOUSTIC_WINDOW_S * sampling_rate)
         default_hop = 320 if is_waveform else round(ACOUSTIC_HOP_S * sampling_rate)
-        self.frame_length = round(ACOUSTIC_WINDOW_S * sampling_rate) if frame_length is None else frame_length
+        inputs = BACKBONE_INPUTS.get(feature_type)
+        if inputs is not None:
+            default_length, default_hop = inputs.frame_length, inputs.hop_length
+        self.frame_length = default_length if frame_length is None else frame_length
         self.hop_length = default_hop if hop_length is None else hop_length
         self.min_frames = min_frames
         _check_type(self, Integral, "a whole number, 1 or more", "frame_length", "hop_length", "min_frames")
+        self._set_bands(inputs, num_mel_bins)
         self._check_windows()
         self._check_level()
 
@@ -127,6 +144,15 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
     def from_json_file(cls, json_file):
         """As `from_dict`, of the content of a file."""
         return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
+
+    def _set_bands(self, inputs, num_mel_bins):
+        """The field `num_mel_bins`, which extractors of other feature types do not have, and the width it leads to."""
+        if inputs is not None:
+            self.num_mel_bins = inputs.num_mel_bins if num_mel_bins is None else num_mel_bins
+            _check_type(self, Integral, "a whole number, 1 or more", "num_mel_bins")
+            self.feature_size = inputs.width(self)
+        elif num_mel_bins is not None:
+            raise ValueError(f"num_mel_bins: got {num_mel_bins!r}, which feature_type={self.feature_type!r} has not")
 
     def _check_windows(self):
         # Twice the least, because the last cut may move back by that much.
@@ -157,6 +183,11 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
     def max_window_samples(self):
         """Samples of the longest window."""
         return round(self.chunk_length_s * self.sampling_rate)
+
+    @property
+    def first_center(self):
+        """Samples from the beginning of a clip to the middle of its first frame; Whisper's frames begin before it."""
+        return 0 if self.feature_type == "whisper_log_mels" else self.frame_length / 2
 
     def samples_of(self, frames):
         """The least number of samples that make this many frames."""
@@ -208,24 +239,29 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         """
         values = (token, cache_dir, local_files_only, force_download)
         access = {"revision": revision, **dict(zip(ACCESS, values, strict=True))}
+        family = family_of(backbone_config)
+        inputs = BACKBONE_INPUTS.get(family.feature_type)
+        what = "waveforms" if inputs is None else FEATURE_TYPES[family.feature_type][0]
         if _has_preprocessor_config(name_or_path, access):
             own = AutoFeatureExtractor.from_pretrained(name_or_path, **access)
         else:
+            how = "normalised to zero mean and unit variance" if inputs is None else "made"
             logger.warning(
-                f"{name_or_path} has no preprocessor config; waveforms are normalised to zero mean and unit variance "
-                "and sampled at 16 kHz, as Transformers does by default"
+                f"{name_or_path} has no preprocessor config; {what} at 16 kHz are {how} as Transformers does by default"
             )
-            own = cls()
-        family = family_of(backbone_config)
+            own = cls() if inputs is None else inputs.own_extractor(backbone_config)
         frame_length, hop_length = family.frame_geometry(backbone_config)
-        return cls(
-            feature_type=family.feature_type,
-            sampling_rate=own.sampling_rate,
-            do_normalize=own.do_normalize,
-            frame_length=frame_length,
-            hop_length=hop_length,
-            **kwargs,
-        )
+        fields = {"frame_length": frame_length, "hop_length": hop_length}
+        try:
+            fields |= {"do_normalize": own.do_normalize} if inputs is None else inputs.fields(own, backbone_config)
+        except AttributeError as error:
+            raise ValueError(
+                f"{name_or_path}: its preprocessor config is of a {type(own).__name__}, which has no {error.name}; "
+                f"{what} are not made by it"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{name_or_path}: {error}") from error
+        return cls(feature_type=family.feature_type, sampling_rate=own.sampling_rate, **fields, **kwargs)
 
     def windows(self, num_samples):
         """
@@ -258,7 +294,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 normalised before they are padded.
 
         Returns:
-            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, 40 or 30), float32,
+            `BatchFeature` with `input_values` (batch, samples) or `input_features` (batch, frames, width), float32,
             and `attention_mask` (batch, samples or frames), int32.
 
         Raises:
@@ -324,6 +360,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         return waveform
 
     def _features(self, waveform):
+        if self.feature_type in BACKBONE_INPUTS:
+            return BACKBONE_INPUTS[self.feature_type].features(waveform, self)
         is_relative = self.do_normalize and self.floor == "relative"
         if is_relative:
             waveform = _at_unit_variance(waveform)

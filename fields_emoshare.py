@@ -30,6 +30,7 @@ CHOICES = {
 }
 # Of the fields that flags of the same name give as well.
 DEFAULTS = {
+    "backbone_padding": None,
     "architecture": "cnn_lstm_attention",
     "conv_channels": (768, 384, 192),
     "pool_size": 2,
@@ -52,5 +53,7 @@ FEATURE_TYPES = {
     "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
     "mfcc": ("MFCC", ACOUSTIC_BANDS),
     "descriptors": ("MFCC and low-level descriptors", 30),
+    "filter_banks": ("filter banks", 160),
+    "whisper_log_mels": ("log-mels", 80),
 }
-ACOUSTIC_FEATURES = tuple(name for name in FEATURE_TYPES if name != "waveform")
+ACOUSTIC_FEATURES = ("mel", "mfcc", "descriptors")

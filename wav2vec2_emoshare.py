@@ -5,25 +5,18 @@ Convolutions over the waveform, a positional convolution and Transformer layers.
 padding reaches a clip's frames in several ways; here a clip has the same frames alone and in any batch.
 """
 
-import copy
-from contextvars import ContextVar
-from functools import cache
-from itertools import islice
 from types import MethodType
 
-import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
+from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
 from .frames_emoshare import length_mask
 from .wav2vec2_convolutions_emoshare import FrontEnd, clip_samples, positional_convolution
 
 logger = logging.get_logger(__name__)
-
-# Layers of the encoder that are being run; None for all. As `clip_samples`, it reaches modules deep inside a model of
-# Transformers, whose `forward` has no argument for it.
-_num_layers = ContextVar("num_layers", default=None)
 
 
 class Wav2Vec2Family:
@@ -34,6 +27,8 @@ class Wav2Vec2Family:
     input_name = "input_values"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    attention_projections = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj")
+    paddings = ()
 
     def check(self, config, is_frozen):
         """Raises ValueError for a backbone config that would not be exact in a batch."""
@@ -98,8 +93,12 @@ class Wav2Vec2Family:
         - Layers of the encoder above the highest one that is asked for are not run.
         - On a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
 
-        All of it takes effect in `hidden_states`, which knows the length of each clip.
+        All of it takes effect in `hidden_states`, which knows the length of each clip. Besides, the attention of a
+        WavLM calls its linear layers where these are more than that, as those with adapters are.
         """
+        if backbone.config.model_type == "wavlm":
+            for layer in backbone.encoder.layers:
+                layer.attention.torch_multi_head_self_attention = MethodType(_wavlm_attention, layer.attention)
         backbone.feature_extractor = FrontEnd(backbone.feature_extractor, fast)
         for module in backbone.encoder.pos_conv_embed.modules():
             if isinstance(module, nn.Conv1d):
@@ -111,16 +110,7 @@ class Wav2Vec2Family:
 
     def cut(self, backbone, layer):
         """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
-        layers = list(backbone.encoder.layers.children())
-        kept = _layers_to_run([layer]) if isinstance(layer, int) else None
-        if kept is None or kept >= len(layers):
-            return backbone
-        view, encoder = copy.copy(backbone), copy.copy(backbone.encoder)
-        view._modules = {**backbone._modules, "encoder": encoder}
-        encoder._modules = {**encoder._modules, "layers": type(encoder.layers)(layers[:kept])}
-        view.config = encoder.config = copy.copy(backbone.config)
-        view.config.num_hidden_layers = kept
-        return view
+        return cut_encoder(backbone, layer)
 
     def hidden_states(self, backbone, input_values, lengths, layers):
         """
@@ -139,113 +129,90 @@ class Wav2Vec2Family:
             backbone.encoder.layers.pack_linears(backbone.dtype, input_values.device)
         is_padded = bool((lengths != input_values.shape[1]).any())
         token = clip_samples.set(lengths if is_padded else None)
-        num_layers = _num_layers.set(_layers_to_run(layers))
         try:
-            outputs = backbone(
-                input_values,
-                attention_mask=length_mask(lengths, input_values.shape[1]).long() if is_padded else None,
-                output_hidden_states=any(layer != -1 for layer in layers),
-                return_dict=True,
-            )
+            with running(layers):
+                outputs = backbone(
+                    input_values,
+                    attention_mask=length_mask(lengths, input_values.shape[1]).long() if is_padded else None,
+                    output_hidden_states=any(layer != -1 for layer in layers),
+                    return_dict=True,
+                )
         finally:
             clip_samples.reset(token)
-            _num_layers.reset(num_layers)
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
 
+    def run_all_layers(self, backbone):
+        """Switches LayerDrop and SpecAugment off, in place."""
+        backbone.config.layerdrop = 0.0
+        backbone.config.apply_spec_augment = False
 
-def _layers_to_run(layers):
-    """How many, for these hidden states; `None` is all."""
-    # One at least: Transformers records hidden_states[0] as the first layer's input.
-    return None if -1 in layers else max(1, *layers)
+    def layers(self, backbone, first, layer):
+        """The modules of the encoder's layers that `upper_states` runs, in their order."""
+        return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]
 
-
-class EncoderLayers(nn.ModuleList):
-    """
-    The encoder's layers; iterating over them gives only those that are needed. Transformers' encoders iterate over
-    their layers, and have no argument for how many.
-    """
-
-    has_packed_linears = False
-
-    def __iter__(self):
-        return islice(super().__iter__(), _num_layers.get())
-
-    def pack_linears(self, dtype, device):
+    def upper_states(self, backbone, hidden_states, lengths, first, layer):
         """
-        Makes the linear layers `PackedLinear`s, in place, once they run in a dtype and on a device where that helps.
-        Until then, tools which look for `nn.Linear` itself find them, as dynamic quantisation does.
+        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
+
+        Args:
+            backbone: after `prepare`.
+            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
+                as long as it is finite.
+            lengths: (batch,) int64, each clip's number of frames.
+            first: the number of a hidden state, 0 or more.
+            layer: -1 or k >= `first`, as for `hidden_states`.
+
+        Returns:
+            (batch, frames, width), arbitrary past a clip's last frame.
         """
-        is_useful = dtype == torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_useful and _has_packed_linear() and not self.has_packed_linears:
-            for module in self.modules():
-                if type(module) is nn.Linear:
-                    module.__class__ = PackedLinear
-            self.has_packed_linears = True
+        mask = None
+        if bool((lengths != hidden_states.shape[1]).any()):
+            mask = length_mask(lengths, hidden_states.shape[1])
+        layers = self.layers(backbone, first, layer)
+        if backbone.config.model_type == "wavlm":
+            states = _through_wavlm(layers, hidden_states, mask, backbone.encoder)
+        else:
+            states, mask = hidden_states, create_bidirectional_mask(backbone.config, hidden_states, mask)
+            for module in layers:
+                states = module(states, attention_mask=mask)
+        has_last_norm = layer == -1 and getattr(backbone.config, "do_stable_layer_norm", False)
+        return backbone.encoder.layer_norm(states) if has_last_norm else states
 
 
-class PackedLinear(nn.Linear):
+def _through_wavlm(layers, states, mask, encoder):
+    """(batch, frames, width) and (batch, frames) bool or `None` -> (batch, frames, width)"""
+    # The first layer of the encoder has the embedding of relative positions, whose biases all layers take.
+    attention = next(encoder.layers.children()).attention
+    frames = states.shape[1]
+    bias = attention.compute_bias(frames, frames).repeat(len(states), 1, 1)  # (batch * attention heads, frames, frames)
+    for layer in layers:
+        states, bias = layer(states, attention_mask=mask, position_bias=bias)
+    return states
+
+
+def _wavlm_attention(self, hidden_states, attention_mask, gated_position_bias):
     """
-    A linear layer of the encoder. On a CPU, `nn.Linear` rearranges its bfloat16 weights for the processor's matrix unit
-    at every call; this one does it once, as long as the weights are frozen and unchanged, with the operators that
-    `torch.compile` uses for it. It keeps a second copy of them in memory.
+    In place of the method of `WavLMAttention` that reads the weights of its linear layers instead of calling them: what
+    adapters add would be left out, without a word.
 
-    PyTorch counts the changes of a tensor, but not those through `weight.data`. These are found by comparing weights of
-    every row and column; one that changes a single weight can remain unseen, so write in `torch.no_grad()` instead.
+    Args:
+        hidden_states: (batch, frames, width).
+        attention_mask: (batch, frames), 1 on a clip's own frames; `None` is all ones.
+        gated_position_bias: (batch * attention heads, frames, frames).
+
+    Returns:
+        (batch, frames, width), and the attention weights or `None`.
     """
-
-    _packed = None
-    # The weights that were packed, their version, and some of their values. Holding the weights keeps others from
-    # taking their address.
-    _packed_from, _packed_version, _packed_sample = None, None, None
-
-    def forward(self, rows):
-        """(..., width in) -> (..., width out)"""
-        if not self._runs_packed(rows):
-            return super().forward(rows)
-        sample = self._sample()
-        if self._packed is None or self._has_new_weight(sample):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self._packed_from, self._packed_version = self.weight.detach(), self.weight._version
-            self._packed_sample = sample
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "none")
-
-    def _runs_packed(self, rows):
-        return (
-            not torch.compiler.is_compiling()  # which packs by itself
-            and rows.device.type == self.weight.device.type == "cpu"
-            and rows.dtype == self.weight.dtype == torch.bfloat16
-            and not (torch.is_grad_enabled() and rows.requires_grad)
-            # Weights that are trained change, and inference tensors do not count their changes.
-            and not (self.weight.requires_grad or self.weight.is_inference())
-            and _has_packed_linear()
-        )
-
-    def _has_new_weight(self, sample):
-        return (
-            self._packed_from.data_ptr() != self.weight.data_ptr()
-            or self._packed_version != self.weight._version
-            or not torch.equal(self._packed_sample, sample)
-        )
-
-    def _sample(self):
-        """The weights on the diagonals, which cross every row and column."""
-        return self.weight.detach().take(_diagonals(*self.weight.shape))
-
-    def __getstate__(self):
-        """Copies do not share the packed weights; they pack their own."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None, "_packed_sample": None}
-
-
-@cache
-def _diagonals(rows, columns):
-    """Positions in a flattened (rows, columns) matrix, int64."""
-    index = torch.arange(max(rows, columns))
-    return index % rows * columns + index % columns
-
-
-@cache
-def _has_packed_linear():
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if isinstance(self.q_proj, nn.Linear):
+        return type(self).torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias)
+    projections = (self.q_proj, self.k_proj, self.v_proj)
+    of_heads = [project(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in projections]
+    bias = gated_position_bias.unflatten(0, (-1, self.num_heads)).to(of_heads[0].dtype)
+    if attention_mask is not None:
+        bias = bias.masked_fill(attention_mask[:, None, None] != 1, float("-inf"))
+    dropout = self.dropout if self.training else 0.0
+    attended = nn.functional.scaled_dot_product_attention(*of_heads, attn_mask=bias, dropout_p=dropout)
+    return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
 class _ZeroPadding:

@@ -98,27 +98,33 @@ def test_every_loss(loss, gpu):
         ("wavlm", {}),
         ("hubert", {"conv_pos_batch_norm": True}),
         ("data2vec-audio", {}),
+        ("wav2vec2-bert", {}),
+        ("wav2vec2-bert", {"position_embeddings_type": "relative"}),
+        ("wav2vec2-bert", {"position_embeddings_type": "rotary"}),
+        ("whisper", {"backbone_padding": "30s"}),
+        ("whisper", {"backbone_padding": "clip"}),
     ],
 )
 def test_every_backbone_gives_a_batch_the_shares_of_the_cpu(model_type, fields):
     config = {"backbone_layer": "weighted", "separate_heads": False, "id2label": LABELS}
     on_cpu = small_model(backbone_config=backbone_config(model_type, **fields), **config)
-    waveforms = torch.randn(2, 4000)
-    mask = torch.arange(4000) < torch.tensor([4000, 3000])[:, None]
+    name, size = on_cpu.main_input_name, 4000 if on_cpu.main_input_name == "input_values" else 12
+    inputs = torch.randn(2, size, *{"whisper": [80], "wav2vec2-bert": [160]}.get(model_type, []))
+    mask = torch.arange(size) < torch.tensor([size, 3 * size // 4])[:, None]
     with torch.inference_mode():
-        expected = on_cpu(waveforms, attention_mask=mask).logits.numpy()
+        expected = on_cpu(**{name: inputs}, attention_mask=mask).logits.numpy()
     with fake_cuda():
         model = model_on_gpu(backbone_config=backbone_config(model_type, **fields), **config)
         model.load_state_dict(on_cpu.state_dict())
-        waveforms, mask = waveforms.to(CUDA), mask.to(CUDA)
+        inputs, mask = inputs.to(CUDA), mask.to(CUDA)
         with torch.inference_mode():
-            output = model(waveforms, attention_mask=mask, output_hidden_states=True)
+            output = model(**{name: inputs}, attention_mask=mask, output_hidden_states=True)
             assert is_on_gpu(output.logits, *output.hidden_states)
             np.testing.assert_allclose(output.logits.cpu().numpy(), expected, atol=1e-5)
-            alone = model(waveforms[:1])  # without padding
+            alone = model(**{name: inputs[:1]})  # without padding
             np.testing.assert_allclose(alone.logits.cpu().numpy(), expected[:1], atol=1e-5)
             convert(model.backbone, torch.bfloat16)
-            rounded = model(waveforms, attention_mask=mask)
+            rounded = model(**{name: inputs}, attention_mask=mask)
             np.testing.assert_allclose(rounded.logits.cpu().numpy(), expected, atol=2e-2)
 
 

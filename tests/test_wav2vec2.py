@@ -17,10 +17,11 @@ from transformers import AutoModel
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel, EmotionSharePipeline
 from emoshare.dataset_script import load_corpus
+from emoshare.encoder_layers_emoshare import EncoderLayers, PackedLinear
 from emoshare.frames_emoshare import length_mask
 from emoshare.training import features as training_features
 from emoshare.wav2vec2_convolutions_emoshare import FrontEnd, GroupNormConvLayer, in_groups_of_64, with_group_norm
-from emoshare.wav2vec2_emoshare import EncoderLayers, PackedLinear, Wav2Vec2Family
+from emoshare.wav2vec2_emoshare import Wav2Vec2Family
 
 FAMILY = Wav2Vec2Family()
 

@@ -1,0 +1,84 @@
+"""The filter banks that w2v-BERT 2.0 takes: Kaldi's, as Transformers' `SeamlessM4TFeatureExtractor` makes them."""
+
+from functools import lru_cache
+
+from transformers import SeamlessM4TFeatureExtractor
+
+WINDOW, HOP = 400, 160  # samples that a window of Kaldi's has, and from one to the next
+
+
+class FilterBanks:
+    """
+    One of `feature_extraction_emoshare.BACKBONE_INPUTS`: log-mels, of which `stride` consecutive windows are one frame.
+
+    Attributes:
+        num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`.
+    """
+
+    num_mel_bins = 80
+    frame_length, hop_length = WINDOW + HOP, 2 * HOP
+
+    def own_extractor(self, backbone_config):
+        """What Transformers makes by default for a backbone whose repository has no preprocessor config."""
+        return SeamlessM4TFeatureExtractor()
+
+    def fields(self, own, backbone_config):
+        """
+        Args:
+            own: the backbone's own feature extractor.
+            backbone_config: its config.
+
+        Returns:
+            `dict`: fields of the `EmoShareFeatureExtractor` that makes the same.
+
+        Raises:
+            ValueError: if the backbone takes frames of another width.
+        """
+        width, expected = own.num_mel_bins * own.stride, backbone_config.feature_projection_input_dim
+        if width != expected:
+            raise ValueError(
+                f"its preprocessor config makes frames of {own.stride} x {own.num_mel_bins} values, but its config has "
+                f"feature_projection_input_dim={expected}"
+            )
+        frame_length, hop_length = WINDOW + (own.stride - 1) * HOP, own.stride * HOP
+        return {"num_mel_bins": own.num_mel_bins, "frame_length": frame_length, "hop_length": hop_length}
+
+    def width(self, extractor):
+        """
+        Of the frames that an `EmoShareFeatureExtractor` makes.
+
+        Raises:
+            ValueError: if its frames are no whole number of windows.
+        """
+        stride, length = extractor.hop_length // HOP, extractor.frame_length
+        if extractor.hop_length % HOP or length != WINDOW + (stride - 1) * HOP:
+            raise ValueError(
+                f"frame_length: got {length} with hop_length {extractor.hop_length}; expected n windows of {WINDOW} "
+                f"samples every {HOP}, and a hop_length of n times {HOP}"
+            )
+        return stride * extractor.num_mel_bins
+
+    def features(self, waveform, extractor):
+        """
+        Only whole windows and whole frames are taken, so that no frame sees anything outside the clip.
+
+        Args:
+            waveform: (samples,) float32.
+            extractor: `EmoShareFeatureExtractor`, whose fields say how.
+
+        Returns:
+            (frames, width) float32.
+        """
+        made = _own_extractor(extractor.sampling_rate, extractor.num_mel_bins, extractor.hop_length // HOP)(
+            waveform,
+            sampling_rate=extractor.sampling_rate,
+            do_normalize_per_mel_bins=extractor.do_normalize,
+            pad_to_multiple_of=None,
+            return_tensors="np",
+        )
+        return made["input_features"][0]
+
+
+@lru_cache
+def _own_extractor(sampling_rate, num_mel_bins, stride):
+    return SeamlessM4TFeatureExtractor(num_mel_bins, sampling_rate, num_mel_bins, stride=stride)
