@@ -157,7 +157,10 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         name, revision = self.config.backbone_name_or_path, self.config.backbone_revision
         if (Path(self.config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
             name = self.config.backbone_name_or_path = str((Path(self.config.name_or_path) / name).resolve())
-        backbone_config, is_cut = copy.deepcopy(self.config.backbone_config), self.config.backbone_num_layers is not None
+        backbone_config, is_cut = (
+            copy.deepcopy(self.config.backbone_config),
+            self.config.backbone_num_layers is not None,
+        )
         try:
             backbone = load_backbone(name, backbone_config, revision, is_cut, **hub_arguments)
         except OSError as error:
