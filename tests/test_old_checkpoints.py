@@ -282,6 +282,6 @@ def test_by_id_a_pickle_is_fetched_once_and_nobody_is_asked_to_convert_it(tmp_pa
     weights = torch.load(tmp_path / "weights", weights_only=True)
     for name, weight in source.wav2vec2.state_dict().items():
         assert torch.equal(weights[name], weight)
-    pickles = [path for method, path in hub.requests if path.endswith("pytorch_model.bin") and method == "GET"]
-    assert len(pickles) <= 1
-    assert not any("discussions" in path for _, path in hub.requests)
+    fetched = [path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+    assert fetched == ["config.json", "pytorch_model.bin"]
+    assert not any(path.startswith("/api/models/") for _, path in hub.requests)  # where conversions begin
