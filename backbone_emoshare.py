@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, lo
 
 from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
 from .wav2vec2_emoshare import Wav2Vec2Family
+from .whisper_emoshare import WhisperFamily
 
 
 class BackboneFamily(Protocol):
@@ -25,12 +26,14 @@ class BackboneFamily(Protocol):
         feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
+        paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
     """
 
     model_types: tuple[str, ...]
     feature_type: str
     input_name: str
     optional_weights: tuple[str, ...]
+    paddings: tuple[str, ...]
 
     def check(self, config, is_frozen):
         """Raises ValueError, beginning with "backbone_config:", if frame features would not be exact in a batch."""
@@ -106,7 +109,7 @@ class BackboneFamily(Protocol):
 
 logger = logging.get_logger(__name__)
 
-FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily()]
+FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
 # Makes Transformers leave repositories as they are whose weights are pickles. By default, it asks a service to convert
 # them, which gets the token of private ones, and downloads the weights a second time from the pull request.
 CONVERSION_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"

@@ -51,8 +51,9 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Config of a Transformers audio encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio or UniSpeech-SAT. With
-            `None` the model has no backbone, and takes acoustic features (such as log-mels) as `input_features`.
+            Config of a Transformers audio encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, UniSpeech-SAT, w2v-BERT
+            2.0 or Whisper (its encoder). With `None` the model has no backbone, and takes acoustic features (such as
+            log-mels) as `input_features`.
         backbone_name_or_path (`str`, *optional*):
             Hub id or folder that the backbone's weights came from. A saved config has of a folder its name alone, or,
             next to a checkpoint of the heads alone, its path from there.
@@ -63,6 +64,10 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         backbone_num_layers (`int`, *optional*):
             Layers of the pretrained backbone, of which a checkpoint has those alone that `backbone_layer` needs. `None`
             is all that `backbone_config` says. `save_pretrained` sets it.
+        backbone_padding (`str`, *optional*):
+            For Whisper alone: what its encoder hears of a clip. `"30s"`, its default: the clip and silence up to 30 s,
+            as it was trained, of which the frame features leave the silence out. `"clip"`: the clip alone, which is
+            several times as fast. It is kept in `backbone_config`.
         include_backbone (`bool`, *optional*, defaults to `True`):
             Whether the checkpoint holds the backbone's weights, or the heads alone. `save_pretrained` sets it. Without
             them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
@@ -133,6 +138,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         backbone_revision=None,
         backbone_hash=None,
         backbone_num_layers=None,
+        backbone_padding=DEFAULTS["backbone_padding"],
         include_backbone=True,
         backbone_layer=-1,
         freeze_backbone=True,
@@ -171,6 +177,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.backbone_revision = backbone_revision
         self.backbone_hash = backbone_hash
         self.backbone_num_layers = backbone_num_layers
+        self.backbone_padding = backbone_padding
         self.include_backbone = include_backbone
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
@@ -203,6 +210,26 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         """As in Transformers. Saving the model later may need further files of its repository, with the same token."""
         remember_access(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def backbone_padding(self):
+        """As its family finds it in `backbone_config`; `None` if the family has no choice."""
+        return getattr(self.backbone_config, "backbone_padding", None)
+
+    @backbone_padding.setter
+    def backbone_padding(self, padding):
+        """`None` leaves it as it is, or sets the family's default."""
+        backbone = self.backbone_config
+        choices = () if backbone is None else family_of(backbone).paddings
+        if padding is None and choices:
+            padding = getattr(backbone, "backbone_padding", choices[0])
+        if padding is None:
+            return
+        if not choices:
+            kind = "backbone_config is None" if backbone is None else f"a {backbone.model_type} backbone has no choice"
+            raise ValueError(f"backbone_padding: got {padding!r}, but {kind}")
+        check_choice("backbone_padding", padding, choices)
+        backbone.backbone_padding = padding
 
     @property
     def labels(self):

@@ -19,6 +19,7 @@ from .descriptors_emoshare import descriptors
 from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
 from .filter_banks_emoshare import FilterBanks
 from .repository_emoshare import ACCESS, PushToHub
+from .whisper_emoshare import WhisperLogMels
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
@@ -32,7 +33,7 @@ LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
 VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
 MIN_FRAMES = 2
 # Feature types of backbones that do not take waveforms: what makes them, by settings of the backbone's own extractor.
-BACKBONE_INPUTS = {"filter_banks": FilterBanks()}
+BACKBONE_INPUTS = {"filter_banks": FilterBanks(), "whisper_log_mels": WhisperLogMels()}
 # What stands in saved preprocessor configs besides the arguments of the feature extractor.
 SAVED_FIELDS = {
     "auto_map",
@@ -57,13 +58,16 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             `descriptors_emoshare.DESCRIPTORS` names them, (batch, frames, 30), of clips at zero mean and unit variance
             (`do_normalize=True`, `floor="relative"`). `"filter_banks"`: what w2v-BERT 2.0 takes, (batch, frames, 160):
             80 bands in 25 ms windows every 10 ms, two windows to a frame, each band normalised over the clip.
+            `"whisper_log_mels"`: what Whisper takes, (batch, log-mels, 80 or 128): 25 ms windows every 10 ms, with four
+            of the silence after the clip; the encoder makes a frame of two.
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether each clip is normalised to zero mean and unit variance, over its samples or over its log-mel map, so
             that its recording level does not matter. For a backbone, as its own preprocessor config says.
         chunk_length_s (`float`, *optional*, defaults to 8.0):
-            Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips.
+            Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips. Whisper hears 30 s at
+            most.
         frame_length (`int`, *optional*):
             Samples that one frame sees. Defaults to 400 (25 ms), which pretrained backbones have as well.
         hop_length (`int`, *optional*):
@@ -78,10 +82,10 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             the mel energies before the logarithm, so that a clip far below -30 dBFS has other features than a louder
             copy of it. Transformers' `Wav2Vec2FeatureExtractor` does so, and models of earlier versions were trained
             with it: a saved preprocessor config without this field means `"absolute"`. Without effect if
-            `do_normalize` is `False`: the level then matters. `"filter_banks"` are Transformers' own, and
-            know neither: their floor is felt by digital silence alone.
+            `do_normalize` is `False`: the level then matters. `"filter_banks"` and `"whisper_log_mels"` are
+            Transformers' own, and know neither: their floor is felt by digital silence alone.
         num_mel_bins (`int`, *optional*):
-            Bands of `"filter_banks"`, 80 if not given; no other feature type has this field.
+            Bands of `"filter_banks"` and `"whisper_log_mels"`, 80 if not given; no other feature type has this field.
 
     Raises:
         ValueError: on an unknown field or an illegal value, or windows that could not be cut into two of `min_frames`;
@@ -179,6 +183,11 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
     def max_window_samples(self):
         """Samples of the longest window."""
         return round(self.chunk_length_s * self.sampling_rate)
+
+    @property
+    def first_center(self):
+        """Samples from the beginning of a clip to the middle of its first frame; Whisper's frames begin before it."""
+        return 0 if self.feature_type == "whisper_log_mels" else self.frame_length / 2
 
     def samples_of(self, frames):
         """The least number of samples that make this many frames."""

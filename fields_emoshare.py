@@ -30,6 +30,7 @@ CHOICES = {
 }
 # Of the fields that flags of the same name give as well.
 DEFAULTS = {
+    "backbone_padding": None,
     "architecture": "cnn_lstm_attention",
     "conv_channels": (768, 384, 192),
     "pool_size": 2,
@@ -53,5 +54,6 @@ FEATURE_TYPES = {
     "mfcc": ("MFCC", ACOUSTIC_BANDS),
     "descriptors": ("MFCC and low-level descriptors", 30),
     "filter_banks": ("filter banks", 160),
+    "whisper_log_mels": ("log-mels", 80),
 }
 ACOUSTIC_FEATURES = ("mel", "mfcc", "descriptors")

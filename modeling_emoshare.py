@@ -103,15 +103,14 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         revision = commit_of(name_or_path, revision, **access)
         backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
         # Checked before the weights are fetched, so that a wrong field costs no time.
-        cls.config_class(backbone_config=copy.deepcopy(backbone_config), **config_fields)
-        backbone = load_backbone(name_or_path, backbone_config, revision, **access)
         config = cls.config_class(
             backbone_config=backbone_config,
             backbone_name_or_path=str(name_or_path),
             backbone_revision=revision,
-            backbone_hash=weights_hash(backbone),
             **config_fields,
         )
+        backbone = load_backbone(name_or_path, config.backbone_config, revision, **access)
+        config.backbone_hash = weights_hash(backbone)
         backbone.to(dtype)
         model = cls(config)
         model.family.prepare(backbone)

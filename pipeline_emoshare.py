@@ -299,7 +299,7 @@ class EmotionSharePipeline(ChunkPipeline):
             steps = extractor.num_frames(window["num_samples"]) // pool_size
             # A step's time is the middle of the `pool_size` frames that it was made of.
             frames = np.arange(steps) * pool_size + (pool_size - 1) / 2
-            samples = window["first"] + extractor.frame_length / 2 + frames * extractor.hop_length
+            samples = window["first"] + extractor.first_center + frames * extractor.hop_length
             counts = (samples >= window["part"][0]) & (samples < window["part"][1])
             times.append(samples[counts] / extractor.sampling_rate)
             weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * fraction)

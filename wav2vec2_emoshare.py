@@ -27,6 +27,7 @@ class Wav2Vec2Family:
     input_name = "input_values"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    paddings = ()
 
     def check(self, config, is_frozen):
         """Raises ValueError for a backbone config that would not be exact in a batch."""

@@ -60,6 +60,9 @@ def backbone_config(model_type="hubert", **fields):
     """A small backbone's config; layer norm in the style of HuBERT Large unless `fields` say otherwise."""
     if model_type == "data2vec-audio":
         fields = {"num_conv_pos_embeddings": 5, **fields}  # here the number of stacked convolutions, as published
+    elif model_type == "whisper":
+        fields = {"encoder_ffn_dim": 32, "decoder_layers": 1, "decoder_attention_heads": 2, **fields}
+        fields = {"vocab_size": 8, "pad_token_id": 0, **fields}
     else:
         fields = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, **fields}
     return AutoConfig.for_model(model_type, **{**SMALL_BACKBONE, **fields})

@@ -63,7 +63,7 @@ def test_feature_size_follows_the_backbone():
         ({"id2label": {0: "a", 2: "b"}}, "id2label"),
         ({"id2label": {0: "a", 1: "a"}}, "id2label"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id"),
-        ({"backbone_config": {"model_type": "whisper"}}, "backbone_config"),
+        ({"backbone_config": {"model_type": "sew"}}, "backbone_config"),
         ({"backbone_config": {"model_type": ["hubert"]}}, "backbone_config"),
         ({"backbone_config": {"model_type": "hubert", "hidden_size": "wide"}}, "backbone_config"),
         ({"backbone_config": {"model_type": "hubert", "conv_dim": [8, 1e300]}}, "backbone_config"),

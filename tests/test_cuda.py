@@ -101,13 +101,15 @@ def test_every_loss(loss, gpu):
         ("wav2vec2-bert", {}),
         ("wav2vec2-bert", {"position_embeddings_type": "relative"}),
         ("wav2vec2-bert", {"position_embeddings_type": "rotary"}),
+        ("whisper", {"backbone_padding": "30s"}),
+        ("whisper", {"backbone_padding": "clip"}),
     ],
 )
 def test_every_backbone_gives_a_batch_the_shares_of_the_cpu(model_type, fields):
     config = {"backbone_layer": "weighted", "separate_heads": False, "id2label": LABELS}
     on_cpu = small_model(backbone_config=backbone_config(model_type, **fields), **config)
     name, size = on_cpu.main_input_name, 4000 if on_cpu.main_input_name == "input_values" else 12
-    inputs = torch.randn(2, size) if name == "input_values" else torch.randn(2, size, 160)
+    inputs = torch.randn(2, size, *{"whisper": [80], "wav2vec2-bert": [160]}.get(model_type, []))
     mask = torch.arange(size) < torch.tensor([size, 3 * size // 4])[:, None]
     with torch.inference_mode():
         expected = on_cpu(**{name: inputs}, attention_mask=mask).logits.numpy()

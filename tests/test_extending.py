@@ -159,6 +159,7 @@ class ConvolutionFamily:
     feature_type = "waveform"
     input_name = "input_values"
     optional_weights = ()
+    paddings = ()
 
     def check(self, config, is_frozen):
         pass

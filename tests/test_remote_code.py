@@ -132,6 +132,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("votes_emoshare.py", {"torch", "numpy"}),
         ("wav2vec2_bert_emoshare.py", {"transformers"}),
         ("wav2vec2_emoshare.py", {"torch", "transformers"}),
+        ("whisper_emoshare.py", {"torch", "transformers"}),
         ("windows_emoshare.py", {"numpy"}),
     ],
 )

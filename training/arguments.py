@@ -156,6 +156,12 @@ class ModelArguments:
     backbone: str = _flag(ACOUSTIC, "'acoustic' for no backbone, or the Hub id or folder of a speech encoder")
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
+    backbone_padding: Literal["30s", "clip"] | None = _flag(
+        DEFAULTS["backbone_padding"],
+        "of a Whisper: what it hears, the clip and silence up to 30 s, as it was trained, or the clip alone, which is "
+        "several times as fast; 30s if not given",
+        is_config_field=True,
+    )
     acoustic_features: Literal[ACOUSTIC_FEATURES] = _flag("mel", "frame features of --backbone acoustic")
     architecture: str = _head_flag("architecture", "how a head is built")
     conv_channels: list[int] = _head_flag("conv_channels", "output channels of the convolutions")
@@ -181,8 +187,12 @@ class ModelArguments:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--{name}: invalid choice: {getattr(self, name)!r}; expected {', '.join(allowed)}")
-        if self.is_acoustic and (self.backbone_layer != "-1" or self.backbone_revision is not None):
-            raise ValueError("--backbone_layer and --backbone_revision are for a backbone; got --backbone acoustic")
+        of_backbone = (self.backbone_revision, self.backbone_padding)
+        if self.is_acoustic and (self.backbone_layer != "-1" or of_backbone != (None, None)):
+            raise ValueError(
+                "--backbone_layer, --backbone_revision and --backbone_padding are for a backbone; got --backbone "
+                "acoustic"
+            )
         if not self.is_acoustic and self.acoustic_features != "mel":
             raise ValueError(f"--acoustic_features is for --backbone acoustic; got --backbone {self.backbone}")
 

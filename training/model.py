@@ -90,25 +90,23 @@ def _with_backbone_if_new(name_or_path, revision, **fields):
     As `EmoShareModel.from_backbone_pretrained`, with the same heads; without the backbone's weights if they were loaded
     with this state of torch's generator before, so that their hash and what loading draws from it are known.
     """
-    backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     # Checked before the weights are fetched, so that a wrong field costs no time.
-    EmoShareConfig(backbone_config=copy.deepcopy(backbone_config), **fields)
-    drawn_before = hashlib.blake2b(torch.get_rng_state().numpy()).hexdigest()
-    checkpoint = _Checkpoint.at(name_or_path, revision)
-    backbone_hash, generator = checkpoint.known(drawn_before)
-    backbone = None
-    if backbone_hash is None:
-        backbone = load_backbone(name_or_path, copy.deepcopy(backbone_config), revision)
-        backbone_hash, generator = weights_hash(backbone), torch.get_rng_state()
-        _Checkpoint.at(name_or_path, revision).keep(drawn_before, backbone_hash, generator)  # it may have been fetched
-    torch.set_rng_state(generator)
     config = EmoShareConfig(
-        backbone_config=backbone_config,
+        backbone_config=AutoConfig.from_pretrained(name_or_path, revision=revision),
         backbone_name_or_path=str(name_or_path),
         backbone_revision=revision,
-        backbone_hash=backbone_hash,
         **fields,
     )
+    drawn_before = hashlib.blake2b(torch.get_rng_state().numpy()).hexdigest()
+    checkpoint = _Checkpoint.at(name_or_path, revision)
+    config.backbone_hash, generator = checkpoint.known(drawn_before)
+    backbone = None
+    if config.backbone_hash is None:
+        backbone = load_backbone(name_or_path, copy.deepcopy(config.backbone_config), revision)
+        config.backbone_hash, generator = weights_hash(backbone), torch.get_rng_state()
+        # It may have been fetched only now.
+        _Checkpoint.at(name_or_path, revision).keep(drawn_before, config.backbone_hash, generator)
+    torch.set_rng_state(generator)
     model = EmoShareModel(config)  # with a backbone of random weights: those of the heads are drawn after them
     model.backbone = None
     if backbone is not None:

@@ -1,0 +1,309 @@
+"""
+Whisper's encoder: two convolutions over log-mels, positions, and Transformer layers.
+
+Whisper hears 30 s at a time. What is shorter is followed by silence, and its attention hears that too. Here, a clip has
+the same frames alone and in any batch, in either of two ways (`EmoShareConfig.backbone_padding`): with the silence, as
+Whisper was trained, or without.
+"""
+
+import copy
+from functools import lru_cache
+
+import torch
+from torch.nn.functional import dropout, gelu
+from transformers import WhisperFeatureExtractor
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
+
+from .encoder_layers_emoshare import EncoderLayers
+from .frames_emoshare import length_mask
+
+SAMPLING_RATE, WINDOW, HOP = 16000, 400, 160  # of log-mels: in Hz, samples in a window, samples from one to the next
+LONGEST_S = 30
+POSITIONS = LONGEST_S * SAMPLING_RATE // HOP // 2  # of the encoder, which makes a frame of two log-mels
+# Log-mels that a clip comes with after its own: three that its last samples reach, and one of silence.
+LOG_MELS_AFTER_END = 4
+
+
+class WhisperLogMels:
+    """
+    One of `feature_extraction_emoshare.BACKBONE_INPUTS`: the log-mels of Transformers' `WhisperFeatureExtractor`.
+
+    Attributes:
+        num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`. The encoder's
+            frames are `hop_length` apart, and the middle of the first one is the clip's first sample; one more needs
+            `frame_length` samples after the middle of the last.
+    """
+
+    num_mel_bins = 80
+    frame_length, hop_length = HOP, 2 * HOP
+
+    def own_extractor(self, backbone_config):
+        """What Transformers would make for a backbone whose repository has no preprocessor config."""
+        return WhisperFeatureExtractor(feature_size=backbone_config.num_mel_bins)
+
+    def fields(self, own, backbone_config):
+        """
+        Args:
+            own: the backbone's own feature extractor.
+            backbone_config: its config.
+
+        Returns:
+            `dict`: fields of the `EmoShareFeatureExtractor` that makes the same.
+
+        Raises:
+            ValueError: if it makes other log-mels than the backbone takes.
+        """
+        expected = {
+            "feature_size": backbone_config.num_mel_bins,
+            "sampling_rate": SAMPLING_RATE,
+            "n_fft": WINDOW,
+            "hop_length": HOP,
+            "chunk_length": LONGEST_S,
+        }
+        for name, value in expected.items():
+            if getattr(own, name) != value:
+                raise ValueError(f"its preprocessor config has {name}={getattr(own, name)!r}; expected {value}")
+        return {"do_normalize": False, "num_mel_bins": own.feature_size}
+
+    def width(self, extractor):
+        """
+        Of the log-mels that an `EmoShareFeatureExtractor` makes.
+
+        Raises:
+            ValueError: if its fields are not those of Whisper.
+        """
+        fixed = {"sampling_rate": SAMPLING_RATE, "frame_length": self.frame_length, "hop_length": self.hop_length}
+        for name, value in fixed.items():
+            if getattr(extractor, name) != value:
+                raise ValueError(f"{name}: got {getattr(extractor, name)}; with Whisper's log-mels, it is {value}")
+        if extractor.chunk_length_s > LONGEST_S:
+            raise ValueError(
+                f"chunk_length_s: got {extractor.chunk_length_s} s; expected at most {LONGEST_S} s, the most that "
+                "Whisper hears"
+            )
+        return extractor.num_mel_bins
+
+    def features(self, waveform, extractor):
+        """
+        Args:
+            waveform: (samples,) float32.
+            extractor: `EmoShareFeatureExtractor`, whose fields say how.
+
+        Returns:
+            (log-mels, bands) float32: those that `WhisperFeatureExtractor` makes of the clip followed by silence up to
+            30 s, as far as the first one of nothing but silence.
+        """
+        num_samples, longest = len(waveform), LONGEST_S * SAMPLING_RATE
+        if num_samples > longest:
+            raise ValueError(
+                f"raw_speech: got {num_samples / SAMPLING_RATE:.1f} s; Whisper hears {LONGEST_S} s at most; cut it "
+                "with windows(), as the emotion-share pipeline does"
+            )
+        with_silence = min(num_samples + 2 * LOG_MELS_AFTER_END * HOP, longest)
+        made = _own_extractor(extractor.num_mel_bins)(
+            waveform, sampling_rate=SAMPLING_RATE, max_length=with_silence, return_tensors="pt"
+        )
+        log_mels = made["input_features"][0].T
+        # After a clip of nearly 30 s there is no silence; its last log-mel stands for it, and is not looked at.
+        rows = torch.arange(num_samples // HOP + LOG_MELS_AFTER_END).clamp(max=len(log_mels) - 1)
+        return log_mels[rows].numpy()
+
+
+@lru_cache
+def _own_extractor(num_mel_bins):
+    return WhisperFeatureExtractor(feature_size=num_mel_bins)
+
+
+class WholeWhisper(WhisperPreTrainedModel):
+    """A Whisper without its decoder: the encoder has the name here that it has in the checkpoints of whole models."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = WhisperEncoder(config)
+        self.post_init()
+
+
+class WhisperFamily:
+    """What `BackboneFamily` asks for, of Whisper's encoder."""
+
+    model_types = ("whisper",)
+    feature_type = "whisper_log_mels"
+    input_name = "input_features"
+    optional_weights = ()
+    paddings = ("30s", "clip")
+
+    def check(self, config, is_frozen):
+        """Raises ValueError for another length than Whisper's, and for layers that are left out at random."""
+        if config.max_source_positions != POSITIONS:
+            raise ValueError(
+                f"backbone_config: max_source_positions={config.max_source_positions} is not supported: Whisper hears "
+                f"{LONGEST_S} s, {POSITIONS} frames"
+            )
+        if config.encoder_layerdrop and not is_frozen:
+            raise ValueError(
+                f"backbone_config: encoder_layerdrop={config.encoder_layerdrop} is not supported with "
+                "freeze_backbone=False; expected 0, as Whisper has it"
+            )
+
+    def width(self, config):
+        """Width of the frame features."""
+        return config.d_model
+
+    def num_layers(self, config):
+        """Layers of the encoder: there is one more hidden state than layers."""
+        return config.encoder_layers
+
+    def frame_geometry(self, config):
+        """Samples that a further frame needs, and samples from one frame to the next; as in `WhisperLogMels`."""
+        return WhisperLogMels.frame_length, WhisperLogMels.hop_length
+
+    def num_frames(self, config, lengths):
+        """Frames (int or int tensor, as given) that a clip's own log-mels become: without the silence after it."""
+        return (lengths - LOG_MELS_AFTER_END + 1) // 2
+
+    def build(self, config):
+        """A backbone with random weights."""
+        return WhisperEncoder(config)
+
+    def load(self, name_or_path, **kwargs):
+        """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
+        whisper, loading = WholeWhisper.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys"):
+            loading[kind] = {name.removeprefix("model.").removeprefix("encoder.") for name in loading[kind]}
+        return whisper.encoder, loading
+
+    def prepare(self, backbone, fast=True):
+        """
+        Nothing has to change for exactness: `hidden_states` runs the modules of the encoder, and masks padding. With
+        `fast`, on a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
+        """
+        if fast:
+            backbone.layers = EncoderLayers(backbone.layers)
+
+    def cut(self, backbone, layer):
+        """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
+        if not isinstance(layer, int) or layer in (-1, len(backbone.layers)):
+            return backbone
+        view = copy.copy(backbone)
+        view._modules = {**backbone._modules, "layers": type(backbone.layers)(list(backbone.layers)[:layer])}
+        view.config = copy.copy(backbone.config)
+        view.config.encoder_layers = layer
+        view.config.is_cut = True
+        return view
+
+    def hidden_states(self, backbone, input_features, lengths, layers):
+        """
+        Runs a prepared backbone once on a batch of padded clips.
+
+        Args:
+            backbone: after `prepare`.
+            input_features: (batch, log-mels, bands), padded on the right.
+            lengths: (batch,) int64, each clip's number of log-mels, with those after its end.
+            layers: which hidden states: -1 is Transformers' `last_hidden_state`, k >= 0 its `hidden_states[k]`.
+
+        Returns:
+            `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
+
+        Raises:
+            ValueError: if log-mels have another number of bands.
+        """
+        num_bands = input_features.shape[-1]
+        if num_bands != backbone.config.num_mel_bins:
+            raise ValueError(f"input_features: got {num_bands} bands; expected {backbone.config.num_mel_bins}")
+        if isinstance(backbone.layers, EncoderLayers):
+            backbone.layers.pack_linears(backbone.dtype, input_features.device)
+        num_frames = self.num_frames(backbone.config, lengths)
+        if backbone.config.backbone_padding == "30s":
+            log_mels = _with_silence(input_features, lengths)
+            states, mask = _embedded(backbone, log_mels, torch.full_like(lengths, 2 * POSITIONS)), None
+        else:
+            own = lengths - LOG_MELS_AFTER_END
+            states = _embedded(backbone, input_features[:, : int(own.max())], own)
+            mask = _mask(num_frames, states)
+        found = _run(backbone, states, mask, 0, layers)
+        return {layer: states[:, : int(num_frames.max())] for layer, states in found.items()}
+
+    def layers(self, backbone, first, layer):
+        """The modules of the encoder's layers that `upper_states` runs, in their order."""
+        return list(backbone.layers.children())[first : None if layer == -1 else layer]
+
+    def upper_states(self, backbone, hidden_states, lengths, first, layer):
+        """
+        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
+
+        Args:
+            backbone: after `prepare`.
+            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
+                as long as it is finite.
+            lengths: (batch,) int64, each clip's number of frames.
+            first: the number of a hidden state, 0 or more.
+            layer: -1 or k >= `first`, as for `hidden_states`.
+
+        Returns:
+            (batch, frames, width), arbitrary past a clip's last frame.
+
+        Raises:
+            ValueError: if the layers also hear the silence after a clip, whose hidden states are not there.
+        """
+        if backbone.config.backbone_padding == "30s":
+            raise ValueError(
+                "backbone_padding: got '30s'; the layers of Whisper also hear the silence after a clip, so that they "
+                "cannot run on the clip's frames alone; expected 'clip'"
+            )
+        return _run(backbone, hidden_states, _mask(lengths, hidden_states), first, [layer])[layer]
+
+
+def _with_silence(log_mels, lengths):
+    """(batch, log-mels, bands) -> the same for 30 s: each clip's last log-mel, which is of silence, is repeated."""
+    rows = torch.arange(2 * POSITIONS, device=log_mels.device).clamp(max=lengths[:, None] - 1)
+    return log_mels.gather(1, rows[..., None].expand(-1, -1, log_mels.shape[-1]))
+
+
+def _embedded(backbone, log_mels, lengths):
+    """
+    What the first layer takes.
+
+    Args:
+        log_mels: (batch, log-mels, bands).
+        lengths: (batch,) int64, of how many both convolutions see; the rest is zero for them, as it is past either end.
+
+    Returns:
+        (batch, frames, width)
+    """
+    rest = ~length_mask(lengths, log_mels.shape[1])[:, None]
+    frames = gelu(backbone.conv1(log_mels.mT.masked_fill(rest, 0)))
+    frames = gelu(backbone.conv2(frames.masked_fill(rest, 0))).mT
+    frames = frames + backbone.embed_positions(torch.arange(frames.shape[1], device=frames.device))
+    return dropout(frames, p=backbone.dropout, training=backbone.training)
+
+
+def _mask(num_frames, states):
+    """(batch, frames) bool, true on each clip's own frames; `None` if nothing is padded."""
+    return length_mask(num_frames, states.shape[1]) if bool((num_frames != states.shape[1]).any()) else None
+
+
+def _run(backbone, states, mask, first, layers):
+    """
+    Runs the encoder's layers.
+
+    Args:
+        states: (batch, frames, width), hidden states of `first`.
+        mask: (batch, frames) bool, or `None` if nothing is padded.
+        first, layers: numbers of hidden states; -1 also for the last one of `layers`.
+
+    Returns:
+        `dict` from layer to (batch, frames, width).
+    """
+    num_layers = len(backbone.layers)
+    numbers = {layer: num_layers if layer == -1 else layer for layer in layers}
+    mask = create_bidirectional_mask(backbone.config, states, mask)
+    found = {first: states}
+    for number in range(first, max(numbers.values())):
+        states = backbone.layers[number](states, mask)
+        if number + 1 in numbers.values():
+            found[number + 1] = states
+    # As in Transformers, the last of all hidden states is normalised, and only that.
+    if num_layers in found and num_layers > first and not getattr(backbone.config, "is_cut", False):
+        found[num_layers] = backbone.layer_norm(found[num_layers])
+    return {layer: found[number] for layer, number in numbers.items()}
