@@ -100,7 +100,7 @@ class WhisperLogMels:
                 f"raw_speech: got {num_samples / SAMPLING_RATE:.1f} s; Whisper hears {LONGEST_S} s at most; cut it "
                 "with windows(), as the emotion-share pipeline does"
             )
-        with_silence = min(num_samples + 2 * LOG_MELS_AFTER_END * HOP, longest)
+        with_silence = min(num_samples + LOG_MELS_AFTER_END * HOP, longest)
         made = _own_extractor(extractor.num_mel_bins)(
             waveform, sampling_rate=SAMPLING_RATE, max_length=with_silence, return_tensors="pt"
         )

@@ -176,7 +176,7 @@ def test_no_layer_runs_above_the_one_that_is_asked_for():
         assert runs == expected
 
 
-@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1)])
+@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1), (3, -1)])
 def test_upper_layers_give_states_and_gradients_of_a_pass_through_all(first, layer):
     backbone = exact(plain_encoder(), "clip")
     log_mels, lengths = batch_of(clips_of(LENGTHS))
