@@ -76,7 +76,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         if has_backbone:
             self._set_up_tuning()
         if not config.include_backbone:  # `from_pretrained` fetches what is frozen of it
-            self._keys_to_ignore_on_load_missing = {frozen_pattern("backbone", self.backbone, config)}
+            self._keys_to_ignore_on_load_missing = {frozen_pattern(self.backbone, config)}
 
     @classmethod
     def from_backbone_pretrained(
@@ -183,7 +183,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         has_backbone = self.config.backbone_config is not None
         self.config.include_backbone = include_backbone or not has_backbone or not self.config.freeze_backbone
         if not self.config.include_backbone:
-            frozen = re.compile(frozen_pattern("backbone", self.backbone, self.config))
+            frozen = re.compile(frozen_pattern(self.backbone, self.config))
             state_dict = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: weight for name, weight in state_dict.items() if not frozen.match(name)}
         super(EmoShareModel, cut_to_read_layer(self)).save_pretrained(save_directory, *args, **kwargs)
