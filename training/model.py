@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,7 +52,10 @@ def build_model(arguments, labels):
             raise ValueError("--lora_rank: needs PEFT, which is not installed: pip install peft")
         is_needed = run.push_backbone or arguments.tunes_backbone
         build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
-        model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
+        try:
+            model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
+        except ValueError as error:  # the one field whose flag has another name
+            raise ValueError(re.sub("^finetuned_layers:", "--finetune_last_layers:", str(error))) from error
         if arguments.finetune_last_layers:
             _check_layers_run(model)
         feature_extractor = EmoShareFeatureExtractor.for_backbone(

@@ -61,7 +61,7 @@ def test_processes_read_the_lengths_together(corpus, monkeypatch):
     extractor, found = EmoShareFeatureExtractor("waveform", chunk_length_s=0.6), []
     alone = InputStore(corpus, "train", extractor, ACCELERATOR)
     for process in (0, 1):
-        monkeypatch.setattr(inputs, "gather_object", lambda lengths: found.append(lengths) or [[0]] * 5)
+        monkeypatch.setattr(inputs, "gather_object", lambda lengths: found.append(lengths) or [[9600]] * 5)
         InputStore(corpus, "train", extractor, SimpleNamespace(process_index=process, num_processes=2))
     assert [len(lengths) for lengths in found] == [3, 2]
     monkeypatch.setattr(inputs, "gather_object", lambda lengths: found[0] + found[1])
