@@ -41,7 +41,7 @@ HUBERT = ["--backbone", "facebook/hubert-base-ls960"]
 TWO_LAYERS = ["--finetune_last_layers", "2"]
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "paper_recipe.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "finetune.yaml", "paper_recipe.yaml"])
 def test_the_configs_are_valid(name):
     parse_arguments([str(ROOT / "configs" / name)])
 

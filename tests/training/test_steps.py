@@ -1,19 +1,19 @@
 """Upper layers of the encoder that train on stored hidden states, or all of it on waveforms, with the heads."""
 
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_HEAD, backbone_config, write_corpus
+from conftest import ROOT, SMALL_HEAD, backbone_config, write_corpus
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.predictions import predict
 from emoshare.evaluation.scores import Scorer
-from emoshare.frames_emoshare import length_mask
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.features import extract_frame_features
@@ -21,6 +21,10 @@ from emoshare.training.inputs import InputStore
 from emoshare.training.optimization import PLAIN
 from emoshare.training.steps import Accumulation, EncoderInTraining, heads_in_training, train_step
 from emoshare.training.trainer import HeadTrainer, Progress
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from marked_frames import marked_frames, through
 
 LABELS = {0: "joy", 1: "awe"}
 KINDS = [
@@ -248,54 +252,6 @@ def test_all_emotions_keep_the_epoch_of_the_best_mean(backbone):
     assert [head.output.bias.item() for head in model.heads] == [2, 2]
 
 
-class MemoryStore:
-    """Frame features in memory, as a `FrameFeatureStore` gives them."""
-
-    input_name = "frame_features"
-
-    def __init__(self, features, shares):
-        self.features, self.shares, self.clips = features, shares, range(len(features))
-        self.clip_of_window = np.arange(len(features))
-        self.num_samples = self.num_frames = np.array([len(frames) for frames in features])
-        self.weights, self.listeners = np.ones(len(features), np.float32), np.full(len(features), np.nan, np.float32)
-        self.fingerprint = "memory"
-
-    def __len__(self):
-        return len(self.features)
-
-    def __getitem__(self, index):
-        return index
-
-    def collate(self, indices):
-        lengths = torch.from_numpy(self.num_frames[indices])
-        features = [self.features[index] for index in indices]
-        return {
-            "frame_features": torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
-            "attention_mask": length_mask(lengths, int(lengths.max())),
-            "labels": torch.from_numpy(self.shares[indices]),
-            "weights": torch.ones(len(indices)),
-            "window": torch.tensor(indices),
-        }
-
-
-def marked_frames(clips, seed, width=32):
-    """
-    Random frames, one of which in each clip is marked: its values along two directions make the shares. The mean and
-    deviation over time hardly show it; a layer that finds the mark can tell.
-    """
-    rng = np.random.default_rng(seed)
-    (mark, *directions), _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))
-    features, values = [], []
-    for _ in range(clips):
-        frames = rng.standard_normal((rng.integers(20, 50), width))
-        frames -= np.outer(frames @ mark, mark)
-        marked = rng.integers(len(frames))
-        frames[marked] += 5 * mark
-        features.append(torch.from_numpy(frames.astype(np.float32)))
-        values.append([frames[marked] @ direction for direction in directions[:2]])
-    return MemoryStore(features, (1 / (1 + np.exp(-2 * np.array(values)))).astype(np.float32))
-
-
 @pytest.mark.slow
 def test_tuned_layers_solve_what_heads_on_frozen_random_ones_cannot(tmp_path):
     fields = {"backbone_config": backbone_config(), "architecture": "statistics", "id2label": LABELS}
@@ -303,11 +259,7 @@ def test_tuned_layers_solve_what_heads_on_frozen_random_ones_cannot(tmp_path):
     frozen = EmoShareModel(EmoShareConfig(**fields))
     frozen.load_state_dict(tuned.state_dict())
     below = {"train": marked_frames(400, seed=1), "devel": marked_frames(200, seed=2)}
-    above = {split: marked_frames(len(store), seed) for seed, (split, store) in enumerate(below.items(), start=1)}
-    upper_layers = tuned.eval().trained_part().upper_layers
-    with torch.no_grad():
-        for store in above.values():
-            store.features = [upper_layers(frames[None], torch.tensor([len(frames)]))[0] for frames in store.features]
+    above = {split: through(tuned, store) for split, store in below.items()}
     before = {name: weight.clone() for name, weight in tuned.state_dict().items()}
     rhos = {}
     for name, model, stores in (("frozen", frozen, above), ("tuned", tuned, below)):
