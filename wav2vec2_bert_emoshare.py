@@ -26,6 +26,7 @@ class Wav2Vec2BertFamily:
     input_name = "input_features"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    attention_projections = ("self_attn.linear_q", "self_attn.linear_k", "self_attn.linear_v", "self_attn.linear_out")
     paddings = ()
 
     def check(self, config, is_frozen):

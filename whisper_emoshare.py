@@ -131,6 +131,7 @@ class WhisperFamily:
     feature_type = "whisper_log_mels"
     input_name = "input_features"
     optional_weights = ()
+    attention_projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
     paddings = ("30s", "clip")
 
     def check(self, config, is_frozen):

@@ -13,6 +13,7 @@ from conftest import full_disk, needs_bfloat16, run_command, small_model, torch_
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.predictions import predict
+from emoshare.training import steps as steps_of_training
 from emoshare.training import trainer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
@@ -370,7 +371,7 @@ def test_heads_do_not_drop_out_alike(stores):
     batch = next(iter(loader))
     batch["frame_features"] = batch["frame_features"].float()
     batch["labels"][:, 1] = batch["labels"][:, 0]
-    heads = trainer.heads_in_training(model, 0.1)
+    heads = steps_of_training.heads_in_training(model, 0.1)
     losses = [head.compute_gradients(batch, (0, 0, 0, 0)) for head in heads]
     assert losses[0] != losses[1]
     assert losses[0] == heads[0].compute_gradients(batch, (0, 0, 0, 0))
@@ -542,7 +543,7 @@ def uneven_store(tmp_path_factory):
 def test_every_clip_weighs_the_same_in_an_epochs_gradient_and_loss(processes, separate_heads, uneven_store):
     """Whatever the other clips in its batch, the number of its windows and of processes; a share not known is none."""
     store, model = uneven_store, small_model(id2label=LABELS, separate_heads=separate_heads).train()
-    heads, steps, sizes, losses = trainer.heads_in_training(model, 0.1), [], [], []
+    heads, steps, sizes, losses = steps_of_training.heads_in_training(model, 0.1), [], [], []
     for process in range(processes):
         accelerator = SimpleNamespace(num_processes=processes, process_index=process, device=torch.device("cpu"))
         loader = FeatureLoader(store, model.config, 3, accelerator, seed=1)
@@ -602,7 +603,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from emoshare import EmoShareConfig, EmoShareModel
 from emoshare.training.optimization import Optimization
-from emoshare.training.trainer import heads_in_training, train_step
+from emoshare.training.steps import heads_in_training, train_step
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(accelerator.process_index)
