@@ -33,6 +33,7 @@ BACKBONES = {
     "UniSpeech-SAT Base": ("unispeech-sat", {}),
     "UniSpeech-SAT Large": ("unispeech-sat", LARGE | LAYER_NORM),
     "data2vec-audio Base": ("data2vec-audio", {}),
+    "w2v-BERT 2.0": ("wav2vec2-bert", {}),
 }
 
 
@@ -42,10 +43,10 @@ def main():
     )
     print("| backbone | plain, float32 | EmoShare, float32 | EmoShare, bfloat16 (RMS) | bfloat16 itself (RMS) |")
     print("|---|---|---|---|---|")
-    clips = inputs()
     for name, (model_type, fields) in BACKBONES.items():
         torch.manual_seed(0)
         config = AutoConfig.for_model(model_type, mask_time_prob=0.0, **fields)
+        clips = inputs(family_of(config))
         plain = AutoModel.from_config(config).eval()
         alone = [plain(clip[None]).last_hidden_state[0] for clip in clips]
         leak = largest(in_plain_batch(plain, clips), alone)
@@ -56,16 +57,16 @@ def main():
         print(f"| {name} | {leak:.1e} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
 
 
-def inputs():
-    """Synthetic utterances, (samples,) each, zero mean and unit variance."""
-    extractor = EmoShareFeatureExtractor()
-    return [torch.from_numpy(extractor(w, sampling_rate=16000)["input_values"][0]) for w in voices(SECONDS)]
+def inputs(family):
+    """Of synthetic utterances: (samples,) each, or (frames, width)."""
+    extractor = EmoShareFeatureExtractor(family.feature_type)
+    return [torch.from_numpy(extractor(w, sampling_rate=16000)[family.input_name][0]) for w in voices(SECONDS)]
 
 
 def in_plain_batch(backbone, clips):
-    waveforms, lengths = padded(clips)
-    mask = length_mask(lengths, waveforms.shape[1]).long()
-    return backbone(waveforms, attention_mask=mask).last_hidden_state
+    batch, lengths = padded(clips)
+    mask = length_mask(lengths, batch.shape[1]).long()
+    return backbone(batch, attention_mask=mask).last_hidden_state
 
 
 def in_batch(backbone, clips):
