@@ -54,16 +54,13 @@ def frozen_hash(backbone, config):
     return weights_hash(backbone, tuned_names(backbone, config))
 
 
-def frozen_pattern(prefix, backbone, config):
+def frozen_pattern(backbone, config):
     """
-    A regular expression of the names, in a model's `state_dict`, of what is frozen of its backbone.
-
-    Args:
-        prefix: of the backbone's names there.
-        backbone, config: as in `tuned_modules`.
+    A regular expression of the names, in the model's `state_dict`, of what is frozen of its backbone, with arguments as
+    in `tuned_modules`.
     """
     tuned = "|".join(re.escape(name) for name in sorted(tuned_names(backbone, config)))
-    return rf"^{prefix}\.(?!(?:{tuned})$)"
+    return rf"^backbone\.(?!(?:{tuned})$)"
 
 
 def freeze(backbone, config):

@@ -76,7 +76,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         if has_backbone:
             self._set_up_tuning()
         if not config.include_backbone:  # `from_pretrained` fetches what is frozen of it
-            self._keys_to_ignore_on_load_missing = {frozen_pattern("backbone", self.backbone, config)}
+            self._keys_to_ignore_on_load_missing = {frozen_pattern(self.backbone, config)}
 
     @classmethod
     def from_backbone_pretrained(
@@ -96,8 +96,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Args:
             name_or_path: Hub id or local folder of the backbone.
             revision: its branch, tag or commit.
-            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; the
-                heads stay in float32.
+            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; heads
+                and adapters stay in float32.
             token, cache_dir, local_files_only, force_download: how to reach the Hub, as in `from_pretrained`.
             config_fields: further fields of `EmoShareConfig`.
 
@@ -105,6 +105,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if the backbone is of an unsupported kind, its checkpoint lacks weights or is damaged, or a
                 field is unknown or illegal.
             OSError: if there is no such backbone, or it cannot be fetched.
+            ImportError: if `lora_rank` asks for adapters, and PEFT is not installed.
         """
         values = (token, cache_dir, local_files_only, force_download)
         access = dict(zip(ACCESS, values, strict=True))
@@ -137,14 +138,15 @@ class EmoShareModel(PushToHub, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """
-        As in Transformers. If the checkpoint holds the heads alone, their backbone is fetched from
-        `config.backbone_name_or_path` (give that as an argument if it has moved).
+        As in Transformers. If the checkpoint holds the heads alone, or with them what was tuned, what is frozen of the
+        backbone is fetched from `config.backbone_name_or_path` (give that as an argument if it has moved).
 
         Raises:
             ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
                 Transformers, weights that are missing or of another shape are initialised at random, with a warning.
             RuntimeError: as in Transformers, if weights have another shape than the config says.
+            ImportError: if the model has adapters, and PEFT is not installed.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
         wants_loading_info = kwargs.pop("output_loading_info", False)
@@ -181,7 +183,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         has_backbone = self.config.backbone_config is not None
         self.config.include_backbone = include_backbone or not has_backbone or not self.config.freeze_backbone
         if not self.config.include_backbone:
-            frozen = re.compile(frozen_pattern("backbone", self.backbone, self.config))
+            frozen = re.compile(frozen_pattern(self.backbone, self.config))
             state_dict = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: weight for name, weight in state_dict.items() if not frozen.match(name)}
         super(EmoShareModel, cut_to_read_layer(self)).save_pretrained(save_directory, *args, **kwargs)

@@ -118,6 +118,11 @@ class Wav2Vec2BertFamily:
             )
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
 
+    def run_all_layers(self, backbone):
+        """Switches LayerDrop and SpecAugment off, in place."""
+        backbone.config.layerdrop = 0.0
+        backbone.config.apply_spec_augment = False
+
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""
         return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]

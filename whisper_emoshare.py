@@ -225,6 +225,9 @@ class WhisperFamily:
         found = _run(backbone, states, mask, 0, layers)
         return {layer: states[:, : int(num_frames.max())] for layer, states in found.items()}
 
+    def run_all_layers(self, backbone):
+        """Nothing is left out or masked here, in training either."""
+
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""
         return list(backbone.layers.children())[first : None if layer == -1 else layer]

@@ -17,6 +17,8 @@ from .selections import SELECTIONS
 
 CALIBRATION_FIGURE = "calibration_devel.png"
 NO_CEILING = NoiseCeiling()
+ONE_EPOCH = " All labels share layers that were trained, and so have one epoch, that of their mean."
+OF_TUNING = ("finetune", "finetune_last_layers", "lora_rank", "finetune_learning_rate")
 TEMPLATE = Path(__file__).parent / "model_card.md"
 CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
 
@@ -63,7 +65,7 @@ def model_card(
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
         needs=_needs(arguments, model.config),
         architecture=_architecture(model, features),
-        selection=selection.result,
+        selection=selection.result + (ONE_EPOCH if model.config.tunes_backbone else ""),
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
         resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
@@ -95,6 +97,8 @@ def shown_settings(arguments):
     settings = {name: value for name, value in arguments.values("on_card").items() if value is not None}
     if not arguments.model.is_acoustic:
         del settings["acoustic_features"]
+    if not arguments.model.tunes_backbone:
+        settings = {name: value for name, value in settings.items() if name not in OF_TUNING}
     for name in ("backbone", "dataset"):
         if Path(settings[name]).exists():
             settings[name] = Path(settings[name]).name

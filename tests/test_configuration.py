@@ -60,7 +60,10 @@ def test_feature_size_follows_the_backbone():
         ({"finetuned_layers": True, "backbone_config": backbone_config()}, "finetuned_layers"),
         ({"finetuned_layers": 3, "backbone_config": backbone_config()}, "finetuned_layers"),
         ({"finetuned_layers": 2, "backbone_layer": 1, "backbone_config": backbone_config()}, "finetuned_layers"),
-        ({"finetuned_layers": 1, "backbone_layer": "weighted", "backbone_config": backbone_config()}, "finetuned_lay"),
+        (
+            {"finetuned_layers": 1, "backbone_layer": "weighted", "backbone_config": backbone_config()},
+            "finetuned_layers",
+        ),
         ({"finetuned_layers": 1, "freeze_backbone": False, "backbone_config": backbone_config()}, "finetuned_layers"),
         ({"lora_rank": 4, "backbone_config": backbone_config()}, "lora_rank"),
         ({"finetuned_layers": 1, "lora_rank": 33, "backbone_config": backbone_config()}, "lora_rank"),

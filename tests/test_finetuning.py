@@ -18,35 +18,24 @@ from emoshare.backbone_emoshare import family_of, load_backbone
 from emoshare.cli import main
 
 LAYERS, RANK = 2, 4  # what is tuned, of three layers
-# Model type and fields of its config.
-BACKBONES = {
-    "hubert, pre-norm": ("hubert", {"num_hidden_layers": 3}),
-    "hubert, post-norm": (
-        "hubert",
-        {"num_hidden_layers": 3, "feat_extract_norm": "group", "do_stable_layer_norm": False},
-    ),
-    "wavlm": ("wavlm", {"num_hidden_layers": 3}),
-    "wav2vec2-bert": ("wav2vec2-bert", {"num_hidden_layers": 3}),
-    "whisper": ("whisper", {"num_hidden_layers": 3}),
-}
+BACKBONES = ("hubert", "wavlm", "wav2vec2-bert", "whisper")  # one of each kind of attention
 CLIPS = [speech(seconds, seed) for seed, seconds in enumerate((0.5, 1.3, 0.8))]
 LABELS = torch.tensor([[0.1, 0.8], [0.6, 0.3], [0.9, 0.5]])
 FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "joy", 1: "anger"}}
 KINDS = {"layers": 0, "adapters": RANK}
 
 
-def tune(folder, name, rank, steps=2, **fields):
+def tune(folder, model_type, rank, **fields):
     """A model around a new backbone in `folder`, tuned for a few steps of Adam, with its weights before."""
     torch.manual_seed(1)
-    model_type, of_backbone = BACKBONES[name]
-    AutoModel.from_config(backbone_config(model_type, **of_backbone)).save_pretrained(folder)
+    AutoModel.from_config(backbone_config(model_type, num_hidden_layers=3)).save_pretrained(folder)
     torch.manual_seed(2)
     model = EmoShareModel.from_backbone_pretrained(folder, lora_rank=rank, **{**FIELDS, **fields})
     extractor = EmoShareFeatureExtractor.for_backbone(folder, model.config.backbone_config)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     model.train()
-    for _ in range(steps):
+    for _ in range(2):
         model(**inputs_of(extractor, CLIPS), labels=LABELS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -64,8 +53,8 @@ def shares(tuned, clips=CLIPS, model=None):
 
 @pytest.fixture(scope="module", params=[(name, kind) for name in BACKBONES for kind in KINDS], ids=", ".join)
 def tuned(request, tmp_path_factory):
-    name, kind = request.param
-    return tune(tmp_path_factory.mktemp("backbone"), name, KINDS[kind])
+    model_type, kind = request.param
+    return tune(tmp_path_factory.mktemp("backbone"), model_type, KINDS[kind])
 
 
 of_adapters = pytest.mark.parametrize(
@@ -75,12 +64,12 @@ of_adapters = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    return tune(tmp_path_factory.mktemp("backbone"), "hubert, pre-norm", RANK)
+    return tune(tmp_path_factory.mktemp("backbone"), "hubert", RANK)
 
 
 @pytest.fixture(scope="module")
 def layers_tuned(tmp_path_factory):
-    return tune(tmp_path_factory.mktemp("backbone"), "hubert, pre-norm", 0)
+    return tune(tmp_path_factory.mktemp("backbone"), "hubert", 0)
 
 
 @pytest.fixture(params=KINDS)
@@ -135,7 +124,7 @@ def test_what_was_saved_gives_the_same_shares_bit_for_bit(include_backbone, tune
     in_16_bits = AutoModelForAudioClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {weight.dtype for name, weight in in_16_bits.named_parameters() if ".lora_" in name} <= {torch.float32}
     assert in_16_bits.backbone.dtype == torch.bfloat16
-    # As much as these shares move where nothing is tuned.
+    # Rounding to bfloat16 moves the shares of these random networks by up to 1e-3.
     torch.testing.assert_close(shares(tuned, model=in_16_bits), expected, atol=3e-3, rtol=0)
 
 
@@ -311,7 +300,7 @@ def test_load_save_load_keeps_everything(hubert, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_above_the_tuned_ones_are_left_out_of_a_whole_model(kind, tmp_path):
-    tuned = tune(tmp_path / "backbone", "hubert, pre-norm", KINDS[kind], backbone_layer=2, finetuned_layers=1)
+    tuned = tune(tmp_path / "backbone", "hubert", KINDS[kind], backbone_layer=2, finetuned_layers=1)
     tuned.model.save_pretrained(tmp_path / "whole")
     assert not any(".layers.2." in name for name in load_file(tmp_path / "whole" / "model.safetensors"))
     whole = AutoModel.from_pretrained(tmp_path / "whole", backbone_name_or_path=str(tuned.backbone))

@@ -597,13 +597,16 @@ def test_weights_of_shares_reach_the_gradient_of_an_epoch(separate_heads, uneven
 
 
 TWO_PROCESSES = """
-import sys
+from types import SimpleNamespace
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import AutoConfig
+
 from emoshare import EmoShareConfig, EmoShareModel
-from emoshare.training.optimization import Optimization
-from emoshare.training.steps import heads_in_training, train_step
+from emoshare.training.optimization import PLAIN, Optimization
+from emoshare.training.steps import EncoderInTraining, heads_in_training, train_step
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(accelerator.process_index)
@@ -645,6 +648,35 @@ for head in heads:
     head.update_weights()
 expected = torch.cat([parameter.detach().flatten() for parameter in alone.parameters()])
 torch.testing.assert_close(weights, expected, atol=1e-4, rtol=0)
+
+# So do layers of an encoder that are tuned with the heads.
+HUBERT = {
+    "model_type": "hubert",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+config.backbone_config, config.feature_size, config.finetuned_layers = AutoConfig.for_model(**HUBERT), 16, 1
+
+
+def after_a_step(batch, accelerator):
+    torch.manual_seed(0)
+    model = EmoShareModel(config).eval()
+    heads = heads_in_training(model, 0.1)
+    encoder = EncoderInTraining(model.trained_part(), torch.float32, 0.1, PLAIN, "best_epoch")
+    batch = {**batch, "frame_features": batch["frame_features"][..., :16]}
+    train_step(heads, batch, accelerator, 1, encoder=encoder)
+    return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
+
+
+weights = after_a_step(batch(accelerator.process_index), accelerator)
+for other in gather_object([weights]):
+    assert torch.equal(other, weights)
+torch.testing.assert_close(weights, after_a_step(both, SimpleNamespace(num_processes=1)), atol=1e-4, rtol=0)
 print("the same step")
 """
 
