@@ -22,6 +22,7 @@ BACKBONES = ("hubert", "wavlm", "wav2vec2-bert", "whisper")  # one of each kind 
 CLIPS = [speech(seconds, seed) for seed, seconds in enumerate((0.5, 1.3, 0.8))]
 LABELS = torch.tensor([[0.1, 0.8], [0.6, 0.3], [0.9, 0.5]])
 FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "joy", 1: "anger"}}
+OF_BACKBONE = {"whisper": {"backbone_padding": "clip"}}
 KINDS = {"layers": 0, "adapters": RANK}
 
 
@@ -30,7 +31,8 @@ def tune(folder, model_type, rank, **fields):
     torch.manual_seed(1)
     AutoModel.from_config(backbone_config(model_type, num_hidden_layers=3)).save_pretrained(folder)
     torch.manual_seed(2)
-    model = EmoShareModel.from_backbone_pretrained(folder, lora_rank=rank, **{**FIELDS, **fields})
+    fields = {**FIELDS, **OF_BACKBONE.get(model_type, {}), **fields}
+    model = EmoShareModel.from_backbone_pretrained(folder, lora_rank=rank, **fields)
     extractor = EmoShareFeatureExtractor.for_backbone(folder, model.config.backbone_config)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
@@ -39,7 +41,9 @@ def tune(folder, model_type, rank, **fields):
         model(**inputs_of(extractor, CLIPS), labels=LABELS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return SimpleNamespace(model=model.eval(), extractor=extractor, backbone=folder, before=before, rank=rank)
+    return SimpleNamespace(
+        model=model.eval(), extractor=extractor, backbone=folder, before=before, rank=rank, fields=fields
+    )
 
 
 def inputs_of(extractor, clips):
@@ -140,11 +144,11 @@ def test_the_weights_of_a_backbone_keep_their_names(tuned):
 @of_adapters
 def test_new_adapters_follow_the_seed_and_change_nothing(tuned):
     torch.manual_seed(2)
-    plain = EmoShareModel.from_backbone_pretrained(tuned.backbone, **{**FIELDS, "finetuned_layers": 0}).eval()
+    plain = EmoShareModel.from_backbone_pretrained(tuned.backbone, **{**tuned.fields, "finetuned_layers": 0}).eval()
     models = []
     for _ in range(2):
         torch.manual_seed(2)
-        models.append(EmoShareModel.from_backbone_pretrained(tuned.backbone, lora_rank=RANK, **FIELDS).eval())
+        models.append(EmoShareModel.from_backbone_pretrained(tuned.backbone, lora_rank=RANK, **tuned.fields).eval())
     for model in models:
         torch.testing.assert_close(shares(tuned, model=model), shares(tuned, model=plain), atol=1e-6, rtol=0)
         assert all(torch.equal(weight, tuned.before[name]) for name, weight in model.state_dict().items())
@@ -218,12 +222,15 @@ def test_tuned_models_load_in_another_process_without_the_package(adapted, layer
     """Bit for bit; those with adapters ask for PEFT in a line where it is not there, and others do not need it."""
     merged = SimpleNamespace(model=copy.deepcopy(adapted.model).merge_adapters(), extractor=adapted.extractor)
     folders = {True: [], False: []}
-    for name, each in {"adapters": adapted, "layers": layers_tuned, "merged": merged}.items():
-        for include_backbone in (True, False):
-            folder = tmp_path / f"{name} {include_backbone}"
-            each.model.save_pretrained(folder, include_backbone=include_backbone)
-            save_file({**inputs_of(each.extractor, CLIPS), "shares": shares(each)}, f"{folder}.safetensors")
-            folders[name == "adapters"].append(str(folder))
+    for each, name, include_backbone in [
+        (adapted, "adapters", False),
+        (adapted, "adapters and backbone", True),
+        (layers_tuned, "layers", False),
+        (merged, "merged", True),
+    ]:
+        each.model.save_pretrained(tmp_path / name, include_backbone=include_backbone)
+        save_file({**inputs_of(each.extractor, CLIPS), "shares": shares(each)}, tmp_path / f"{name}.safetensors")
+        folders[each is adapted].append(str(tmp_path / name))
     script = tmp_path / "downstream.py"
     script.write_text(WITHOUT_THE_PACKAGE)
     groups = [",".join(folders[has_adapters]) for has_adapters in (True, False)]
