@@ -51,16 +51,16 @@ def main():
         config = AutoConfig.for_model(model_type, mask_time_prob=0.0, **fields)
         family = family_of(config)
         clips, plain = inputs(family), family.build(config).eval()
-        if model_type == "whisper":  # plain Transformers makes a batch of 30 s each, which is exact
-            alone, leak = [in_batch(plain, [clip])[0] for clip in clips], 0
+        if model_type == "whisper":  # which plain Transformers gives 30 s of each clip
+            alone, leak = [in_batch(plain, [clip])[0] for clip in clips], "none"
         else:
             alone = [plain(clip[None]).last_hidden_state[0] for clip in clips]
-            leak = largest(in_plain_batch(plain, clips), alone)
+            leak = f"{largest(in_plain_batch(plain, clips), alone):.1e}"
         exact = largest(in_batch(plain, clips), alone)
         halved, half_clips = copy.deepcopy(plain).bfloat16(), [clip.bfloat16() for clip in clips]
         half_alone = [in_batch(halved, [clip])[0] for clip in half_clips]
         rounding, half_exact = relative(half_alone, alone), relative(in_batch(halved, half_clips), half_alone)
-        print(f"| {name} | {leak:.1e} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
+        print(f"| {name} | {leak} | {exact:.1e} | {half_exact:.1e} | {rounding:.1e} |", flush=True)
 
 
 def inputs(family):
