@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from .wav2vec2_bert_emoshare import Wav2Vec2BertFamily
@@ -26,6 +27,7 @@ class BackboneFamily(Protocol):
         feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
         input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
+        attention_projections: names, within a layer of the encoder, of its attention's linear layers.
         paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
     """
 
@@ -33,6 +35,7 @@ class BackboneFamily(Protocol):
     feature_type: str
     input_name: str
     optional_weights: tuple[str, ...]
+    attention_projections: tuple[str, ...]
     paddings: tuple[str, ...]
 
     def check(self, config, is_frozen):
@@ -78,6 +81,12 @@ class BackboneFamily(Protocol):
 
         Returns:
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
+        """
+
+    def run_all_layers(self, backbone):
+        """
+        Changes a backbone in place so that in training, too, each of its layers runs, and no frame is masked: LayerDrop
+        and SpecAugment draw from generators that a training run cannot set.
         """
 
     def layers(self, backbone, first, layer):
@@ -145,6 +154,33 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
         raise FileNotFoundError(f"backbone: {name_or_path} is neither a folder nor a Hub id (ORG/NAME)")
     config_file = cached_file(name_or_path, CONFIG_NAME, revision=revision, **hub_arguments)
     return extract_commit_hash(config_file, None) or revision
+
+
+def config_of_backbone(name_or_path, revision=None, **hub_arguments):
+    """
+    The config in a pretrained backbone's repository or folder; arguments as of `load_backbone`.
+
+    Raises:
+        ValueError: if it has values that are none, or is of a model that Transformers does not know.
+        OSError: if it cannot be fetched.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, **hub_arguments)
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}: config.json: {' '.join(str(error).split())}") from error
+
+
+def source_of_backbone(name_or_path, revision=None, **hub_arguments):
+    """
+    The fields of `EmoShareConfig` that say which pretrained backbone a model has, as a dict; arguments and errors as of
+    `load_backbone` and `commit_of`.
+    """
+    revision = commit_of(name_or_path, revision, **hub_arguments)
+    return {
+        "backbone_config": config_of_backbone(name_or_path, revision, **hub_arguments),
+        "backbone_name_or_path": str(name_or_path),
+        "backbone_revision": revision,
+    }
 
 
 def build_backbone(backbone_config):
@@ -266,35 +302,12 @@ def _is_lfs_pointer(path):
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def check_is_pretrained(backbone, config):
-    """
-    Raises:
-        ValueError: if a model's backbone is not, or cannot be known to be, the one that its config says where to fetch.
-    """
-    if config.backbone_hash is None:
-        raise ValueError(
-            "include_backbone=False: this model's backbone was not loaded by from_backbone_pretrained, so it could not "
-            "be fetched again; save it with the heads"
-        )
-    name = config.backbone_name_or_path
-    if not (Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-        raise ValueError(
-            f"include_backbone=False: the backbone came from a folder {name!r}, which is not known any more; set "
-            "config.backbone_name_or_path to it, or save the backbone with the heads"
-        )
-    if weights_hash(backbone) != config.backbone_hash:
-        raise ValueError(
-            f"include_backbone=False: the backbone's weights are not those of {name} any more: they were changed, or "
-            "the model was loaded in 16 bits; save them with the heads, or load the model in float32"
-        )
-
-
-def weights_hash(backbone):
-    """SHA-256 of a backbone's weights as float32, in the order of their names."""
-    optional_weights = family_of(backbone.config).optional_weights
+def weights_hash(backbone, tuned=()):
+    """SHA-256 of a backbone's weights as float32, in the order of their names, without the `tuned` ones."""
+    left_out = {*family_of(backbone.config).optional_weights, *tuned}
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
-        if name not in optional_weights:
+        if name not in left_out:
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()

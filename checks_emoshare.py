@@ -1,4 +1,4 @@
-"""Checks of the fields of several classes. Each raises a ValueError that begins with the field's name."""
+"""Checks that several classes share. Those of a field raise a ValueError that begins with its name."""
 
 import difflib
 import inspect
@@ -40,3 +40,12 @@ def checked_dtype(field, dtype):
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"{field}: got {dtype!r}; expected a floating-point dtype of torch, such as 'float32'")
     return found
+
+
+def refuse_tracing():
+    """Raises NotImplementedError while `torch.jit.trace` is at work on a model."""
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
+            "wrong shares for other clips without a word; torch.compile works"
+        )

@@ -4,6 +4,7 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
     emoshare predict clip.wav folder/ --model ORG/NAME --output shares.csv
     emoshare evaluate --model ORG/NAME --dataset csv --data_dir DIR
     emoshare ensemble outputs/a outputs/b --dataset csv --data_dir DIR --output_dir outputs/ensemble
+    emoshare merge --model ORG/NAME --output_dir merged
     emoshare train --dataset csv --data_dir DIR --output_dir outputs/mine
     emoshare reproduce --config configs/paper_grid.yaml --data_dir DIR
 """
@@ -255,6 +256,24 @@ def ensemble(arguments):
     return 0
 
 
+def merge(arguments):
+    """`emoshare merge`: writes a model with adapters as one whose layers are tuned, which does not need PEFT."""
+    from .dataset_script.whole_files import writing
+
+    output_dir = Path(arguments.output_dir)
+    if output_dir.resolve() == Path(arguments.model).resolve():
+        raise ValueError(f"--output_dir: {output_dir} is the model itself, which would be overwritten")
+    emotion_share = _load_pipeline(arguments, dtype="float32")
+    config = emotion_share.model.config
+    if not config.lora_rank:
+        raise ValueError(f"--model: {arguments.model} has no adapters")
+    emotion_share.model.merge_adapters()
+    with writing(output_dir):
+        emotion_share.save_pretrained(output_dir, include_backbone=config.include_backbone)
+    print(f"Model without adapters: {output_dir}")
+    return 0
+
+
 def _load_corpus(arguments):
     from accelerate import PartialState
 
@@ -271,7 +290,7 @@ def _made_from(corpus, split, indices):
     return replace(corpus, splits=datasets.DatasetDict({split: corpus.splits[split].select(indices)})).fingerprints()
 
 
-def _load_pipeline(arguments):
+def _load_pipeline(arguments, dtype="auto"):
     """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
@@ -289,14 +308,15 @@ def _load_pipeline(arguments):
             raise ValueError(f"its feature extractor is {type(feature_extractor).__name__}, and not EmoShare's")
         emotion_share = pipeline(
             "emotion-share",
-            model=AutoModel.from_pretrained(arguments.model, dtype="auto", **source),
+            model=AutoModel.from_pretrained(arguments.model, dtype=dtype, **source),
             feature_extractor=feature_extractor,
             device=arguments.device,
             batch_size=arguments.batch_size,
         )
         set_precision_of_evaluation(emotion_share.model)
         return emotion_share
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no room there
+    # RuntimeError: torch has no such device, or no room there. ImportError: a model with adapters, and no PEFT.
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         if os.path.isdir(arguments.model):
             raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
         first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
@@ -356,6 +376,7 @@ def _parser():
     _add_predict(commands, [of_model])
     _add_evaluate(commands, [of_model, on_corpus])
     _add_ensemble(commands, [on_corpus])
+    _add_merge(commands)
     commands.add_parser("train", help="train a model: takes the flags of train.py", add_help=False)
     commands.add_parser("reproduce", help="the paper's tables: takes the flags of reproduce.py", add_help=False)
     return parser
@@ -459,6 +480,21 @@ def _add_ensemble(commands, parents):
     )
     command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for predictions and results")
     command.set_defaults(run=ensemble)
+
+
+def _add_merge(commands):
+    command = commands.add_parser(
+        "merge",
+        help="make a model that needs no PEFT of one with adapters",
+        description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the model. "
+        "It predicts the same but for rounding, and does not need PEFT. A model that was saved without its backbone is "
+        "written without it again.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--model", required=True, help="Hub id ORG/NAME or folder of an EmoShare model")
+    command.add_argument("--revision", help="its branch, tag or commit")
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
+    command.set_defaults(run=merge, device="cpu", batch_size=1)
 
 
 def _output(path):

@@ -76,6 +76,12 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             is Transformers' `hidden_states[k]`, and `"weighted"` is a learned softmax-weighted sum of all of them.
         freeze_backbone (`bool`, *optional*, defaults to `True`):
             Whether the backbone is a fixed feature extractor: no gradients, always in eval mode.
+        finetuned_layers (`int`, *optional*, defaults to 0):
+            How many of a frozen backbone's layers, counted down from the one that `backbone_layer` reads, are trained
+            with the heads all the same. A normalisation after the last layer stays frozen.
+        lora_rank (`int`, *optional*, defaults to 0):
+            Rank of the adapters (LoRA) on the attention of these layers, which are trained instead of the layers
+            themselves. 0 trains the layers. Needs PEFT.
         feature_size (`int`, *optional*):
             Width of the frame features. Follows from the backbone; without a backbone, 40 if not given.
         architecture (`str`, *optional*, defaults to `"cnn_lstm_attention"`):
@@ -142,6 +148,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         include_backbone=True,
         backbone_layer=-1,
         freeze_backbone=True,
+        finetuned_layers=0,
+        lora_rank=0,
         feature_size=None,
         architecture=DEFAULTS["architecture"],
         conv_channels=DEFAULTS["conv_channels"],
@@ -181,6 +189,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.include_backbone = include_backbone
         self.backbone_layer = backbone_layer
         self.freeze_backbone = freeze_backbone
+        self.finetuned_layers = finetuned_layers
+        self.lora_rank = lora_rank
         self.feature_size = feature_size
         self.architecture = architecture
         self.conv_channels = _sizes("conv_channels", conv_channels)
@@ -246,6 +256,11 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         """Whether the model returns a concentration with each share, because its loss needs one."""
         return takes(self.loss, "concentrations")
 
+    @property
+    def tunes_backbone(self):
+        """Whether the backbone, or a part of it, is trained with the heads."""
+        return self.backbone_config is not None and (not self.freeze_backbone or self.finetuned_layers > 0)
+
     def check(self):
         """
         Raises ValueError on an illegal field, and makes `label2id` match `id2label`. Transformers sets fields that are
@@ -254,6 +269,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.id2label = _labels_by_index(self.id2label)
         self.label2id = {label: index for index, label in self.id2label.items()}
         self._validate_backbone()
+        self._validate_finetuning()
         self._validate_head()
 
     def _validate_backbone(self):
@@ -285,6 +301,27 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
                 f"backbone_layer: got {layer!r}, for which {num_layers} of the backbone's {of_pretrained} "
                 "layers do not suffice: the others were left out when the model was saved"
             )
+
+    def _validate_finetuning(self):
+        number, rank = self.finetuned_layers, self.lora_rank
+        for field in ("finetuned_layers", "lora_rank"):
+            if getattr(self, field) != 0 and not _is_positive_int(getattr(self, field)):
+                raise ValueError(f"{field}: got {getattr(self, field)!r}; expected 0 or a positive integer")
+        if not number:
+            if rank:
+                raise ValueError(f"lora_rank: got {rank}, but finetuned_layers is 0: there are no layers to adapt")
+            return
+        for field, excluded in (("backbone_config", None), ("freeze_backbone", False), ("backbone_layer", "weighted")):
+            if getattr(self, field) == excluded:
+                raise ValueError(f"finetuned_layers: got {number}, but {field} is {excluded!r}; expected 0")
+        layer = self.backbone_layer
+        num_layers = family_of(self.backbone_config).num_layers(self.backbone_config) if layer == -1 else layer
+        if number > num_layers:
+            raise ValueError(
+                f"finetuned_layers: got {number}; expected at most {num_layers}, the layers up to the one that is read"
+            )
+        if rank > self.feature_size:
+            raise ValueError(f"lora_rank: got {rank}; expected at most {self.feature_size}, the backbone's width")
 
     def _validate_head(self):
         for field, allowed in CHOICES.items():

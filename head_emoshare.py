@@ -1,6 +1,7 @@
 """The head of an EmoShare model: frame features to the share of an emotion (paper, section 2.4)."""
 
 import math
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
@@ -12,6 +13,7 @@ from .backbone_emoshare import family_of
 from .frames_emoshare import last_step, length_mask
 from .offload_emoshare import weights_in_place
 from .pooling_emoshare import POOLINGS
+from .threads_emoshare import side_by_side
 
 TRANSFORMER_LAYERS = 2
 # A concentration is this times the exponential of a head's output, which is kept within these limits.
@@ -127,6 +129,26 @@ class EmotionHead(nn.Module):
         if self.architecture.stem != "no_stem":
             steps = self.dropout(self.lstm_norm(steps))
         return *self.encoder(steps, step_lengths, mask), mask
+
+
+def run_heads(heads, features, lengths):
+    """
+    What each of several heads returns, with `features` and `lengths` as in `EmotionHead.forward`. Without gradients,
+    heads on a CPU run side by side.
+    """
+    tasks = [partial(head, features, lengths) for head in heads]
+    if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return [task() for task in tasks]
+    if torch.compiler.is_compiling():
+        return [task() for task in tasks]
+    mode = torch.is_inference_mode_enabled()
+    return side_by_side([partial(_without_gradients, task, mode) for task in tasks])
+
+
+def _without_gradients(function, inference_mode):
+    """Calls a function in a thread of its own, which does not inherit these modes."""
+    with torch.no_grad(), torch.inference_mode(inference_mode):
+        return function()
 
 
 class Convolutions(nn.ModuleList):

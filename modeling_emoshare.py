@@ -1,32 +1,39 @@
 """The EmoShare model: a speech encoder, and for each emotion a CNN + LSTM + attention head (paper, section 2.4)."""
 
 import copy
+import re
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .backbone_emoshare import (
     build_backbone,
-    check_is_pretrained,
     clear_errors_of_weights,
-    commit_of,
     family_of,
     load_backbone,
-    weights_hash,
+    source_of_backbone,
 )
-from .checks_emoshare import checked_dtype
+from .checks_emoshare import checked_dtype, refuse_tracing
 from .configuration_emoshare import EmoShareConfig
+from .finetuning_emoshare import (
+    add_adapters,
+    freeze,
+    frozen_hash,
+    frozen_pattern,
+    merge_adapters,
+    tuned_modules,
+)
 from .frames_emoshare import lengths_of
-from .head_emoshare import EmotionHead
-from .losses_emoshare import LOSSES, takes
+from .head_emoshare import EmotionHead, run_heads
+from .losses_emoshare import loss_of_shares
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
-from .threads_emoshare import side_by_side
+from .saving_emoshare import check_is_pretrained, check_loaded, cut_to_read_layer, fetch_frozen
+from .upper_layers_emoshare import UpperLayers
 
 logger = logging.get_logger(__name__)
 
@@ -60,14 +67,16 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         has_backbone = config.backbone_config is not None
         self.main_input_name = self.family.input_name if has_backbone else "input_features"
         self.backbone = build_backbone(config.backbone_config) if has_backbone else None
-        if not config.include_backbone:
-            self._keys_to_ignore_on_load_missing = {r"^backbone\."}  # `from_pretrained` fetches it
         if config.separate_heads:
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
             self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
+        self.upper_layers = None  # but for a `trained_part`
         self.post_init()
-        self._freeze_backbone()
+        if has_backbone:
+            self._set_up_tuning()
+        if not config.include_backbone:  # `from_pretrained` fetches what is frozen of it
+            self._keys_to_ignore_on_load_missing = {frozen_pattern(self.backbone, config)}
 
     @classmethod
     def from_backbone_pretrained(
@@ -87,8 +96,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Args:
             name_or_path: Hub id or local folder of the backbone.
             revision: its branch, tag or commit.
-            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; the
-                heads stay in float32.
+            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; heads
+                and adapters stay in float32.
             token, cache_dir, local_files_only, force_download: how to reach the Hub, as in `from_pretrained`.
             config_fields: further fields of `EmoShareConfig`.
 
@@ -96,39 +105,48 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if the backbone is of an unsupported kind, its checkpoint lacks weights or is damaged, or a
                 field is unknown or illegal.
             OSError: if there is no such backbone, or it cannot be fetched.
+            ImportError: if `lora_rank` asks for adapters, and PEFT is not installed.
         """
         values = (token, cache_dir, local_files_only, force_download)
         access = dict(zip(ACCESS, values, strict=True))
         dtype = checked_dtype("dtype", dtype)
-        revision = commit_of(name_or_path, revision, **access)
-        backbone_config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
         # Checked before the weights are fetched, so that a wrong field costs no time.
-        config = cls.config_class(
-            backbone_config=backbone_config,
-            backbone_name_or_path=str(name_or_path),
-            backbone_revision=revision,
-            **config_fields,
-        )
-        backbone = load_backbone(name_or_path, config.backbone_config, revision, **access)
-        config.backbone_hash = weights_hash(backbone)
-        backbone.to(dtype)
+        config = cls.config_class(**source_of_backbone(name_or_path, revision, **access), **config_fields)
+        backbone = load_backbone(name_or_path, config.backbone_config, config.backbone_revision, **access)
+        config.backbone_hash = frozen_hash(backbone, config)
         model = cls(config)
-        model.family.prepare(backbone)
-        model.backbone = backbone
-        model._freeze_backbone()
+        model.attach_backbone(backbone.to(dtype))
         return model
+
+    def attach_backbone(self, backbone):
+        """
+        Makes a backbone this model's own: closes the ways by which padding reaches a clip, adds new adapters where the
+        config has them, and freezes what is not trained.
+
+        Args:
+            backbone: pretrained, of `config.backbone_config`, not prepared yet.
+        """
+        self.family.prepare(backbone)
+        self.backbone = backbone
+        self._set_up_tuning()
+
+    def _set_up_tuning(self):
+        if self.config.lora_rank:
+            add_adapters(self.backbone, self.config)
+        self._freeze_backbone()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """
-        As in Transformers. If the checkpoint holds the heads alone, their backbone is fetched from
-        `config.backbone_name_or_path` (give that as an argument if it has moved).
+        As in Transformers. If the checkpoint holds the heads alone, or with them what was tuned, what is frozen of the
+        backbone is fetched from `config.backbone_name_or_path` (give that as an argument if it has moved).
 
         Raises:
             ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
                 Transformers, weights that are missing or of another shape are initialised at random, with a warning.
             RuntimeError: as in Transformers, if weights have another shape than the config says.
+            ImportError: if the model has adapters, and PEFT is not installed.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
         wants_loading_info = kwargs.pop("output_loading_info", False)
@@ -137,44 +155,11 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         with clear_errors_of_weights(name_or_path):
             model, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if not kwargs.get("ignore_mismatched_sizes"):
-            model._check_loaded(name_or_path, loading)
+            check_loaded(name_or_path, loading, () if model.backbone is None else model.family.optional_weights)
         if not model.config.include_backbone:
-            model._fetch_backbone({name: kwargs[name] for name in ACCESS if name in kwargs})
+            fetch_frozen(model.backbone, model.config, {name: kwargs[name] for name in ACCESS if name in kwargs})
         model._freeze_backbone()  # the loader has made new parameters, which all require gradients
         return (model, loading) if wants_loading_info else model
-
-    def _check_loaded(self, name_or_path, loading):
-        """Transformers initialises missing weights at random, and ignores those that it does not know."""
-        optional = () if self.backbone is None else self.family.optional_weights
-        for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
-            names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional)
-            if names:
-                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
-
-    def _fetch_backbone(self, hub_arguments):
-        name, revision = self.config.backbone_name_or_path, self.config.backbone_revision
-        if (Path(self.config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
-            name = self.config.backbone_name_or_path = str((Path(self.config.name_or_path) / name).resolve())
-        backbone_config, is_cut = (
-            copy.deepcopy(self.config.backbone_config),
-            self.config.backbone_num_layers is not None,
-        )
-        try:
-            backbone = load_backbone(name, backbone_config, revision, is_cut, **hub_arguments)
-        except OSError as error:
-            raise OSError(
-                f"this checkpoint holds the heads alone, and their backbone {name!r} (revision {revision}) cannot be "
-                f"loaded; if it has moved, give backbone_name_or_path to from_pretrained. {error}"
-            ) from error
-        found = weights_hash(backbone)
-        if found != self.config.backbone_hash:
-            raise ValueError(
-                f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
-                f"on weights with the hash {self.config.backbone_hash}"
-            )
-        # Not strict: either of the two may have optional weights that the other lacks.
-        self.backbone.load_state_dict(backbone.state_dict(), strict=False)
 
     def save_pretrained(self, save_directory, *args, include_backbone=True, **kwargs):
         """
@@ -182,12 +167,13 @@ class EmoShareModel(PushToHub, PreTrainedModel):
 
         Args:
             save_directory: folder.
-            include_backbone: `False` writes the weights of the heads alone, and `from_pretrained` fetches the backbone
-                from where it came from. A backbone that is trained (`freeze_backbone=False`) is always written.
+            include_backbone: `False` writes the weights of the heads alone, with the tuned layers or the adapters if
+                there are any, and `from_pretrained` fetches the backbone from where it came from. A backbone that is
+                trained as a whole (`freeze_backbone=False`) is always written.
             args, kwargs: as in Transformers.
 
         Raises:
-            ValueError: if the backbone is to be left out, but is not the one that would be fetched.
+            ValueError: if the backbone is to be left out, but what is frozen of it is not what would be fetched.
         """
         if not include_backbone and self.backbone is not None:
             if self.config.freeze_backbone:
@@ -197,29 +183,26 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         has_backbone = self.config.backbone_config is not None
         self.config.include_backbone = include_backbone or not has_backbone or not self.config.freeze_backbone
         if not self.config.include_backbone:
+            frozen = re.compile(frozen_pattern(self.backbone, self.config))
             state_dict = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = {
-                name: weight for name, weight in state_dict.items() if not name.startswith("backbone.")
-            }
-        super(EmoShareModel, self._as_saved()).save_pretrained(save_directory, *args, **kwargs)
+            kwargs["state_dict"] = {name: weight for name, weight in state_dict.items() if not frozen.match(name)}
+        super(EmoShareModel, cut_to_read_layer(self)).save_pretrained(save_directory, *args, **kwargs)
 
-    def _as_saved(self):
-        """This model, or a view of it whose backbone has no layers above the one that is read."""
-        if self.backbone is None or not self.config.include_backbone:
-            return self
-        backbone = self.family.cut(self.backbone, self.config.backbone_layer)
-        if backbone is self.backbone:
-            return self
-        view = copy.copy(self)
-        view._modules = {**self._modules, "backbone": backbone}
-        view.config = copy.copy(self.config)
-        view.config.backbone_config = backbone.config
-        view.config.backbone_num_layers = self.config.backbone_num_layers or self.family.num_layers(
-            self.backbone.config
-        )
-        if view.config.backbone_hash is not None and weights_hash(self.backbone) == view.config.backbone_hash:
-            view.config.backbone_hash = weights_hash(backbone)
-        return view
+    def merge_adapters(self):
+        """
+        Makes a model with adapters one without, in place: what they add to the layers becomes part of the layers, which
+        are then what `config.finetuned_layers` says, and PEFT is not needed any more. Shares stay the same but for
+        rounding.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if it has no adapters, or was loaded in 16 bits, in which what they add would be rounded away.
+        """
+        merge_adapters(self.backbone, self.config)
+        self._freeze_backbone()
+        return self
 
     @classmethod
     def _can_set_attn_implementation(cls):
@@ -229,12 +212,14 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         super().train(mode)
         if self.backbone is not None and self.config.freeze_backbone:
             self.backbone.eval()
+            for module in tuned_modules(self.backbone, self.config):
+                module.train(mode)
         return self
 
     def _freeze_backbone(self):
         if self.backbone is not None and self.config.freeze_backbone:
-            self.backbone.requires_grad_(False)
-            self.backbone.eval()
+            freeze(self.backbone, self.config)
+            self.train(self.training)
 
     def _init_weights(self, module):
         # PyTorch's own initialisation, as in the authors' code; the backbone initialises itself.
@@ -276,6 +261,19 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         view.main_input_name = "frame_features" if self.backbone is not None else self.main_input_name
         return view
 
+    def trained_part(self):
+        """
+        A view of what is trained of this model, which takes what the frozen rest makes: as `frame_features`, the hidden
+        states that the tuned layers take, or, if there are none, what the heads take. The model itself, if no part of
+        its backbone is frozen.
+        """
+        if self.backbone is not None and not self.config.freeze_backbone:
+            return self
+        view = self.select(range(self.config.num_labels))
+        if self.config.finetuned_layers:
+            view.upper_layers = UpperLayers(self.backbone, self.config)
+        return view
+
     def initialize_head(self, index, seed):
         """Gives a head new initial weights, the same on every device, and leaves the global random state alone."""
         head = self.heads[index]
@@ -290,7 +288,8 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Runs the backbone once, for the frame features of one or several layers.
 
         Args:
-            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones.
+            inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones; for a
+                `trained_part` with tuned layers, the hidden states that these take.
             attention_mask: (batch, length), 1 on the clip and 0 on the padding to its right; `None` is all ones.
             layers: each as `EmoShareConfig.backbone_layer`; the config's own if not given.
 
@@ -300,6 +299,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
         """
+        if self.upper_layers is not None:
+            lengths = self._frame_lengths(inputs, attention_mask)
+            return FrameFeatures({self.config.backbone_layer: self.upper_layers(inputs, lengths)}, lengths)
         if self.backbone is None:
             raise ValueError("this model has no backbone that could make frame features")
         layers = [self.config.backbone_layer] if layers is None else layers
@@ -357,7 +359,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             ValueError: if not exactly one input is given, if it is not one that this model takes, or if a shape or
                 length does not fit.
         """
-        _refuse_tracing()
+        refuse_tracing()
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -369,11 +371,13 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         name, inputs = self._given_input(
             input_values=input_values, input_features=input_features, frame_features=frame_features
         )
-        if name == "frame_features":
+        if name == "frame_features" and self.upper_layers is None:
             features, lengths = inputs, self._frame_lengths(inputs, attention_mask)
         else:
             layer = self.config.backbone_layer
-            all_layers = range(self.family.num_layers(self.backbone.config) + 1) if output_hidden_states else ()
+            all_layers = ()
+            if output_hidden_states and self.backbone is not None:
+                all_layers = range(self.family.num_layers(self.backbone.config) + 1)
             by_layer, lengths = self.frame_features(inputs, attention_mask, [layer, *all_layers])
             features = by_layer[layer]
             if output_hidden_states:
@@ -382,7 +386,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             features = features.to(self.heads[0].dtype)
         self._check_fits_max_frames(features.shape[-2])
 
-        outputs, weights = zip(*self._run_heads(features, lengths), strict=True)
+        outputs, weights = zip(*run_heads(self.heads, features, lengths), strict=True)
         logits, concentrations = self._shares_and_concentrations(outputs)
         attentions = None
         if output_attentions and weights[0] is not None:
@@ -420,23 +424,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         Raises:
             ValueError: if the shapes differ.
         """
-        if labels.shape != logits.shape:
-            raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        if weights is not None and weights.dim() == 2:
-            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
-        optional = {"listeners": listeners, "concentrations": concentrations}
-        taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
-        return LOSSES[self.config.loss](logits, labels, weights, **taken)
-
-    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
-        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-        losses = [
-            self.loss(*label, listeners, column)
-            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-        ]
-        totals = (weights * ~labels.isnan()).sum(dim=0)
-        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
+        return loss_of_shares(self.config.loss, logits, labels, weights, listeners, concentrations)
 
     def _given_input(self, **inputs):
         """The one input that is given, and its name; acoustic features are frame features already."""
@@ -467,33 +455,9 @@ class EmoShareModel(PushToHub, PreTrainedModel):
             )
         return lengths
 
-    def _run_heads(self, features, lengths):
-        """What each head returns. Without gradients, heads on a CPU run side by side."""
-        heads = [partial(head, features, lengths) for head in self.heads]
-        if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return [head() for head in heads]
-        if torch.compiler.is_compiling():
-            return [head() for head in heads]
-        mode = torch.is_inference_mode_enabled()
-        return side_by_side([partial(_without_gradients, head, mode) for head in heads])
-
     def _check_fits_max_frames(self, frames):
         if self.config.normalization == "sequence" and frames > self.config.max_frames:
             raise ValueError(
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
-
-
-def _refuse_tracing():
-    if torch.jit.is_tracing():
-        raise NotImplementedError(
-            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
-            "wrong shares for other clips without a word; torch.compile works"
-        )
-
-
-def _without_gradients(function, inference_mode):
-    """Calls a function in a thread of its own, which does not inherit these modes."""
-    with torch.no_grad(), torch.inference_mode(inference_mode):
-        return function()

@@ -24,6 +24,7 @@ class Wav2Vec2BertFamily:
     input_name = "input_features"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    attention_projections = ("self_attn.linear_q", "self_attn.linear_k", "self_attn.linear_v", "self_attn.linear_out")
     paddings = ()
 
     def check(self, config, is_frozen):
@@ -113,6 +114,11 @@ class Wav2Vec2BertFamily:
                 return_dict=True,
             )
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
+
+    def run_all_layers(self, backbone):
+        """Switches LayerDrop and SpecAugment off, in place."""
+        backbone.config.layerdrop = 0.0
+        backbone.config.apply_spec_augment = False
 
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""

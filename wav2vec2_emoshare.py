@@ -27,6 +27,7 @@ class Wav2Vec2Family:
     input_name = "input_values"
     # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
     optional_weights = ("masked_spec_embed",)
+    attention_projections = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj")
     paddings = ()
 
     def check(self, config, is_frozen):
@@ -92,8 +93,12 @@ class Wav2Vec2Family:
         - Layers of the encoder above the highest one that is asked for are not run.
         - On a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
 
-        All of it takes effect in `hidden_states`, which knows the length of each clip.
+        All of it takes effect in `hidden_states`, which knows the length of each clip. Besides, the attention of a
+        WavLM calls its linear layers where these are more than that, as those with adapters are.
         """
+        if backbone.config.model_type == "wavlm":
+            for layer in backbone.encoder.layers:
+                layer.attention.torch_multi_head_self_attention = MethodType(_wavlm_attention, layer.attention)
         backbone.feature_extractor = FrontEnd(backbone.feature_extractor, fast)
         for module in backbone.encoder.pos_conv_embed.modules():
             if isinstance(module, nn.Conv1d):
@@ -135,6 +140,11 @@ class Wav2Vec2Family:
         finally:
             clip_samples.reset(token)
         return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
+
+    def run_all_layers(self, backbone):
+        """Switches LayerDrop and SpecAugment off, in place."""
+        backbone.config.layerdrop = 0.0
+        backbone.config.apply_spec_augment = False
 
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""
@@ -178,6 +188,31 @@ def _through_wavlm(layers, states, mask, encoder):
     for layer in layers:
         states, bias = layer(states, attention_mask=mask, position_bias=bias)
     return states
+
+
+def _wavlm_attention(self, hidden_states, attention_mask, gated_position_bias):
+    """
+    In place of the method of `WavLMAttention` that reads the weights of its linear layers instead of calling them: what
+    adapters add would be left out, without a word.
+
+    Args:
+        hidden_states: (batch, frames, width).
+        attention_mask: (batch, frames), 1 on a clip's own frames; `None` is all ones.
+        gated_position_bias: (batch * attention heads, frames, frames).
+
+    Returns:
+        (batch, frames, width), and the attention weights or `None`.
+    """
+    if isinstance(self.q_proj, nn.Linear):
+        return type(self).torch_multi_head_self_attention(self, hidden_states, attention_mask, gated_position_bias)
+    projections = (self.q_proj, self.k_proj, self.v_proj)
+    of_heads = [project(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in projections]
+    bias = gated_position_bias.unflatten(0, (-1, self.num_heads)).to(of_heads[0].dtype)
+    if attention_mask is not None:
+        bias = bias.masked_fill(attention_mask[:, None, None] != 1, float("-inf"))
+    dropout = self.dropout if self.training else 0.0
+    attended = nn.functional.scaled_dot_product_attention(*of_heads, attn_mask=bias, dropout_p=dropout)
+    return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
 class _ZeroPadding:

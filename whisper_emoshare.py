@@ -131,6 +131,7 @@ class WhisperFamily:
     feature_type = "whisper_log_mels"
     input_name = "input_features"
     optional_weights = ()
+    attention_projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
     paddings = ("30s", "clip")
 
     def check(self, config, is_frozen):
@@ -223,6 +224,9 @@ class WhisperFamily:
             mask = _mask(num_frames, states)
         found = _run(backbone, states, mask, 0, layers)
         return {layer: states[:, : int(num_frames.max())] for layer, states in found.items()}
+
+    def run_all_layers(self, backbone):
+        """Nothing is left out or masked here, in training either."""
 
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""

@@ -20,7 +20,7 @@ from machine import describe
 from emoshare import EmoShareConfig, EmoShareModel
 from emoshare.frames_emoshare import length_mask
 from emoshare.training.arguments import parse_arguments
-from emoshare.training.trainer import heads_in_training, threads_for, train_step
+from emoshare.training.steps import heads_in_training, threads_for, train_step
 
 CLIPS, FRAMES = 12, 400
 SECONDS = 10.0  # of each measurement

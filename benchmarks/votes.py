@@ -33,8 +33,9 @@ from emoshare.losses_emoshare import LOSSES
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.concentrations import fit_concentrations
+from emoshare.training.steps import heads_in_training, train_step
 from emoshare.training.store import FrameFeatureStore, begin, finish, shard_path, shard_writer
-from emoshare.training.trainer import HeadTrainer, heads_in_training, train_step
+from emoshare.training.trainer import HeadTrainer
 from emoshare.votes_emoshare import log_likelihood
 
 LABELS = ["joy", "awe", "calm"]

@@ -17,6 +17,8 @@ from .selections import SELECTIONS
 
 CALIBRATION_FIGURE = "calibration_devel.png"
 NO_CEILING = NoiseCeiling()
+ONE_EPOCH = " All labels share layers that were trained, and so have one epoch, that of their mean."
+OF_TUNING = ("finetune", "finetune_last_layers", "lora_rank", "finetune_learning_rate")
 TEMPLATE = Path(__file__).parent / "model_card.md"
 CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
 
@@ -61,14 +63,15 @@ def model_card(
         first_label=labels[0],
         model_id=arguments.run.hub_model_id or arguments.run.output_dir,
         chunk_length_s=f"{feature_extractor.chunk_length_s:g}",
+        needs=_needs(arguments, model.config),
         architecture=_architecture(model, features),
-        selection=selection.result,
+        selection=selection.result + (ONE_EPOCH if model.config.tunes_backbone else ""),
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
         resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
         folds=_folds(of_fold),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
-        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
+        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, model.config, corpus.info)),
         ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",
         calibration=_calibration(calibrations),
         dataset=_dataset(corpus.info, dataset_id),
@@ -94,6 +97,8 @@ def shown_settings(arguments):
     settings = {name: value for name, value in arguments.values("on_card").items() if value is not None}
     if not arguments.model.is_acoustic:
         del settings["acoustic_features"]
+    if not arguments.model.tunes_backbone:
+        settings = {name: value for name, value in settings.items() if name not in OF_TUNING}
     for name in ("backbone", "dataset"):
         if Path(settings[name]).exists():
             settings[name] = Path(settings[name]).name
@@ -137,16 +142,49 @@ def _eval_results(scores, corpus_name, dataset_id):
 
 def _architecture(model, features):
     config = model.config
-    source = f"the {features} of the clip" if config.backbone_config is None else f"the frozen features of {features}"
+    source = f"the {features} of the clip" if config.backbone_config is None else _tuning(config, features)
     heads = "one head for each emotion" if config.separate_heads else "one head for all emotions"
-    size = sum(parameter.numel() for parameter in model.heads.parameters())
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     description = ARCHITECTURES[config.architecture].description
     return f"{description}, on {source}; {heads}, {size:,} trained parameters in all."
 
 
-def _paper_rhos(arguments, info):
+def _tuning(config, features):
+    """The features of a backbone, and what of it was trained."""
+    if not config.tunes_backbone:
+        return f"the frozen features of {features}"
+    if not config.finetuned_layers:
+        return f"the features of {features}, which was trained with the heads"
+    number, top = config.finetuned_layers, config.backbone_layer
+    if top == -1:
+        layers = f"last {number} layers" if number > 1 else "last layer"
+    else:
+        layers = f"layers {top - number + 1} to {top}" if number > 1 else f"layer {top}"
+    if config.lora_rank:
+        layers = f"adapters (LoRA) of rank {config.lora_rank} on the attention of its {layers}"
+        return f"the features of {features}, trained with the heads by {layers}"
+    return f"the features of {features}, whose {layers} {'were' if number > 1 else 'was'} trained with the heads"
+
+
+def _needs(arguments, config):
+    """What loading needs besides the usual packages; nothing if nothing."""
+    needs = ""
+    if config.lora_rank:
+        needs += "\nIts adapters need `peft`, too; `emoshare merge` makes a copy that does not.\n"
+    if not (arguments.run.push_backbone or arguments.model.is_acoustic):
+        tuned = " and adapters" if config.lora_rank else " and tuned layers" if config.finetuned_layers else ""
+        needs += (
+            f"\nThis repository holds heads{tuned} alone. When the model is loaded, the frozen part of its backbone is "
+            f"fetched from {_backbone_id(arguments.model) or 'the folder that it came from'}, which must be within "
+            "reach then, and is checked to be what the heads were trained on.\n"
+        )
+    return needs
+
+
+def _paper_rhos(arguments, config, info):
     """The paper's ρ with the same features and architecture; empty if there are none, or they are on another corpus."""
-    return rhos_of(row_of(arguments), arguments.architecture) if info.is_papers else {}
+    is_papers = info.is_papers and not config.tunes_backbone
+    return rhos_of(row_of(arguments), arguments.architecture) if is_papers else {}
 
 
 def _results_table(scores, ceiling, paper):

@@ -18,7 +18,7 @@ def predict(model, loader, accelerator):
     Predicts every clip of a store in float32, on all processes together; windows of a clip are averaged by duration.
 
     Args:
-        model: `EmoShareModel`, which need not have its backbone.
+        model: `EmoShareModel`, which need not have its backbone; its `trained_part`, if more than heads were trained.
         loader: `FeatureLoader` without a seed.
         accelerator: `accelerate.Accelerator`.
 
@@ -47,7 +47,8 @@ def predict_votes(model, loader, accelerator):
     model.eval()
     for batch in loader:
         with torch.no_grad():
-            output = model(frame_features=batch["frame_features"].float(), attention_mask=batch["attention_mask"])
+            inputs = {store.input_name: batch[store.input_name].float()}
+            output = model(**inputs, attention_mask=batch["attention_mask"])
         outputs = [output.logits] if output.concentrations is None else [output.logits, output.concentrations]
         predicted[batch["window"].cpu().numpy()] = torch.cat(outputs, dim=1).cpu().numpy()
     if accelerator.num_processes > 1:  # each window was predicted on one of them

@@ -11,8 +11,8 @@ from ..modeling_emoshare import EmoShareModel
 from ..training.features import check_new_audio, expected_bytes, extract_layers
 from ..training.model import build_model, load_left_out_backbone
 from ..training.precision import training_dtype
+from ..training.steps import heads_in_training, threads_for, train_step
 from ..training.store_names import StoreNames
-from ..training.trainer import heads_in_training, threads_for, train_step
 from ..training.user_errors import together
 
 PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge

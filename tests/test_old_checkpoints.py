@@ -240,6 +240,8 @@ def test_a_checkpoint_that_is_not_the_configs_is_named(head, tmp_path, said):
 
     with pytest.raises(ValueError, match=r"encoder: the checkpoint lacks 16 backbone weights: \['encoder.layers.2.att"):
         load(num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"encoder: config.json: .*'hidden_size' expected int, got str"):
+        load(hidden_size="wide")
     with pytest.raises(ValueError, match=r"have other shapes than its config says: enc.* is \(48,\); expected \(40,"):
         load(intermediate_size=40)
     said()

@@ -178,6 +178,19 @@ class ModelArguments:
     loss: str = _head_flag("loss", "what training minimises")
     dropout: float = _head_flag("dropout", "probability that training sets a value within a head to 0")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
+    finetune_last_layers: int = _flag(
+        0,
+        "train the last N layers of the backbone, counted down from --backbone_layer, with the heads, on stored "
+        "outputs of the layer below them; all emotions then have one epoch, as they share these layers",
+    )
+    finetune: Literal["none", "all"] = _flag(
+        "none", "'all' trains the whole backbone with the heads, on waveforms; all emotions then have one epoch"
+    )
+    lora_rank: int = _flag(
+        0,
+        "train adapters of this rank (LoRA) on the attention of --finetune_last_layers instead of these layers; needs "
+        "PEFT",
+    )
 
     def __post_init__(self):
         if self.backbone_layer != "weighted" and not self.backbone_layer.removeprefix("-").isdigit():
@@ -195,6 +208,37 @@ class ModelArguments:
             )
         if not self.is_acoustic and self.acoustic_features != "mel":
             raise ValueError(f"--acoustic_features is for --backbone acoustic; got --backbone {self.backbone}")
+        self._check_finetuning()
+
+    def _check_finetuning(self):
+        for name in ("finetune_last_layers", "lora_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}: got {getattr(self, name)}; expected 0 or more")
+        if self.lora_rank and not self.finetune_last_layers:
+            raise ValueError("--lora_rank is for the layers of --finetune_last_layers, which was not given")
+        if not self.tunes_backbone:
+            return
+        flag = "--finetune all" if self.finetune == "all" else "--finetune_last_layers"
+        if self.is_acoustic:
+            raise ValueError(f"{flag} is for a backbone; got --backbone acoustic")
+        if not self.finetune_last_layers:
+            return
+        if self.finetune == "all":
+            raise ValueError("--finetune all trains all layers; got --finetune_last_layers as well")
+        if self.layer == "weighted":
+            raise ValueError(
+                "--finetune_last_layers counts down from one layer; got --backbone_layer weighted, a sum of all"
+            )
+        if 0 <= self.layer < self.finetune_last_layers:
+            raise ValueError(
+                f"--finetune_last_layers: got {self.finetune_last_layers}; expected at most {self.layer}, the layers "
+                "up to --backbone_layer"
+            )
+
+    @property
+    def tunes_backbone(self):
+        """Whether the backbone, or a part of it, is trained with the heads."""
+        return self.finetune == "all" or self.finetune_last_layers > 0
 
     @property
     def is_acoustic(self):
@@ -220,6 +264,16 @@ class RunArguments:
     num_train_epochs: int = _flag(50, "passes over the training data, at most", fixed_on_resume=False)
     per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: fewer if they are long")
     learning_rate: float = _flag(1e-4, "of Adam")
+    finetune_learning_rate: float = _flag(
+        1e-5, "of Adam, for what is tuned of the backbone; with the same --lr_scheduler and --warmup_ratio as the heads"
+    )
+    gradient_accumulation_steps: int = _flag(1, "batches on each device whose mean gradient makes one step")
+    gradient_checkpointing: bool = _flag(
+        False,
+        "compute the activations of tuned layers twice instead of keeping them: less memory, the same results",
+        changes_results=False,
+        on_card=False,
+    )
     label_weights: Literal["none", "smoothed"] = _flag(
         "none", "'smoothed' weighs a share by how rare it is: label distribution smoothing"
     )
@@ -284,7 +338,13 @@ class RunArguments:
 
     def __post_init__(self):
         _require_positive(
-            self, "num_train_epochs", "per_device_train_batch_size", "learning_rate", "early_stopping_patience"
+            self,
+            "num_train_epochs",
+            "per_device_train_batch_size",
+            "learning_rate",
+            "finetune_learning_rate",
+            "gradient_accumulation_steps",
+            "early_stopping_patience",
         )
         if not self.output_dir:
             raise ValueError("--output_dir: got nothing; expected a folder")
@@ -322,6 +382,29 @@ class Arguments:
         for name in ("head_seeds", "restart_dead_heads"):
             if getattr(self.run, name) and not self.model.separate_heads:
                 raise ValueError(f"--{name} is for one head per emotion; got --separate_heads false")
+        self._check_finetuning()
+
+    def _check_finetuning(self):
+        run = self.run
+        if not self.model.tunes_backbone:
+            for name in ("finetune_learning_rate", "gradient_checkpointing"):
+                if getattr(run, name) != getattr(RunArguments, name):
+                    raise ValueError(f"--{name} is for --finetune_last_layers or --finetune all; got neither")
+            return
+        if run.restart_dead_heads:
+            raise ValueError(
+                "--restart_dead_heads is for heads that train by themselves; with --finetune_last_layers or --finetune "
+                "all they share layers, and their epoch"
+            )
+        if self.model.finetune != "all":
+            return
+        for name in ("mixup", "time_mask", "feature_mask", "time_stretch"):
+            if getattr(run, name):
+                raise ValueError(f"--{name} changes stored features; --finetune all trains on waveforms")
+        if self.data.part is not None:
+            raise ValueError("--part extracts features to a store; --finetune all trains on waveforms, and has none")
+        if not run.push_backbone:
+            raise ValueError("--push_backbone false: --finetune all trains the backbone, which must be saved too")
 
     @property
     def feature_cache_dir(self):

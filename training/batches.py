@@ -143,7 +143,8 @@ class FeatureLoader:
     def __iter__(self):
         batches = map(self._read, self.sampler)
         if self.device.type != "cpu":  # which leaves the CPU free
-            batches = iter(ReadAhead(self._read, list(self.sampler), lambda batch: 1, BATCHES_AHEAD, num_threads=2))
+            num_threads = self.store.reading_threads
+            batches = iter(ReadAhead(self._read, list(self.sampler), lambda batch: 1, BATCHES_AHEAD, num_threads))
         weight_per_step = torch.tensor(self.known_weight / len(self.sampler.all_batches), dtype=torch.float32)
         for number in count(self.sampler.process, self.sampler.processes):
             started = time.perf_counter()

@@ -19,6 +19,7 @@ from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.streamed import audio_of
 from ..dataset_script.tables import AUDIO, FILENAME
 from ..threads_emoshare import single_threads
+from ..upper_layers_emoshare import stored_layer
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock
@@ -57,7 +58,8 @@ def extract_frame_features(
     corpus, split, model, feature_extractor, cache_dir, accelerator, dtype="float16", names=None
 ):
     """
-    The frame features of a split, of the model's `backbone_layer`.
+    The frame features of a split that the model's `trained_part` takes: those of its `backbone_layer`, or of the layer
+    below those that are tuned.
 
     Args:
         corpus: `Corpus`.
@@ -67,7 +69,7 @@ def extract_frame_features(
     Returns:
         `FrameFeatureStore`.
     """
-    layer = model.config.backbone_layer
+    layer = stored_layer(model.config)
     clips = corpus.splits[split]
     stores = extract_layers(clips, split, model, feature_extractor, cache_dir, accelerator, dtype, [layer], names)
     with checking(is_of_all=True):
@@ -238,7 +240,7 @@ def _num_samples(row, feature_extractor):
 
 def _check_layer(layer, config):
     config = copy.copy(config)
-    config.backbone_layer = layer
+    config.backbone_layer, config.finetuned_layers, config.lora_rank = layer, 0, 0
     config.check()
 
 
@@ -352,7 +354,7 @@ def _decoded(clips, indices, model, feature_extractor):
     """Yields the windows of each of the clips with these indices, read ahead of an accelerator."""
 
     def decode(clip):
-        return _windows(clips[clip], clip, feature_extractor)
+        return windows_of(clips[clip], clip, feature_extractor)
 
     def num_samples(windows):
         return sum(window["num_samples"] for window in windows)
@@ -363,7 +365,18 @@ def _decoded(clips, indices, model, feature_extractor):
     return iter(ReadAhead(decode, indices, num_samples, limit, DECODING_THREADS))
 
 
-def _windows(row, clip, feature_extractor):
+def windows_of(row, clip, feature_extractor):
+    """
+    The windows of a clip, each a dict, with what the feature extractor makes of it under `inputs`.
+
+    Args:
+        row: of the clip, in its split.
+        clip: its index there.
+        feature_extractor: `EmoShareFeatureExtractor`.
+
+    Raises:
+        ValueError: if it cannot be read, or is too short; names it.
+    """
     sampling_rate = feature_extractor.sampling_rate
     try:
         waveform = load_audio(audio_of(row[AUDIO]), sampling_rate)

@@ -3,15 +3,16 @@
 import copy
 import hashlib
 import os
+import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ..backbone_emoshare import commit_of, load_backbone, weights_hash
+from ..backbone_emoshare import load_backbone, source_of_backbone, weights_hash
 from ..configuration_emoshare import EmoShareConfig
 from ..dataset_script.digests import Entry, are_settled, keep, kept, state_of
 from ..feature_extraction_emoshare import MIN_FRAMES, EmoShareFeatureExtractor
@@ -45,9 +46,18 @@ def build_model(arguments, labels):
         model = EmoShareModel(EmoShareConfig(feature_size=feature_extractor.feature_size, **fields))
     else:
         fields["backbone_layer"] = arguments.layer
-        revision = commit_of(arguments.backbone, arguments.backbone_revision)
-        build = EmoShareModel.from_backbone_pretrained if run.push_backbone else _with_backbone_if_new
-        model = build(arguments.backbone, revision=revision, **fields)
+        fields["freeze_backbone"] = arguments.finetune != "all"
+        fields["finetuned_layers"], fields["lora_rank"] = arguments.finetune_last_layers, arguments.lora_rank
+        if arguments.lora_rank and find_spec("peft") is None:
+            raise ValueError("--lora_rank: needs PEFT, which is not installed: pip install peft")
+        is_needed = run.push_backbone or arguments.tunes_backbone
+        build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
+        try:
+            model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
+        except ValueError as error:  # the one field whose flag has another name
+            raise ValueError(re.sub("^finetuned_layers:", "--finetune_last_layers:", str(error))) from error
+        if arguments.finetune_last_layers:
+            _check_layers_run(model)
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
             model.config.backbone_config,
@@ -60,6 +70,13 @@ def build_model(arguments, labels):
         for index, seed in enumerate(head_seeds):
             model.initialize_head(index, seed)
     return model, feature_extractor
+
+
+def _check_layers_run(model):
+    """Before anything is extracted for them: tuned layers run by themselves, or raise ValueError with the reason."""
+    frames = torch.zeros(1, 1, model.config.feature_size, dtype=model.backbone.dtype)
+    with torch.no_grad():
+        model.trained_part().upper_layers(frames, torch.ones(1, dtype=torch.int64))
 
 
 def load_left_out_backbone(model):
@@ -77,12 +94,7 @@ def load_left_out_backbone(model):
     backbone = load_backbone(name, copy.deepcopy(config.backbone_config), config.backbone_revision)
     if weights_hash(backbone) != config.backbone_hash:
         raise ValueError(f"{name}: the backbone's weights were changed while the run began")
-    _attach(model, backbone)
-
-
-def _attach(model, backbone):
-    model.family.prepare(backbone)
-    model.backbone = backbone.requires_grad_(False).eval()
+    model.attach_backbone(backbone)
 
 
 def _with_backbone_if_new(name_or_path, revision, **fields):
@@ -91,12 +103,8 @@ def _with_backbone_if_new(name_or_path, revision, **fields):
     with this state of torch's generator before, so that their hash and what loading draws from it are known.
     """
     # Checked before the weights are fetched, so that a wrong field costs no time.
-    config = EmoShareConfig(
-        backbone_config=AutoConfig.from_pretrained(name_or_path, revision=revision),
-        backbone_name_or_path=str(name_or_path),
-        backbone_revision=revision,
-        **fields,
-    )
+    config = EmoShareConfig(**source_of_backbone(name_or_path, revision), **fields)
+    revision = config.backbone_revision
     drawn_before = hashlib.blake2b(torch.get_rng_state().numpy()).hexdigest()
     checkpoint = _Checkpoint.at(name_or_path, revision)
     config.backbone_hash, generator = checkpoint.known(drawn_before)
@@ -104,13 +112,13 @@ def _with_backbone_if_new(name_or_path, revision, **fields):
     if config.backbone_hash is None:
         backbone = load_backbone(name_or_path, copy.deepcopy(config.backbone_config), revision)
         config.backbone_hash, generator = weights_hash(backbone), torch.get_rng_state()
-        # It may have been fetched only now.
-        _Checkpoint.at(name_or_path, revision).keep(drawn_before, config.backbone_hash, generator)
+        checkpoint = _Checkpoint.at(name_or_path, revision)  # it may have been fetched
+        checkpoint.keep(drawn_before, config.backbone_hash, generator)
     torch.set_rng_state(generator)
     model = EmoShareModel(config)  # with a backbone of random weights: those of the heads are drawn after them
     model.backbone = None
     if backbone is not None:
-        _attach(model, backbone)
+        model.attach_backbone(backbone)
     return model
 
 

@@ -1,4 +1,4 @@
-"""How a head's weights are updated: the optimizer, its learning rate over time, and the limit of its gradients."""
+"""How weights are updated: the optimizer, its learning rate over time, and the limit of its gradients."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Optimization:
         weight_decay: of AdamW; 0 for Adam.
         schedule: `"constant"`, or `"cosine"` from the learning rate to 0.
         warmup_ratio: fraction of the steps over which the learning rate grows from 0.
-        max_grad_norm: the most that the norm of a head's gradient may be; 0 for no limit.
+        max_grad_norm: the most that the norm of the part's gradient may be; 0 for no limit.
         epochs: planned.
-        steps_per_epoch: on each process.
+        steps_per_epoch: updates of the weights.
     """
 
     weight_decay: float = 0.0
@@ -47,16 +47,20 @@ class Optimization:
 PLAIN = Optimization()  # Adam with a constant learning rate
 
 
-class HeadOptimizer:
+class PartOptimizer:
     """
     Args:
-        model: `EmoShareModel` with one head.
+        module: whose weights that need a gradient are trained, those of one head as a rule.
         learning_rate: of Adam (paper, section 2.5).
         settings: `Optimization`.
+
+    Attributes:
+        parameters: what is trained.
     """
 
-    def __init__(self, model, learning_rate, settings):
-        self.model = model
+    def __init__(self, module, learning_rate, settings):
+        self.module = module
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.learning_rate = learning_rate
         self.settings = settings
         self.begin(0)
@@ -76,10 +80,12 @@ class HeadOptimizer:
     def _adam(self):
         weight_decay = self.settings.weight_decay
         if not weight_decay:
-            return torch.optim.Adam(self.model.parameters(), lr=self.learning_rate, fused=True)
+            return torch.optim.Adam(self.parameters, lr=self.learning_rate, fused=True)
         groups = {True: [], False: []}
-        for module in self.model.modules():
+        for module in self.module.modules():
             for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
                 is_matrix = parameter.dim() > 1 and not isinstance(module, nn.LayerNorm)
                 groups[is_matrix].append(parameter)
         return torch.optim.AdamW(
@@ -92,7 +98,7 @@ class HeadOptimizer:
     def step(self):
         """Updates the weights by their gradients, which are then cleared."""
         if self.settings.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         self.adam.step()
         if self.schedule is not None:
             self.schedule.step()

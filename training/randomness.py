@@ -13,7 +13,7 @@ import torch
 from ..head_emoshare import Dropout
 
 # What numbers are for: the first part of a place.
-AUGMENTATION, LISTENERS, DROPOUT = range(3)
+AUGMENTATION, LISTENERS, DROPOUT, ENCODER = range(4)
 
 
 def generator_at(seed, *place):
@@ -47,3 +47,18 @@ def dropout_at(model, seed, *place):
     finally:
         for part in parts:
             part.generator = None
+
+
+@contextmanager
+def random_at(device, seed, *place):
+    """
+    Within it, PyTorch's own generators draw what belongs to a place, for modules that have no generator of their own:
+    an encoder's dropout. Afterwards, they continue where they were.
+
+    Args:
+        device: `torch.device` that the modules are on.
+        seed, place: as in `generator_at`.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(generator_at(seed, ENCODER, *place).integers(2**63)))
+        yield

@@ -18,10 +18,12 @@ from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
 from ..repository_emoshare import create_repository, publish_folder
+from ..upper_layers_emoshare import stored_layer
 from .batches import FeatureLoader
 from .concentrations import fit_concentrations
 from .corpus import check_listeners, load_run_corpus
 from .features import check_new_audio, extract_frame_features, extract_layers
+from .inputs import InputStore, check_all_audio
 from .model import build_model
 from .store import ResplitFeatureStore
 from .store_names import StoreNames, read_clips_together
@@ -55,19 +57,8 @@ def train(arguments, accelerator, loaded=None):
     units = together(partial(resampled_units, corpus, "devel", run.resample))
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
 
-    # The frozen backbone runs once over every clip; the heads are then trained on its features.
-    cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
-    layers, whole = [model.config.backbone_layer], corpus.as_stored
-    names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
-    check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
-    # Of the clips as they are now: until the results are written, somebody may change them or move them away.
-    made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
-    stores = {
-        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype, names)
-        for split in whole.splits
-    }
-    if whole is not corpus:
-        stores = {split: ResplitFeatureStore(stores, corpus, split) for split in corpus.splits}
+    # The frozen part of the backbone runs once over every clip; what is trained then runs on its output.
+    stores, made_from = stores_of(corpus, model, feature_extractor, arguments, accelerator)
 
     # By default, each emotion keeps the weights of its own best epoch on devel.
     scorer = Scorer(corpus.shares("devel"), corpus.labels)
@@ -78,9 +69,10 @@ def train(arguments, accelerator, loaded=None):
         for split, store in stores.items()
         if split != "train"
     }
+    trained = model.trained_part()
     if model.config.has_concentrations:
-        fit_concentrations(model, loaders["devel"], accelerator)
-    predictions = {split: predict_votes(model, loader, accelerator) for split, loader in loaders.items()}
+        fit_concentrations(trained, loaders["devel"], accelerator)
+    predictions = {split: predict_votes(trained, loader, accelerator) for split, loader in loaders.items()}
     shares = {split: of_split.shares for split, of_split in predictions.items()}
 
     if accelerator.is_main_process:  # the others wait for it: intervals take seconds
@@ -90,13 +82,49 @@ def train(arguments, accelerator, loaded=None):
         if results.of_fold is not None:
             print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(results.of_fold)}")
     if run.controls:
+        if arguments.model.tunes_backbone:  # the encoder has learned the true shares: the control needs it as it was
+            model, _ = together(partial(build_model, arguments, corpus.labels))
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
-        of_backbone = None if arguments.model.is_acoustic else stores
+        of_backbone = None if arguments.model.is_acoustic or arguments.model.finetune == "all" else stores
         report_controls(corpus, shares, shuffled, accelerator, of_backbone)
     accelerator.print(f"Model, predictions and results: {run.output_dir}")
     if run.push_to_hub and accelerator.is_main_process:
         commit = publish_folder(run.output_dir, run.hub_model_id, commit_message="EmoShare model")
         print(f"Published: {commit.commit_url}")
+
+
+def stores_of(corpus, model, feature_extractor, arguments, accelerator):
+    """
+    What the model's `trained_part` takes of each clip.
+
+    Args:
+        corpus: `Corpus`.
+        model, feature_extractor: of `build_model`.
+        arguments, accelerator: as in `train`, errors too.
+
+    Returns:
+        `dict` from split to `FrameFeatureStore`, or to `InputStore` where the whole encoder is trained; and
+        `Corpus.fingerprints` of the clips as they are now: until the results are written, somebody may change them or
+        move them away.
+    """
+    cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
+    layers, whole = [stored_layer(model.config)], corpus.as_stored
+    is_stored = arguments.model.finetune != "all"
+    if is_stored:
+        names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
+        check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
+    else:
+        check_all_audio(whole, feature_extractor, arguments.data, accelerator)
+    made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
+    if not is_stored:
+        return {split: InputStore(corpus, split, feature_extractor, accelerator) for split in corpus.splits}, made_from
+    stores = {
+        split: extract_frame_features(whole, split, model, feature_extractor, cache_dir, accelerator, dtype, names)
+        for split in whole.splits
+    }
+    if whole is not corpus:
+        stores = {split: ResplitFeatureStore(stores, corpus, split) for split in corpus.splits}
+    return stores, made_from
 
 
 def extract(arguments, accelerator):
@@ -109,7 +137,7 @@ def extract(arguments, accelerator):
     corpus = load_run_corpus(arguments.data, accelerator).as_stored
     read_clips_together(corpus, accelerator)
     model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
-    cache_dir, dtype, layers = arguments.feature_cache_dir, arguments.data.feature_dtype, [model.config.backbone_layer]
+    cache_dir, dtype, layers = arguments.feature_cache_dir, arguments.data.feature_dtype, [stored_layer(model.config)]
     names = StoreNames(model, feature_extractor, dtype, model.config.backbone_hash)
     check_new_audio(corpus, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     of_all = (model, feature_extractor, cache_dir, accelerator, dtype, layers, names, arguments.data.chosen_part)

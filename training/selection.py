@@ -65,16 +65,16 @@ class BestEpoch:
 
 class RunningAverage:
     """
-    The mean of a head's weights: at first over all steps, and then an exponential moving average whose decay in a step
-    is 1 - 1 / `num_steps`.
+    The mean of the weights of a head, or of another part of a model: at first over all steps, and then an exponential
+    moving average whose decay in a step is 1 - 1 / `num_steps`.
 
     Args:
-        model: `EmoShareModel` with one head.
+        module: whose weights that need a gradient are averaged, those of one head as a rule.
         num_steps: over which the average is taken.
     """
 
-    def __init__(self, model, num_steps):
-        self.parameters = [parameter.detach() for parameter in model.parameters()]
+    def __init__(self, module, num_steps):
+        self.parameters = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
         self.num_steps = num_steps
         self.begin()
 

@@ -10,7 +10,7 @@ from ..pooling_emoshare import StatisticsPooling
 LEAST_DEVIATION, LEAST_RELATIVE_DEVIATION = 1e-4, 1e-3
 
 
-def fit_standardization(model, loader, accelerator):
+def fit_standardization(model, loader, accelerator, encoder=None):
     """
     Sets the mean and deviation of `Standardization` in a model's heads, if they have one. A clip of several windows
     counts as much as one of a single window.
@@ -19,6 +19,7 @@ def fit_standardization(model, loader, accelerator):
         model: `EmoShareModel`.
         loader: `FeatureLoader` of the train split.
         accelerator: `accelerate.Accelerator`; each process sees its part of the clips.
+        encoder: `EncoderInTraining`, if there is one. The scale is that of the features before it is tuned, and stays.
     """
     heads = [head for head in model.heads if isinstance(head.pooling, StatisticsPooling)]
     if not heads:
@@ -27,9 +28,13 @@ def fit_standardization(model, loader, accelerator):
     width = len(heads[0].pooling.standardization.mean)
     sums = torch.zeros(1 + 2 * width, dtype=torch.float64)  # of weights, statistics, and their squares
     loader.set_epoch(0)
+    model.eval()
     with torch.no_grad():
         for batch in tqdm(loader, desc="Scale of the statistics", unit=" batches", leave=False):
-            features, lengths = batch["frame_features"].float(), batch["attention_mask"].sum(dim=1)
+            if encoder is None:
+                features, lengths = batch["frame_features"].float(), batch["attention_mask"].sum(dim=1)
+            else:
+                features, lengths = encoder.frame_features(batch)
             statistics = heads[0].statistics_of(features, lengths).double().cpu()
             is_counted = batch["weights"].view(len(statistics), -1).any(dim=1).cpu()  # not so where a batch is repeated
             weights = torch.from_numpy(loader.store.weights)[batch["window"].cpu()].double() * is_counted

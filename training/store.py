@@ -47,7 +47,11 @@ class FrameFeatureStore(torch.utils.data.Dataset):
             prediction: those of a clip sum to 1.
         fingerprint: changes with the features, the labels, their shares and, where any are known, the numbers of
             listeners.
+        input_name: argument of `EmoShareModel.forward` that takes the features.
     """
+
+    input_name = "frame_features"
+    reading_threads = 2  # ahead of an accelerator
 
     def __init__(self, folder, corpus, split):
         self._take_clips(corpus, split)
@@ -64,8 +68,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
                 f"{folder}: holds features of other clips than the split's {len(self.clips)}; delete the folder"
             )
         self.clip_of_window, self.num_samples, self.num_frames = index.clip, index.num_samples, index.num_frames
-        samples_of_clip = np.bincount(self.clip_of_window, weights=self.num_samples)
-        self.weights = (self.num_samples / samples_of_clip[self.clip_of_window]).astype(np.float32)
+        self.weights = weights_of_windows(self.clip_of_window, self.num_samples)
         self.shard, self.offset, self.form = index.shard, index.offset, index.form
         self.files = MappedFiles([folder / name for name in index.sizes])
         (self.dtype,) = (name for name, kind in ARROW_TYPES.items() if kind.to_pandas_dtype() == np.dtype(index.dtype))
@@ -82,7 +85,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {
-            "frame_features": self._features(index),
+            self.input_name: self._features(index),
             "labels": self.shares[self.clip_of_window[index]],
             "listeners": self.listeners[self.clip_of_window[index]],
             "weights": self.weights[index],
@@ -99,11 +102,20 @@ class FrameFeatureStore(torch.utils.data.Dataset):
 
     def collate(self, windows):
         """
-        Items to one batch of tensors: `frame_features` zero-padded to the longest, `attention_mask`, `labels` and
-        `listeners`, as `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`,
-        (batch,) the index of each.
+        Items to one batch of tensors: features zero-padded to the longest, `attention_mask`, `labels` and `listeners`,
+        as `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`, (batch,) the index
+        of each.
         """
-        features = [window["frame_features"] for window in windows]
+        return {
+            **self._padded([window[self.input_name] for window in windows]),
+            "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
+            "listeners": torch.tensor([window["listeners"] for window in windows]),
+            "weights": torch.tensor([window["weights"] for window in windows]),
+            "window": torch.tensor([window["window"] for window in windows]),
+        }
+
+    def _padded(self, features):
+        """The features of several windows, and their mask, as one batch of tensors."""
         lengths = torch.tensor([array.shape[-2] for array in features])
         longest = int(lengths.max())
         batch = np.zeros((len(features), *features[0].shape[:-2], longest, features[0].shape[-1]), features[0].dtype)
@@ -112,10 +124,6 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         return {
             "frame_features": torch.from_numpy(batch).view(FEATURE_DTYPES[self.dtype]),
             "attention_mask": length_mask(lengths, longest),
-            "labels": torch.from_numpy(np.stack([window["labels"] for window in windows])),
-            "listeners": torch.tensor([window["listeners"] for window in windows]),
-            "weights": torch.tensor([window["weights"] for window in windows]),
-            "window": torch.tensor([window["window"] for window in windows]),
         }
 
 
@@ -147,6 +155,12 @@ class ResplitFeatureStore(FrameFeatureStore):
         self.shard = _joined(stores, "shard", indices_of=lambda store: store.files.paths)[windows]
         self.files = MappedFiles([path for store in stores for path in store.files.paths])
         self.form, self.dtype = stores[0].form, stores[0].dtype
+
+
+def weights_of_windows(clip_of_window, num_samples):
+    """(windows,) float32: each window's part of its clip's duration."""
+    samples_of_clip = np.bincount(clip_of_window, weights=num_samples)
+    return (num_samples / samples_of_clip[clip_of_window]).astype(np.float32)
 
 
 def _joined(stores, name, indices_of=None):

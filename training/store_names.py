@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ..dataset_script.audio import audio_files, clips_fingerprint
 from ..dataset_script.digests import Entry, blocks, keep, kept, read_files, unknown_files
+from ..finetuning_emoshare import tuned_names
 from .model import load_left_out_backbone
 from .user_errors import together
 
@@ -92,7 +93,11 @@ class StoreNames:
         load_left_out_backbone(self._model)
         if self._model.backbone is not None:
             digest.update(self._backbone_config.encode())
+            # New adapters change nothing, and are drawn at random.
+            adapters = tuned_names(self._model.backbone, self._model.config) if self._model.config.lora_rank else ()
             for name, tensor in sorted(self._model.backbone.state_dict().items()):
+                if name in adapters:
+                    continue
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest

@@ -1,6 +1,7 @@
 """
 Trains the heads on stored frame features, all in one pass over the data; each emotion keeps the weights of its own best
-devel epoch, or what else `--selection` says.
+devel epoch, or what else `--selection` says. Where a part of the encoder is tuned with them, which all emotions share,
+they have one epoch: that of the best mean.
 
 A head is dead if it gives the same share for every clip. In the authors' released design this happens when its last
 ReLU closes for good: then it has no gradient and no ρ.
@@ -9,9 +10,8 @@ ReLU closes for good: then it has no gradient and no ρ.
 import copy
 import math
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,16 +19,14 @@ from accelerate.utils import broadcast, tqdm
 
 from ..evaluation.predictions import predict
 from ..evaluation.scores import is_constant
-from ..threads_emoshare import side_by_side
 from .augmentation import Augmentation
 from .batches import FeatureLoader
 from .checkpoints import CheckpointClock, resume, save_checkpoint
 from .label_weights import smoothed_weights
-from .optimization import PLAIN, HeadOptimizer, Optimization
+from .optimization import Optimization
 from .precision import training_dtype
-from .randomness import dropout_at
-from .selection import AVERAGED_EPOCHS, BestEpoch, RunningAverage
 from .standardization import fit_standardization
+from .steps import Accumulation, EncoderInTraining, heads_in_training, threads_for, train_step
 from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
@@ -36,186 +34,41 @@ SHUFFLED_EPOCHS = 3
 TRAINING_VERSION = 2
 
 
-class HeadInTraining:
-    """
-    One of a model's heads while it trains, with an optimizer of its own, so that it can stop or restart by itself.
-
-    Args:
-        model: `EmoShareModel`.
-        index: of the head.
-        labels: indices of its labels: one, or all with a shared trunk.
-        learning_rate: of Adam (paper, section 2.5).
-        optimization: `Optimization`.
-        selection: as `--selection`: which weights are kept.
-    """
-
-    def __init__(self, model, index, labels, learning_rate, optimization, selection):
-        self.index = index
-        self.labels = labels
-        self.model = model.select(labels)
-        self.optimizer = HeadOptimizer(self.model, learning_rate, optimization)
-        self.selection = selection
-        self.average = None
-        if selection == "average":
-            self.average = RunningAverage(self.model, AVERAGED_EPOCHS * optimization.steps_per_epoch)
-        self.best = BestEpoch()
-
-    def compute_gradients(self, batch, place=None):
-        """
-        Forward and backward pass on a batch, in the dtype of its features.
-
-        Args:
-            batch: of `FeatureLoader`.
-            place: seed of the run, epoch, step and process, which decide the dropout; `None` leaves it to the global
-                random state.
-
-        Returns:
-            The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
-            batch's own mean, in which a long clip would count for more: it is the sum over the known shares, each by
-            its window's weight, divided by what such a sum is on average over the epoch's steps. The mean over the
-            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to. A
-            loss that compares the clips of a batch with each other is that of the batch as a whole, of this process's
-            own clips, and counts by how many they are.
-        """
-        features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
-        if weights.dim() == 2:  # of each share
-            weights = weights[:, self.labels]
-        with (
-            torch.autocast(features.device.type, features.dtype, enabled=features.dtype != torch.float32),
-            nullcontext() if place is None else dropout_at(self.model, *place, self.index),
-        ):
-            output = self.model(frame_features=features, attention_mask=batch["attention_mask"])
-            loss = self.model.loss(output.logits, shares, weights, batch.get("listeners"), output.concentrations)
-        of_shares = weights if weights.dim() == 2 else weights[:, None]
-        weight = (of_shares * ~shares.isnan()).sum()  # which `loss` has divided by
-        loss = loss * weight / batch["weight_per_step"][self.labels].sum().clamp(min=1e-9)
-        loss.backward()
-        return loss.detach()
-
-    def update_weights(self):
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
-
-    def weights_to_score(self):
-        """Within this context, the model has the weights that devel is scored with: the averages, if there are any."""
-        return nullcontext() if self.average is None else self.average.in_place()
-
-    def keep_if_best(self, epoch, score):
-        """Takes the score of an epoch, NaN if there is none; keeps the weights if they are the ones to keep so far."""
-        self.best.take(self.selection, epoch, score, self.model.state_dict())
-
-    def restart(self, epochs_done):
-        """Forgets what was learned: the model has new initial weights."""
-        self.best.restart(epochs_done)
-        self.optimizer.begin(epochs_done)
-        if self.average is not None:
-            self.average.begin()
-
-    def state_dict(self):
-        state = {"weights": self.model.state_dict(), **self.optimizer.state_dict(), "best": asdict(self.best)}
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        return state
-
-    def load_state_dict(self, state):
-        self.model.load_state_dict(state["weights"])
-        self.best = BestEpoch(**state["best"])
-        self.optimizer.begin(self.best.restarted)
-        self.optimizer.load_state_dict(state)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-
-
-def heads_in_training(model, learning_rate, optimization=PLAIN, selection="best_epoch"):
-    """The model's heads, each with its labels: one label per head, or all of a shared trunk."""
-    labels = range(model.config.num_labels)
-    of_head = [[label] for label in labels] if model.config.separate_heads else [list(labels)]
-    return [
-        HeadInTraining(model, index, own, learning_rate, optimization, selection) for index, own in enumerate(of_head)
-    ]
-
-
-def train_step(heads, batch, accelerator, num_threads, place=None):
-    """
-    One step of all `heads` on a batch: forward, backward, and the update of the weights.
-
-    Args:
-        heads: `HeadInTraining`s.
-        batch: of `FeatureLoader`, its features in the dtype to train in.
-        accelerator: `accelerate.Accelerator`.
-        num_threads: heads that train at a time on a CPU.
-        place: as in `HeadInTraining.compute_gradients`.
-
-    Returns:
-        (heads,) the loss of each.
-    """
-    run = partial(side_by_side, num_threads=num_threads if batch["labels"].device.type == "cpu" else 1)
-    if accelerator.num_processes == 1:
-        return torch.stack(run([partial(_step_alone, head, batch, place) for head in heads]))
-    losses = run([partial(head.compute_gradients, batch, place) for head in heads])
-    _average_gradients(heads, accelerator)
-    run([head.update_weights for head in heads])
-    return torch.stack(losses)
-
-
-@contextmanager
-def threads_for(model):
-    """
-    How a model's heads train on a CPU: several of them side by side, with one intra-op thread each, so that their
-    results do not depend on the number of threads; a single trunk with all intra-op threads.
-
-    Yields:
-        How many heads train at a time.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1 if model.config.separate_heads else num_threads)
-    try:
-        yield num_threads
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def _step_alone(head, batch, place):
-    loss = head.compute_gradients(batch, place)
-    head.update_weights()
-    return loss
-
-
-def _average_gradients(heads, accelerator):
-    """Replaces gradients by their mean over all processes, in one exchange for all heads."""
-    gradients = [
-        parameter.grad for head in heads for parameter in head.model.parameters() if parameter.grad is not None
-    ]
-    averaged = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-    for gradient, mean in zip(gradients, averaged.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
 class Progress:
     """
     Where a training run is. Checkpoints hold its state.
 
     Args:
-        model: `EmoShareModel`, whose heads train.
+        model: `EmoShareModel`, whose heads train, and the part of its encoder that is not frozen, if there is one.
         run: `RunArguments`.
-        steps_per_epoch: on each process, by which schedules and averages are measured.
+        steps_per_epoch: updates of the weights, by which schedules and averages are measured.
+        dtype: that an encoder's matrix products are computed in.
 
     Attributes:
         heads: `HeadInTraining`s, in the order of the model's heads.
+        encoder: `EncoderInTraining`; `None` if the encoder is frozen, or there is none.
         epochs_done: number of finished epochs.
         dead: indices of the labels whose heads were dead after the last epoch.
         history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label.
     """
 
-    def __init__(self, model, run, steps_per_epoch=1):
+    def __init__(self, model, run, steps_per_epoch=1, dtype=torch.float32):
         self.model = model
         self.run = run
         self.optimization = Optimization.of_run(run, steps_per_epoch)
         self.heads = heads_in_training(model, run.learning_rate, self.optimization, run.selection)
+        self.encoder = None
+        if model.config.tunes_backbone:
+            of_run = run.finetune_learning_rate, self.optimization, run.selection
+            self.encoder = EncoderInTraining(model.trained_part(), dtype, *of_run)
         self.epochs_done = 0
         self.dead = []
         self.history = []
+
+    @property
+    def parts(self):
+        """The heads, and the encoder if it is tuned."""
+        return self.heads if self.encoder is None else [*self.heads, self.encoder]
 
     @property
     def training(self):
@@ -244,9 +97,12 @@ class Progress:
         self.epochs_done += 1
         labels = labels_of(heads)
         self.dead = [label for label, dead in zip(labels, is_dead, strict=True) if dead]
-        scores = np.where(is_dead, math.nan, rhos) if self.model.config.separate_heads else [mean_rho(rhos)]
-        for head, score in zip(heads, scores, strict=True):
-            head.keep_if_best(self.epochs_done, score)
+        # What all labels share has one epoch, and so have heads that were trained with it.
+        has_own_epochs = self.model.config.separate_heads and self.encoder is None
+        parts = heads if has_own_epochs else self.parts
+        scores = np.where(is_dead, math.nan, rhos) if has_own_epochs else [mean_rho(rhos)] * len(parts)
+        for part, score in zip(parts, scores, strict=True):
+            part.keep_if_best(self.epochs_done, score)
         loss_of_label = [loss for head, loss in zip(heads, losses, strict=True) for _ in head.labels]
         self.history += zip([self.epochs_done] * len(labels), labels, loss_of_label, map(float, rhos), strict=True)
 
@@ -268,12 +124,13 @@ class Progress:
         return seeds
 
     def restore_best(self):
-        for head in self.heads:
-            head.model.load_state_dict(head.best.weights)
+        for part in self.parts:
+            part.load_weights(part.best.weights)
 
     def state_dict(self):
         heads = [head.state_dict() for head in self.heads]
-        return {"epochs_done": self.epochs_done, "dead": self.dead, "history": self.history, "heads": heads}
+        state = {"epochs_done": self.epochs_done, "dead": self.dead, "history": self.history, "heads": heads}
+        return state if self.encoder is None else {**state, "encoder": self.encoder.state_dict()}
 
     def load_state_dict(self, state):
         self.epochs_done = state["epochs_done"]
@@ -281,16 +138,19 @@ class Progress:
         self.history = state["history"]
         for head, of_head in zip(self.heads, state["heads"], strict=True):
             head.load_state_dict(of_head)
+        if self.encoder is not None:
+            self.encoder.load_state_dict(state["encoder"])
 
 
 class HeadTrainer:
     """
     Trains a model's heads on the train split, and leaves each with the weights that `--selection` chooses: by default,
-    those of its best epoch on devel.
+    those of its best epoch on devel. What is not frozen of its encoder trains with them.
 
     Args:
         model: `EmoShareModel`.
-        stores: `FrameFeatureStore` of `train` and `devel`.
+        stores: of `train` and `devel`, `FrameFeatureStore`s of what the model's `trained_part` takes, or `InputStore`s
+            if that is the feature extractor's output.
         score: function of predicted devel shares (clips, n) and the indices of their n labels to the labels' ρ (n,).
         arguments: `Arguments`.
         accelerator: `accelerate.Accelerator`.
@@ -310,9 +170,15 @@ class HeadTrainer:
         self.loader = FeatureLoader(train, model.config, batch_size, accelerator, self.run.seed, share_weights)
         self.devel_loader = FeatureLoader(stores["devel"], model.config, batch_size, accelerator)
         self.augmentation = Augmentation(self.run, model.config, stores["train"], accelerator)
-        self.progress = Progress(model, self.run, len(self.loader))
+        steps = -(-len(self.loader) // self.run.gradient_accumulation_steps)
+        self.progress = Progress(model, self.run, steps, self.dtype)
+        self.encoder = self.progress.encoder
+        if self.run.gradient_checkpointing:
+            # Until Transformers 5.24, it has the older name alone, which warns from then on.
+            name = "activation_checkpointing_enable"
+            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         self._make_weights_equal_on_all_processes()
-        fit_standardization(self.model, self.loader, accelerator)
+        fit_standardization(self.model, self.loader, accelerator, self.encoder)
 
     def fit(self):
         """
@@ -326,6 +192,12 @@ class HeadTrainer:
             f"Training {len(progress.heads)} head(s) in {str(self.dtype).removeprefix('torch.')}, {len(self.loader)} "
             f"batches per epoch, {self.loader.padding:.1%} of their frames padding"
         )
+        if self.encoder is not None:
+            size = sum(parameter.numel() for parameter in self.encoder.parameters)
+            accelerator.print(
+                f"With them trains the encoder they share, {size:,} weights of it: all emotions have one epoch, chosen "
+                "by their mean"
+            )
         accelerator.register_for_checkpointing(progress)
         with checking(is_of_all=True):
             resume(self.run, accelerator, progress, self.settings)
@@ -336,9 +208,10 @@ class HeadTrainer:
             epoch = self.train_epoch(heads)
             labels = labels_of(heads)
             with ExitStack() as stack:
-                for head in heads:
-                    stack.enter_context(head.weights_to_score())
-                shares = predict(self.model.select(labels), self.devel_loader, accelerator)
+                for part in heads if self.encoder is None else progress.parts:
+                    stack.enter_context(part.weights_to_score())
+                model = self.model.select(labels) if self.encoder is None else self.encoder.model
+                shares = predict(model, self.devel_loader, accelerator)
                 rhos = self.score(shares, labels)
                 progress.update(epoch.losses, rhos, is_constant(shares))
             self._report(epoch, dict(zip(labels, rhos, strict=True)))
@@ -369,25 +242,28 @@ class HeadTrainer:
         number = self.progress.epochs_done
         self.loader.set_epoch(number)
         self.augmentation.set_epoch(number)
-        for head in heads:
-            head.model.train()
+        for part in heads if self.encoder is None else self.progress.parts:
+            part.module.train()
         started, waited = time.perf_counter(), self.loader.waited
         losses = []
         description = f"Epoch {number + 1}/{self.run.num_train_epochs}"
         with threads_for(self.model) as num_threads:
             for step, batch in enumerate(tqdm(self.loader, desc=description, unit=" batches", leave=False)):
-                batch["frame_features"] = batch["frame_features"].to(self.dtype)
+                if self.encoder is None:
+                    batch["frame_features"] = batch["frame_features"].to(self.dtype)
                 batch = self.augmentation(batch, step)
                 place = (self.run.seed, number, step, self.accelerator.process_index)
-                losses.append(train_step(heads, batch, self.accelerator, num_threads, place))
+                where = Accumulation.at(step, self.run.gradient_accumulation_steps, len(self.loader))
+                losses.append(train_step(heads, batch, self.accelerator, num_threads, place, self.encoder, where))
         losses = self.accelerator.reduce(torch.stack(losses).mean(dim=0), reduction="mean").tolist()
         seconds = time.perf_counter() - started
         return Epoch(losses, seconds, (self.loader.waited - waited) / seconds)
 
     def _make_weights_equal_on_all_processes(self):
         if self.accelerator.num_processes > 1:
-            for parameter in self.model.heads.parameters():
-                parameter.data.copy_(broadcast(parameter.data))
+            for part in self.progress.parts:
+                for parameter in part.parameters:
+                    parameter.data.copy_(broadcast(parameter.data))
 
     def _restart_dead_heads(self):
         for label, seed in self.progress.restart_dead_heads().items():
@@ -422,12 +298,14 @@ def predict_after_shuffling(model, stores, score, arguments, accelerator):
     separately for each emotion. Nothing is selected on devel, so its devel ρ should be near 0.
 
     Args:
-        model, stores, score, arguments, accelerator: as in `HeadTrainer`; the model stays as it is.
+        model, stores, score, arguments, accelerator: as in `HeadTrainer`. The model stays as it is, unless its encoder
+            is tuned: then it must be one whose encoder was not trained yet, and is trained here.
 
     Returns:
         `np.ndarray`: (clips, labels) predicted devel shares.
     """
-    model = copy.deepcopy(model.select(range(model.config.num_labels)))
+    if not model.config.tunes_backbone:
+        model = copy.deepcopy(model.select(range(model.config.num_labels)))
     for index in range(len(model.heads)):
         model.initialize_head(index, arguments.run.seed + index)
     train = copy.copy(stores["train"])
@@ -437,7 +315,7 @@ def predict_after_shuffling(model, stores, score, arguments, accelerator):
     for _ in range(SHUFFLED_EPOCHS):
         trainer.train_epoch(trainer.progress.heads)
         trainer.progress.epochs_done += 1
-    return predict(model, trainer.devel_loader, accelerator)
+    return predict(model.trained_part(), trainer.devel_loader, accelerator)
 
 
 @dataclass

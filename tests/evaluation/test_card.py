@@ -15,11 +15,12 @@ from emoshare.evaluation.selections import SELECTIONS
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, of_fold=None, **fields):
+def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, of_fold=None, tuned=None, **fields):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     run = RunArguments(output_dir="outputs/here", **(run or {}))
     arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
-    model = small_model(backbone_config=None if backbone == "acoustic" else backbone_config(), **fields)
+    config = None if backbone == "acoustic" else backbone_config(num_hidden_layers=4)
+    model = small_model(backbone_config=config, **fields, **(tuned or {}))
     scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
     corpus = corpus_of_full_size(corpus or dataset)
     return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling, of_fold=of_fold)
@@ -136,3 +137,44 @@ def test_the_card_says_what_was_resampled():
     assert (
         "bootstrapped over groups of clips (`speaker`)." in card_of("csv", "acoustic", run={"resample": "speaker"}).text
     )
+
+
+@pytest.mark.parametrize(
+    ("tuned", "text"),
+    [
+        ({}, "on the frozen features of facebook/hubert-large-ll60k; one head"),
+        ({"finetuned_layers": 1}, "on the features of facebook/hubert-large-ll60k, whose last layer was trained with"),
+        ({"finetuned_layers": 2}, "ll60k, whose last 2 layers were trained with the heads; one head"),
+        ({"finetuned_layers": 2, "backbone_layer": 3}, "ll60k, whose layers 2 to 3 were trained with the heads; one"),
+        ({"finetuned_layers": 1, "backbone_layer": 3}, "ll60k, whose layer 3 was trained with the heads; one head"),
+        (
+            {"finetuned_layers": 2, "lora_rank": 4},
+            "trained with the heads by adapters (LoRA) of rank 4 on the attention of its last 2 layers; one head",
+        ),
+        (
+            {"freeze_backbone": False},
+            "on the features of facebook/hubert-large-ll60k, which was trained with the heads;",
+        ),
+    ],
+)
+def test_a_card_says_what_was_tuned(tuned, text):
+    card = card_of("compare2023", "facebook/hubert-large-ll60k", tuned=tuned)
+    assert text in card.text
+    paper = "0.400 to 0.600 | 0.467 |"
+    assert (paper in card.text) == (not tuned)  # the paper's features are frozen
+    assert ("`peft`" in card.text) == ("lora_rank" in tuned)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "text"),
+    [
+        ({}, "This repository holds heads alone."),
+        ({"finetuned_layers": 1}, "This repository holds heads and tuned layers alone."),
+        ({"finetuned_layers": 1, "lora_rank": 4}, "This repository holds heads and adapters alone."),
+    ],
+)
+def test_a_card_says_what_is_fetched_when_the_model_is_loaded(tuned, text):
+    backbone = "facebook/hubert-large-ll60k"
+    card = card_of("compare2023", backbone, tuned=tuned, run={"push_backbone": False})
+    assert f"{text} When the model is loaded, the frozen part of its backbone is fetched from {backbone}, " in card.text
+    assert text not in card_of("compare2023", backbone, tuned=tuned).text

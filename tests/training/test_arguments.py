@@ -37,7 +37,11 @@ def test_flags_override_the_yaml_file(tmp_path):
     assert (arguments.model.conv_channels, arguments.model.separate_heads) == ([7], False)
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "paper_recipe.yaml"])
+HUBERT = ["--backbone", "facebook/hubert-base-ls960"]
+TWO_LAYERS = ["--finetune_last_layers", "2"]
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "compare2023_hubert_large.yaml", "finetune.yaml", "paper_recipe.yaml"])
 def test_the_configs_are_valid(name):
     parse_arguments([str(ROOT / "configs" / name)])
 
@@ -115,6 +119,24 @@ def test_wrong_yaml_is_named(text, message, tmp_path, capsys):
         (["--listener_dropout", "-0.1"], "--listener_dropout: got -0.1"),
         (["--selection", "best"], "--selection: invalid choice: 'best'"),
         (["--lr_scheduler", "linear"], "invalid choice: 'linear' (choose from 'constant', 'cosine')"),
+        (["--finetune_last_layers", "-1"], "--finetune_last_layers: got -1"),
+        (["--finetune_last_layers", "1"], "--finetune_last_layers is for a backbone; got --backbone acoustic"),
+        (["--finetune", "all"], "--finetune all is for a backbone; got --backbone acoustic"),
+        (["--finetune", "some"], "invalid choice: 'some'"),
+        ([*HUBERT, "--lora_rank", "4"], "--lora_rank is for the layers of --finetune_last_layers"),
+        ([*HUBERT, "--finetune", "all", "--finetune_last_layers", "1"], "got --finetune_last_layers as well"),
+        ([*HUBERT, *TWO_LAYERS, "--backbone_layer", "weighted"], "counts down from one layer; got --backbone_layer w"),
+        ([*HUBERT, *TWO_LAYERS, "--backbone_layer", "1"], "--finetune_last_layers: got 2; expected at most 1"),
+        (
+            [*HUBERT, *TWO_LAYERS, "--restart_dead_heads", "1"],
+            "--restart_dead_heads is for heads that train",
+        ),
+        ([*HUBERT, "--finetune", "all", "--mixup", "0.2"], "--mixup changes stored features; --finetune all trains on"),
+        ([*HUBERT, "--finetune", "all", "--part", "1/2"], "--part extracts features to a store; --finetune all trains"),
+        ([*HUBERT, "--finetune", "all", "--push_backbone", "false"], "--push_backbone false: --finetune all trains"),
+        ([*HUBERT, "--finetune_learning_rate", "0.1"], "--finetune_learning_rate is for --finetune_last_layers or"),
+        ([*HUBERT, "--gradient_checkpointing"], "--gradient_checkpointing is for --finetune_last_layers or"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps: got 0"),
         (["--chunk_length_s", "nan"], "--chunk_length_s: got nan"),
         (["--output_dir", ""], "--output_dir: got nothing"),
         (["--backbone_layer", "weighted"], "got --backbone acoustic"),

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from conftest import SMALL_HEAD
@@ -29,6 +31,16 @@ def test_backbone(flag, layer, backbone_folder):
     assert model.config.backbone_config.model_type == "hubert"
     assert len(model.heads) == 1
     assert extractor.do_normalize is False
+
+
+def test_adapters_need_peft(backbone_folder, monkeypatch):
+    arguments = arguments_with(backbone=str(backbone_folder), finetune_last_layers=1, lora_rank=2)
+    model, _ = build_model(arguments, ["joy"])
+    assert (model.config.finetuned_layers, model.config.lora_rank) == (1, 2)
+    assert any(".lora_A." in name for name in model.state_dict())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match="--lora_rank: needs PEFT, which is not installed: pip install peft"):
+        build_model(arguments, ["joy"])
 
 
 @pytest.mark.parametrize(("max_frames", "seconds"), [(398, 4.004), (797, 7.994), (900, 8.0)])

@@ -6,12 +6,12 @@ from conftest import small_model
 from torch import nn
 
 from emoshare.training.arguments import RunArguments
-from emoshare.training.optimization import PLAIN, HeadOptimizer, Optimization
+from emoshare.training.optimization import PLAIN, Optimization, PartOptimizer
 
 
 def test_the_plain_optimizer_is_adam():
     """Of the paper (section 2.5)."""
-    optimizer = HeadOptimizer(small_model(), 0.1, PLAIN)
+    optimizer = PartOptimizer(small_model(), 0.1, PLAIN)
     assert type(optimizer.adam) is torch.optim.Adam
     assert optimizer.schedule is None
     assert Optimization.of_run(RunArguments(num_train_epochs=1), 1) == PLAIN
@@ -30,7 +30,7 @@ def test_weights_decay_and_biases_and_norms_do_not(fields):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    HeadOptimizer(model, 0.1, Optimization(weight_decay=0.5)).step()
+    PartOptimizer(model, 0.1, Optimization(weight_decay=0.5)).step()
     for name, parameter in model.named_parameters():
         factor = 1.0 if "bias" in name or name in norms else 0.95
         torch.testing.assert_close(parameter, before[name] * factor)
@@ -39,7 +39,7 @@ def test_weights_decay_and_biases_and_norms_do_not(fields):
 def rates(settings, steps, epochs_done=0):
     """The learning rate of each step."""
     model = small_model()
-    optimizer = HeadOptimizer(model, 0.1, settings)
+    optimizer = PartOptimizer(model, 0.1, settings)
     optimizer.begin(epochs_done)
     found = []
     for _ in range(steps):
@@ -76,7 +76,7 @@ def test_a_long_gradient_is_cut_and_a_short_one_is_not():
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, size)
         norm = nn.utils.get_total_norm(parameter.grad for parameter in model.parameters())
-        optimizer = HeadOptimizer(model, 0.1, Optimization(max_grad_norm=1.0))
+        optimizer = PartOptimizer(model, 0.1, Optimization(max_grad_norm=1.0))
         seen = []
         optimizer.adam.register_step_pre_hook(
             lambda adam, *_, seen=seen: seen.append(

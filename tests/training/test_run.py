@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import soundfile
+import torch
 from conftest import (
     SMALL_HEAD_FLAGS,
     backbone_config,
@@ -16,7 +17,7 @@ from conftest import (
     write_corpus,
     write_csv,
 )
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, pipeline
 
 from emoshare import EmoShareModel, modeling_emoshare
 from emoshare.audio_emoshare import audio_info
@@ -235,3 +236,41 @@ def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_pa
         assert EmoShareModel.from_pretrained(tmp_path / folder).backbone is not None
     AutoModel.from_config(backbone_config()).save_pretrained(backbone)
     assert run_to("another backbone") == (1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuned", [["--finetune_last_layers", "1"], ["--finetune", "all"]], ids=["last", "all"])
+def test_a_tuned_model_is_the_one_that_predicted(tuned, flags, backbone_folder, tmp_path, capsys):
+    output_dir = tmp_path / "output"
+    flags = [*flags, "--backbone", str(backbone_folder), "--feature_dtype", "float32", "--output_dir", str(output_dir)]
+    assert main([*flags, *tuned, "--finetune_learning_rate", "0.01", "--controls"]) == 0
+    printed = capsys.readouterr().out
+    assert "all emotions have one epoch, chosen by their mean" in printed
+    assert "the same model, trained on shuffled labels" in printed
+    assert ("mean and deviation of the backbone's features" in printed) == ("all" not in tuned)
+    predict = pipeline("audio-classification", model=str(output_dir), trust_remote_code=True)
+    for filename, *shares in read_csv(output_dir / "predictions_devel.csv")[1:]:
+        waveform, _ = soundfile.read(tmp_path / "corpus" / "wav" / filename, dtype="float32")
+        found = {entry["label"]: entry["score"] for entry in predict(waveform)}
+        assert [found["joy"], found["awe"]] == pytest.approx([float(share) for share in shares], abs=1e-5)
+    before = load(backbone_folder, AutoConfig.from_pretrained(backbone_folder)).state_dict()
+    after = EmoShareModel.from_pretrained(output_dir).backbone.state_dict()
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    if "all" not in tuned:
+        assert changed
+        assert all(name.startswith("encoder.layers.1.") for name in changed)
+        # Heads on the layer below take the same stored features.
+        flags[-1] = str(tmp_path / "heads")
+        assert main([*flags, "--backbone_layer", "1"]) == 0
+        assert capsys.readouterr().out.count(": using") == 2
+    else:
+        assert {name.split(".")[0] for name in changed} >= {"feature_extractor", "feature_projection", "encoder"}
+        assert not (tmp_path / "features").exists()
+
+
+def test_more_layers_than_there_are_are_named(flags, backbone_folder, tmp_path, capsys):
+    flags = [*flags, "--backbone", str(backbone_folder), "--output_dir", str(tmp_path / "output")]
+    assert main([*flags, "--finetune_last_layers", "3"]) == 2
+    message = "--finetune_last_layers: got 3; expected at most 2, the layers up to the one that is read"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()

@@ -13,6 +13,7 @@ from conftest import full_disk, needs_bfloat16, run_command, small_model, torch_
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.predictions import predict
+from emoshare.training import steps as steps_of_training
 from emoshare.training import trainer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 from emoshare.training.batches import FeatureLoader
@@ -370,7 +371,7 @@ def test_heads_do_not_drop_out_alike(stores):
     batch = next(iter(loader))
     batch["frame_features"] = batch["frame_features"].float()
     batch["labels"][:, 1] = batch["labels"][:, 0]
-    heads = trainer.heads_in_training(model, 0.1)
+    heads = steps_of_training.heads_in_training(model, 0.1)
     losses = [head.compute_gradients(batch, (0, 0, 0, 0)) for head in heads]
     assert losses[0] != losses[1]
     assert losses[0] == heads[0].compute_gradients(batch, (0, 0, 0, 0))
@@ -542,7 +543,7 @@ def uneven_store(tmp_path_factory):
 def test_every_clip_weighs_the_same_in_an_epochs_gradient_and_loss(processes, separate_heads, uneven_store):
     """Whatever the other clips in its batch, the number of its windows and of processes; a share not known is none."""
     store, model = uneven_store, small_model(id2label=LABELS, separate_heads=separate_heads).train()
-    heads, steps, sizes, losses = trainer.heads_in_training(model, 0.1), [], [], []
+    heads, steps, sizes, losses = steps_of_training.heads_in_training(model, 0.1), [], [], []
     for process in range(processes):
         accelerator = SimpleNamespace(num_processes=processes, process_index=process, device=torch.device("cpu"))
         loader = FeatureLoader(store, model.config, 3, accelerator, seed=1)
@@ -596,13 +597,16 @@ def test_weights_of_shares_reach_the_gradient_of_an_epoch(separate_heads, uneven
 
 
 TWO_PROCESSES = """
-import sys
+from types import SimpleNamespace
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import AutoConfig
+
 from emoshare import EmoShareConfig, EmoShareModel
-from emoshare.training.optimization import Optimization
-from emoshare.training.trainer import heads_in_training, train_step
+from emoshare.training.optimization import PLAIN, Optimization
+from emoshare.training.steps import EncoderInTraining, heads_in_training, train_step
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(accelerator.process_index)
@@ -644,6 +648,35 @@ for head in heads:
     head.update_weights()
 expected = torch.cat([parameter.detach().flatten() for parameter in alone.parameters()])
 torch.testing.assert_close(weights, expected, atol=1e-4, rtol=0)
+
+# So do layers of an encoder that are tuned with the heads.
+HUBERT = {
+    "model_type": "hubert",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+config.backbone_config, config.feature_size, config.finetuned_layers = AutoConfig.for_model(**HUBERT), 16, 1
+
+
+def after_a_step(batch, accelerator):
+    torch.manual_seed(0)
+    model = EmoShareModel(config).eval()
+    heads = heads_in_training(model, 0.1)
+    encoder = EncoderInTraining(model.trained_part(), torch.float32, 0.1, PLAIN, "best_epoch")
+    batch = {**batch, "frame_features": batch["frame_features"][..., :16]}
+    train_step(heads, batch, accelerator, 1, encoder=encoder)
+    return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
+
+
+weights = after_a_step(batch(accelerator.process_index), accelerator)
+for other in gather_object([weights]):
+    assert torch.equal(other, weights)
+torch.testing.assert_close(weights, after_a_step(both, SimpleNamespace(num_processes=1)), atol=1e-4, rtol=0)
 print("the same step")
 """
 

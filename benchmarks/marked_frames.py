@@ -1,0 +1,69 @@
+"""A task that heads on frozen random layers cannot solve, and tuned layers can: made on the spot, in seconds."""
+
+import numpy as np
+import torch
+
+from emoshare.frames_emoshare import length_mask
+
+
+class MemoryStore:
+    """
+    Frame features in memory, as a `FrameFeatureStore` gives them.
+
+    Args:
+        features: of each clip, (frames, width) float32 tensors.
+        shares: (clips, labels) float32.
+    """
+
+    input_name = "frame_features"
+    reading_threads = 1
+    fingerprint = "memory"
+
+    def __init__(self, features, shares):
+        self.features, self.shares, self.clips = features, shares, range(len(features))
+        self.clip_of_window = np.arange(len(features))
+        self.num_samples = self.num_frames = np.array([len(frames) for frames in features])
+        self.weights = np.ones(len(features), dtype=np.float32)
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, index):
+        return index
+
+    def collate(self, indices):
+        lengths = torch.from_numpy(self.num_frames[indices])
+        features = [self.features[index] for index in indices]
+        return {
+            "frame_features": torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
+            "attention_mask": length_mask(lengths, int(lengths.max())),
+            "labels": torch.from_numpy(self.shares[indices]),
+            "weights": torch.from_numpy(self.weights[indices]),
+            "window": torch.tensor(indices),
+        }
+
+
+def marked_frames(clips, seed, width=32):
+    """
+    A `MemoryStore` of random frames, one of which in each clip is marked: its values along two directions make the two
+    shares. The mean and deviation over time hardly show them; a layer that finds the mark can tell.
+    """
+    rng = np.random.default_rng(seed)
+    (mark, *directions), _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))
+    features, values = [], []
+    for _ in range(clips):
+        frames = rng.standard_normal((rng.integers(20, 50), width))
+        frames -= np.outer(frames @ mark, mark)
+        marked = rng.integers(len(frames))
+        frames[marked] += 5 * mark
+        features.append(torch.from_numpy(frames.astype(np.float32)))
+        values.append([frames[marked] @ direction for direction in directions[:2]])
+    return MemoryStore(features, (1 / (1 + np.exp(-2 * np.array(values)))).astype(np.float32))
+
+
+def through(model, store):
+    """The same clips, past the tuned layers of a model as they are now."""
+    upper_layers = model.eval().trained_part().upper_layers
+    with torch.no_grad():
+        features = [upper_layers(frames[None], torch.tensor([len(frames)]))[0] for frames in store.features]
+    return MemoryStore(features, store.shares)

@@ -1,0 +1,94 @@
+"""Clips as the feature extractor prepares them, decoded when they are read: for models whose whole encoder trains."""
+
+from functools import partial
+
+import numpy as np
+from accelerate.utils import gather_object, tqdm
+from datasets.fingerprint import Hasher
+
+from ..dataset_script.audio import check_audio, clips_fingerprint
+from .features import DECODING_THREADS, windows_of
+from .read_ahead import ReadAhead
+from .store import FrameFeatureStore, weights_of_windows
+from .user_errors import together
+
+
+def check_all_audio(corpus, feature_extractor, data, accelerator):
+    """
+    Checks, on the main process, the audio of all splits.
+
+    Args:
+        corpus: `Corpus`.
+        feature_extractor: `EmoShareFeatureExtractor`.
+        data: `DataArguments`.
+        accelerator: `accelerate.Accelerator`.
+
+    Raises:
+        UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
+    """
+    rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
+    check = partial(check_audio, corpus, list(corpus.splits), data.data_dir or data.dataset, rate, least)
+    # Audio that is streamed would be read twice.
+    is_checked = accelerator.is_main_process and not data.streaming
+    together(partial(check, data.decode_audio) if is_checked else lambda: None)
+
+
+class InputStore(FrameFeatureStore):
+    """
+    What a feature extractor makes of the clips of a split, one item per window, in the order of the clips: as a
+    `FrameFeatureStore`, but nothing is stored. Each clip is decoded once for the length of its windows, and whenever it
+    is read.
+
+    Args:
+        corpus: `Corpus`.
+        split: a split of it.
+        feature_extractor: `EmoShareFeatureExtractor`.
+        accelerator: `accelerate.Accelerator`; each process reads its part of the lengths.
+
+    Raises:
+        UserError: if a clip cannot be read, or is too short; names it.
+    """
+
+    reading_threads = DECODING_THREADS
+
+    def __init__(self, corpus, split, feature_extractor, accelerator):
+        self._take_clips(corpus, split)
+        self.fingerprint = f"{clips_fingerprint(self.clips)}-{Hasher.hash((self.labels, self.shares, self.listeners))}"
+        self.feature_extractor = feature_extractor
+        self.input_name = feature_extractor.model_input_names[0]
+        lengths = self._lengths_of_windows(split, accelerator)  # of each clip, a list
+        windows = [(clip, number) for clip, of_clip in enumerate(lengths) for number in range(len(of_clip))]
+        self.clip_of_window, self.number_in_clip = np.array(windows, dtype=np.int64).T
+        self.num_samples = np.array([length for of_clip in lengths for length in of_clip], dtype=np.int64)
+        self.num_frames = np.array([feature_extractor.num_frames(length) for length in self.num_samples.tolist()])
+        self.weights = weights_of_windows(self.clip_of_window, self.num_samples)
+
+    def _lengths_of_windows(self, split, accelerator):
+        process, processes = accelerator.process_index, accelerator.num_processes
+
+        def read():
+            read_ahead = ReadAhead(
+                lambda clip: [window["num_samples"] for window in self._windows(clip)],
+                list(range(process, len(self.clips), processes)),
+                cost=lambda lengths: 0,
+                limit=1,
+                num_threads=self.reading_threads,
+            )
+            return list(tqdm(read_ahead, desc=f"Reading {split}", unit=" clips", leave=False))
+
+        found = gather_object(together(read))  # those of one process after those of another
+        lengths = [None] * len(self.clips)
+        for first in range(processes):
+            count = len(range(first, len(self.clips), processes))
+            lengths[first::processes], found = found[:count], found[count:]
+        return lengths
+
+    def _windows(self, clip):
+        return windows_of(self.clips[clip], clip, self.feature_extractor)
+
+    def _features(self, index):
+        window = self._windows(int(self.clip_of_window[index]))[int(self.number_in_clip[index])]
+        return window["inputs"][self.input_name][0]
+
+    def _padded(self, inputs):
+        return dict(self.feature_extractor.pad({self.input_name: inputs}, return_tensors="pt"))
