@@ -364,7 +364,9 @@ def _sizes(sizes):
 
 
 def _with_interval(score):
-    return f"{number(score.rho)} ({number(score.low)} to {number(score.high)})"
+    """Without one, where all clips are of one group."""
+    interval = "" if math.isnan(score.low) else f" ({number(score.low)} to {number(score.high)})"
+    return f"{number(score.rho)}{interval}"
 
 
 def _one_line(text):
