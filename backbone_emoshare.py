@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
@@ -155,6 +156,20 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     return extract_commit_hash(config_file, None) or revision
 
 
+def config_of_backbone(name_or_path, revision=None, **hub_arguments):
+    """
+    The config in a pretrained backbone's repository or folder; arguments as of `load_backbone`.
+
+    Raises:
+        ValueError: if it has values that are none, or is of a model that Transformers does not know.
+        OSError: if it cannot be fetched.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, **hub_arguments)
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}: config.json: {' '.join(str(error).split())}") from error
+
+
 def source_of_backbone(name_or_path, revision=None, **hub_arguments):
     """
     The fields of `EmoShareConfig` that say which pretrained backbone a model has, as a dict; arguments and errors as of
@@ -162,7 +177,7 @@ def source_of_backbone(name_or_path, revision=None, **hub_arguments):
     """
     revision = commit_of(name_or_path, revision, **hub_arguments)
     return {
-        "backbone_config": AutoConfig.from_pretrained(name_or_path, revision=revision, **hub_arguments),
+        "backbone_config": config_of_backbone(name_or_path, revision, **hub_arguments),
         "backbone_name_or_path": str(name_or_path),
         "backbone_revision": revision,
     }

@@ -13,8 +13,8 @@ import sys
 from statistics import mode
 
 import torch
-from transformers import AutoConfig
 
+from emoshare.backbone_emoshare import config_of_backbone
 from emoshare.configuration_emoshare import ARCHITECTURES, DEFAULT_FEATURE_SIZE, EmoShareConfig
 from emoshare.feature_extraction_emoshare import EmoShareFeatureExtractor
 from emoshare.fields_emoshare import EMOTIONS
@@ -168,7 +168,7 @@ def main(argv):
 def convert(arguments):
     state_dicts = checkpoint_weights(arguments.checkpoints)
     backbone, revision = arguments.backbone, arguments.backbone_revision
-    backbone_config = AutoConfig.from_pretrained(backbone, revision=revision)
+    backbone_config = config_of_backbone(backbone, revision)
     fields = _config_fields(state_dicts, arguments.architecture, backbone_config)
     # Before the backbone's weights are fetched, so that an error in a checkpoint shows early.
     heads = _head_weights(state_dicts, EmoShareConfig(backbone_config=backbone_config, **fields))

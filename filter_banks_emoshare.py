@@ -5,6 +5,12 @@ from functools import lru_cache
 from transformers import SeamlessM4TFeatureExtractor
 
 WINDOW, HOP = 400, 160  # samples that a window of Kaldi's has, and from one to the next
+BANDS, STRIDE = 80, 2  # by default: of a window, and windows that become one frame
+
+
+def geometry(stride):
+    """Samples that a frame of `stride` consecutive windows sees, and samples from one frame to the next."""
+    return WINDOW + (stride - 1) * HOP, stride * HOP
 
 
 class FilterBanks:
@@ -15,8 +21,8 @@ class FilterBanks:
         num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`.
     """
 
-    num_mel_bins = 80
-    frame_length, hop_length = WINDOW + HOP, 2 * HOP
+    num_mel_bins = BANDS
+    frame_length, hop_length = geometry(STRIDE)
 
     def own_extractor(self, backbone_config):
         """What Transformers makes by default for a backbone whose repository has no preprocessor config."""
@@ -40,7 +46,7 @@ class FilterBanks:
                 f"its preprocessor config makes frames of {own.stride} x {own.num_mel_bins} values, but its config has "
                 f"feature_projection_input_dim={expected}"
             )
-        frame_length, hop_length = WINDOW + (own.stride - 1) * HOP, own.stride * HOP
+        frame_length, hop_length = geometry(own.stride)
         return {"num_mel_bins": own.num_mel_bins, "frame_length": frame_length, "hop_length": hop_length}
 
     def width(self, extractor):
@@ -50,11 +56,12 @@ class FilterBanks:
         Raises:
             ValueError: if its frames are no whole number of windows.
         """
-        stride, length = extractor.hop_length // HOP, extractor.frame_length
-        if extractor.hop_length % HOP or length != WINDOW + (stride - 1) * HOP:
+        length, hop = extractor.frame_length, extractor.hop_length
+        stride = hop // HOP
+        if (length, hop) != geometry(stride):
             raise ValueError(
-                f"frame_length: got {length} with hop_length {extractor.hop_length}; expected n windows of {WINDOW} "
-                f"samples every {HOP}, and a hop_length of n times {HOP}"
+                f"frame_length: got {length} with hop_length {hop}; expected n windows of {WINDOW} samples "
+                f"every {HOP}, and a hop_length of n times {HOP}"
             )
         return stride * extractor.num_mel_bins
 

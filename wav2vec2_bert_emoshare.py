@@ -12,10 +12,8 @@ from transformers import AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
+from .filter_banks_emoshare import BANDS, geometry
 from .frames_emoshare import length_mask
-
-# Windows every 160 samples of 400 each, of which two are one frame: what its feature extractor makes by default.
-BANDS, WINDOW, HOP = 80, 400, 160
 
 
 class Wav2Vec2BertFamily:
@@ -56,9 +54,8 @@ class Wav2Vec2BertFamily:
         return config.num_hidden_layers
 
     def frame_geometry(self, config):
-        """Samples that one frame sees, and samples from one frame to the next, of frames of 80 bands each."""
-        stride = config.feature_projection_input_dim // BANDS
-        return WINDOW + (stride - 1) * HOP, stride * HOP
+        """Samples that one frame sees, and samples from one frame to the next, where its windows have 80 bands."""
+        return geometry(config.feature_projection_input_dim // BANDS)
 
     def num_frames(self, config, lengths):
         """As many (int or int tensor, as given) as the feature extractor has made."""

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, set_seed
 
 from ..architectures_emoshare import ARCHITECTURES
-from ..backbone_emoshare import family_of
+from ..backbone_emoshare import config_of_backbone, family_of
 from ..configuration_emoshare import EmoShareConfig
 from ..dataset_script.folds import divide
 from ..dataset_script.whole_files import put_in_place, whole_file, work_folder, writing
@@ -268,7 +268,7 @@ class _Reader:
         if backbone == ACOUSTIC:
             return None
         try:
-            return AutoConfig.from_pretrained(backbone, revision=flags.get("backbone_revision"))
+            return config_of_backbone(backbone, flags.get("backbone_revision"))
         except (OSError, ValueError) as error:
             raise self.error(("features", row), f"the backbone {backbone} cannot be fetched: {error}") from error
 

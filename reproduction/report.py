@@ -157,7 +157,11 @@ class _Page:
         if len(clips) < 2:
             return ""
         header = ["features", "architecture", *(f"{name}, {len(own):,} clips" for name, own in clips.items())]
-        rows = [[system.row, system.title, *self.scores_of(system, clips.values())] for system in self.systems]
+        rows = []
+        for system in self.systems:
+            predictions = self.predictions(system)
+            scores = [self.mean_score(predictions, own) for own in clips.values()]
+            rows.append([system.row, system.title, *map(_with_interval, scores)])
         left_out = len(self.scored.references) - sum(map(len, clips.values()))
         return self.section(
             "Languages",
@@ -167,19 +171,19 @@ class _Page:
             table=markdown_table(header, rows),
         )
 
-    def scores_of(self, system, parts):
-        """ρ of some of the clips with its interval, as text, for each of `parts`: indices of clips."""
-        predictions = np.array([self.scored.predictions(run) for run in system.runs])
-        groups = None if self.scored.groups is None else np.asarray(self.scored.groups)
-        for own in parts:
-            units = None if groups is None else groups[own]
-            scores = mean_scores(predictions[:, own], self.scored.references[own], self.labels, units, RESAMPLES)
-            yield _with_interval(scores[MEAN])
+    def predictions(self, system):
+        """(runs, clips, labels) predicted shares of the scored clips."""
+        return np.array([self.scored.predictions(run) for run in system.runs])
+
+    def mean_score(self, predictions, clips=slice(None)):
+        """`Score` with its interval, the mean over emotions and runs, of these clips of `predictions`."""
+        groups = None if self.scored.groups is None else np.asarray(self.scored.groups)[clips]
+        return mean_scores(predictions[:, clips], self.scored.references[clips], self.labels, groups, RESAMPLES)[MEAN]
 
     def folds(self):
         if not self.has_folds:
             return ""
-        pooled = [self.pooled(system) for system in self.systems]
+        pooled = [self.mean_score(self.predictions(system)) for system in self.systems]
         columns = [self.column_of_folds(*pair) for pair in zip(self.systems, pooled, strict=True)]
         rows = []
         for fold, clips in enumerate(self.scored.splits.values()):
@@ -197,11 +201,6 @@ class _Page:
         )
         figure = _image("folds", "Mean ρ on each test fold, and on all of them together")
         return self.section("Folds", table=markdown_table(header, rows), resamples=f"{RESAMPLES:,}", figure=figure)
-
-    def pooled(self, system):
-        """The system's `Score`, the mean over the emotions and its runs, on all test folds together."""
-        predictions = np.array([self.scored.predictions(run) for run in system.runs])
-        return mean_scores(predictions, self.scored.references, self.labels, self.scored.groups, RESAMPLES)[MEAN]
 
     def column_of_folds(self, system, pooled):
         """ρ on each fold, their mean and deviation, and ρ on all of them together with its interval, as texts."""
@@ -275,7 +274,7 @@ class _Page:
 
     def compare(self, first, second):
         """The row of the table for two `System`s with the same features."""
-        predictions = [np.array([self.scored.predictions(run) for run in system.runs]) for system in (first, second)]
+        predictions = [self.predictions(system) for system in (first, second)]
         difference = paired_difference(*predictions, self.scored.references, RESAMPLES, groups=self.scored.groups)
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, predictions)))
         interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
@@ -365,7 +364,9 @@ def _sizes(sizes):
 
 
 def _with_interval(score):
-    return f"{number(score.rho)} ({number(score.low)} to {number(score.high)})"
+    """Without one, where all clips are of one group."""
+    interval = "" if math.isnan(score.low) else f" ({number(score.low)} to {number(score.high)})"
+    return f"{number(score.rho)}{interval}"
 
 
 def _one_line(text):

@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL_HEAD, run_python
 from loopback_hub import LoopbackHub, Repository
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,6 +23,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from emoshare.frames_emoshare import length_mask
 
 OF_ALL = {
     "apply_spec_augment": True,
@@ -146,6 +148,18 @@ def states_of(model):
     return torch.stack([by_layer[layer][0] for layer in layers])
 
 
+@torch.no_grad()
+def assert_exact_in_every_position(model):
+    clips = [CLIP[0], CLIP[0, :2600], CLIP[0, 500:1500]]
+    alone = [model.frame_features(clip[None]).by_layer[-1][0] for clip in clips]
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        lengths = torch.tensor([len(clips[index]) for index in order])
+        waveforms = nn.utils.rnn.pad_sequence([clips[index] for index in order], batch_first=True, padding_value=9.0)
+        features, num_frames = model.frame_features(waveforms, length_mask(lengths, waveforms.shape[1]))
+        for index, own, frames in zip(order, features[-1], num_frames, strict=True):
+            torch.testing.assert_close(own[:frames], alone[index], atol=1e-5, rtol=0)
+
+
 def without_progress(text):
     return [line for line in text.replace("\r", "\n").splitlines() if line and not line.startswith("Loading weights")]
 
@@ -197,6 +211,7 @@ def test_an_encoder_loads_in_the_form_in_which_it_is_published(encoder, head, wr
     source = HEADS[head].from_config(config_of(encoder))
     folder = store(tmp_path / "encoder", source, encoder, write)
     model = assert_loads(folder, source, said)
+    assert_exact_in_every_position(model)
     model.save_pretrained(tmp_path / "model")
     torch.testing.assert_close(
         states_of(EmoShareModel.from_pretrained(tmp_path / "model")), states_of(model), atol=0, rtol=0
@@ -240,6 +255,8 @@ def test_a_checkpoint_that_is_not_the_configs_is_named(head, tmp_path, said):
 
     with pytest.raises(ValueError, match=r"encoder: the checkpoint lacks 16 backbone weights: \['encoder.layers.2.att"):
         load(num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"encoder: config.json: .*'hidden_size' expected int, got str"):
+        load(hidden_size="wide")
     with pytest.raises(ValueError, match=r"have other shapes than its config says: enc.* is \(48,\); expected \(40,"):
         load(intermediate_size=40)
     said()
@@ -263,6 +280,7 @@ def test_the_encoder_of_another_library_is_named_by_what_it_lacks(tmp_path):
 BY_ID = """
 import sys, torch
 from emoshare import EmoShareFeatureExtractor, EmoShareModel
+from emoshare.frames_emoshare import length_mask
 model = EmoShareModel.from_backbone_pretrained(sys.argv[1], conv_channels=[8], lstm_hidden_size=8, ffn_sizes=[4])
 EmoShareFeatureExtractor.for_backbone(sys.argv[1], model.config.backbone_config, model.config.backbone_revision)
 torch.save(model.backbone.state_dict(), sys.argv[2])

@@ -112,7 +112,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
     ("module", "allowed"),
     [
         ("audio_emoshare.py", {"torch", "numpy", "soundfile"}),
-        ("backbone_emoshare.py", {"torch", "transformers", "safetensors"}),
+        ("backbone_emoshare.py", {"torch", "transformers", "huggingface_hub", "safetensors"}),
         ("checks_emoshare.py", {"torch"}),
         ("configuration_emoshare.py", {"transformers", "huggingface_hub"}),
         ("containers_emoshare.py", set()),
