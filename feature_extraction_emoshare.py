@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
+from .batched_features_emoshare import BatchedSpectra, BatchedWaveforms
 from .checks_emoshare import check_choice, check_known
 from .descriptors_emoshare import descriptors
 from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
@@ -322,6 +323,40 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 "emotion-share pipeline does"
             )
         return waveform
+
+    def as_module(self):
+        """
+        What `__call__` does, on padded waveforms and in PyTorch's operators alone, as exporting a model needs it.
+
+        Returns:
+            `nn.Module` from (batch, samples) and lengths to features and lengths.
+
+        Raises:
+            ValueError: for `feature_type="descriptors"`: their pitch and roll-offs are decisions between nearly equal
+                values, which other operators would take differently.
+        """
+        if self.feature_type == "descriptors":
+            raise ValueError(
+                "feature_type: 'descriptors' cannot be exported: their pitch, voicing and roll-offs are decisions between "
+                "nearly equal values, which other operators would take differently; expected 'waveform', 'mel' or 'mfcc'"
+            )
+        is_relative = self.do_normalize and self.floor == "relative"
+        is_waveform = self.feature_type == "waveform"
+        waveforms = BatchedWaveforms(
+            self.do_normalize if is_waveform else is_relative, None if is_relative else VARIANCE_FLOOR
+        )
+        if is_waveform:
+            return waveforms
+        mel = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)
+        return BatchedSpectra(
+            waveforms,
+            mel.spectrogram.window,
+            mel.mel_scale.fb,
+            self.hop_length,
+            LOG_FLOORS["relative" if is_relative else "absolute"],
+            VARIANCE_FLOOR if self.do_normalize else None,
+            torch.from_numpy(_cosine_transform()) if self.feature_type == "mfcc" else None,
+        )
 
     def _features(self, waveform):
         is_relative = self.do_normalize and self.floor == "relative"
