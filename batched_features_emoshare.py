@@ -57,7 +57,7 @@ class BatchedSpectra(nn.Module):
         self.hop_length = hop_length
         self.log_floor = log_floor
         self.variance_floor = variance_floor
-        # In float64: a sum of 400 products in float32 would be less exact than the Fourier transform that it stands for.
+        # In float64: in float32, a sum of 400 products is less exact than the fast Fourier transform it stands for.
         angles = torch.outer(torch.arange(len(window)), torch.arange(len(mel_filters))) % len(window)
         angles = 2 * math.pi / len(window) * angles.double()
         basis = window[:, None].double() * torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -352,7 +352,8 @@ def _check_model_folder(arguments):
             if not isinstance(fields, dict):
                 raise ValueError(f"cannot load {folder}: {name} is not a JSON object")
     elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
-        raise ValueError(f"--model: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
+        flag = "MODEL" if arguments.command == "export" else "--model"
+        raise ValueError(f"{flag}: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
 
 
 @contextmanager
@@ -479,9 +480,9 @@ def _add_export(commands):
     command = commands.add_parser(
         "export",
         help="write a model as an ONNX file, to use it without PyTorch",
-        description="Writes DIR/onnx/model.onnx, with preprocessing, and DIR/onnx/emoshare_runtime.py, which runs it with "
-        "numpy, soundfile and onnxruntime alone. Says which operators the file needs, and how far its shares are from "
-        "the model's.",
+        description="Writes DIR/onnx/model.onnx, with preprocessing, and DIR/onnx/emoshare_runtime.py, which runs it "
+        "with numpy, soundfile and onnxruntime alone. Says which operators the file needs, and how far its shares are "
+        "from the model's.",
         allow_abbrev=False,
     )
     command.add_argument("model", metavar="MODEL", help="Hub id ORG/NAME or folder of an EmoShare model")

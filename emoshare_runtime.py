@@ -218,7 +218,9 @@ def load_audio(audio, sampling_rate):
         name = "audio array"
         samples, rate = _checked_waveform(audio, name)[:, None], sampling_rate
     else:
-        raise TypeError(f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict")
+        raise TypeError(
+            f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict"
+        )
     rate = _checked_rate(rate, name)
     if len(samples) == 0:
         raise ValueError(f"{name}: holds no samples")

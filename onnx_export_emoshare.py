@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch.export import Dim
 
 from .onnx_graph_emoshare import WaveformsToShares
 from .repository_emoshare import RUNTIME, fetch_file
@@ -113,7 +112,9 @@ def _check_goes_together(model, feature_extractor):
     expected = "waveform" if model.main_input_name == "input_values" else "acoustic features"
     is_waveform = feature_extractor.feature_type == "waveform"
     if model.backbone is not None and not hasattr(model.family, "exportable"):
-        raise ValueError(f"backbone_config: a {model.config.backbone_config.model_type} backbone cannot be exported yet")
+        raise ValueError(
+            f"backbone_config: a {model.config.backbone_config.model_type} backbone cannot be exported yet"
+        )
     if is_waveform != (expected == "waveform"):
         raise ValueError(f"feature_type: got {feature_extractor.feature_type!r}; this model takes {expected}")
     if not is_waveform and feature_extractor.feature_size != model.config.feature_size:
@@ -123,15 +124,17 @@ def _check_goes_together(model, feature_extractor):
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:
-        raise ValueError(f"dtype: got a model in {', '.join(map(str, dtypes))}; load it with dtype='float32' to export it")
+        raise ValueError(
+            f"dtype: got a model in {', '.join(map(str, dtypes))}; load it with dtype='float32' to export it"
+        )
 
 
 def _write_float32(model, feature_extractor, path):
     graph = WaveformsToShares(model, feature_extractor.as_module()).eval().requires_grad_(False)
     # Tracing takes a size of 1 for a special case, so that it is shown at least two clips, frames and steps. The graph
     # holds for fewer, which `_difference` tries.
-    batch, fewest = Dim("batch", min=2), feature_extractor.samples_of(2 * model.config.pool_size)
-    samples = Dim("samples", min=fewest, max=feature_extractor.max_window_samples)
+    batch, fewest = torch.export.Dim("batch", min=2), feature_extractor.samples_of(2 * model.config.pool_size)
+    samples = torch.export.Dim("samples", min=fewest, max=feature_extractor.max_window_samples)
     lengths = torch.tensor([fewest, 2 * fewest + 1])
     with torch.no_grad():
         program = torch.export.export(
