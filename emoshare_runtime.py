@@ -8,7 +8,7 @@ Runs an EmoShare model that was exported to ONNX, without PyTorch and Transforme
     >>> emotion_share("clip.wav")
     [{'label': 'Calmness', 'score': 0.41}, {'label': 'Interest', 'score': 0.22}, ...]
 
-This file is all there is to it. It gives what the "emotion-share" pipeline gives, to 1e-4: it reads audio, resamples it,
+This file is all there is to it. It gives what the "emotion-share" pipeline gives, to 1e-4: it reads audio, resamples it
 and cuts it into windows by the same rules. Whatever else is done to a waveform is part of the ONNX file.
 """
 
@@ -81,8 +81,8 @@ class EmotionShareRuntime:
             return_timeline (`bool`): return the shares of each window too.
 
         Returns:
-            `list[dict]`: `{"label": str, "score": float}` for every emotion, the highest share first. With a timeline, a
-            dict of this list as `"shares"` and, as `"timeline"`, `{"start": float, "end": float, "shares": {label:
+            `list[dict]`: `{"label": str, "score": float}` for every emotion, the highest share first. With a timeline,
+            a dict of this list as `"shares"` and, as `"timeline"`, `{"start": float, "end": float, "shares": {label:
             float}}` of each window, in seconds. A list for a list, an iterator for a generator.
 
         Raises:
@@ -298,8 +298,8 @@ def resampled(waveform, from_rate, to_rate):
 @lru_cache(maxsize=4)
 def _taps(period, new_period):
     """
-    The weights of the filter, (new_period, taps) float32: for each place that a new sample can have between two samples,
-    those of the samples around it.
+    The weights of the filter, (new_period, taps) float32: for each place that a new sample can have between two
+    samples, those of the samples around it.
     """
     cutoff = min(period, new_period) * ROLLOFF
     width = math.ceil(ZEROS * period / cutoff)  # samples that it reaches to either side

@@ -337,8 +337,9 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         """
         if self.feature_type == "descriptors":
             raise ValueError(
-                "feature_type: 'descriptors' cannot be exported: their pitch, voicing and roll-offs are decisions between "
-                "nearly equal values, which other operators would take differently; expected 'waveform', 'mel' or 'mfcc'"
+                "feature_type: 'descriptors' cannot be exported: pitch, voicing and roll-offs are decisions between "
+                "nearly equal values, which other operators would take differently; expected 'waveform', 'mel' or "
+                "'mfcc'"
             )
         is_relative = self.do_normalize and self.floor == "relative"
         is_waveform = self.feature_type == "waveform"

@@ -57,11 +57,12 @@ class ExportsOnnx:
         Writes `onnx/model.onnx` into a folder, and next to it `emoshare_runtime.py`, which runs it without PyTorch and
         Transformers. Needs the libraries onnx, onnxscript and onnxruntime.
 
-        The graph takes `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, each clip's number of samples.
-        It gives `shares` (batch, labels), and, where the model has them, `attention` (batch, labels, steps) and
-        `concentrations` (batch, labels). Preprocessing is part of it. A clip's shares are the model's, alone and in any
-        batch. The file's metadata say what a program needs to know, each value in JSON: `labels`, `sampling_rate` in
-        Hz, `max_window_samples` and `min_samples`, `frame_length` and `hop_length` in samples, `pool_size` in frames.
+        The graph takes `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, each clip's number of
+        samples. It gives `shares` (batch, labels), and, where the model has them, `attention` (batch, labels, steps)
+        and `concentrations` (batch, labels). Preprocessing is part of it. A clip's shares are the model's, alone and in
+        any batch. The file's metadata say what a program needs to know, each value in JSON: `labels`, `sampling_rate`
+        in Hz, `max_window_samples` and `min_samples`, `frame_length` and `hop_length` in samples, `pool_size` in
+        frames, `feature_type` and `architecture`.
 
         Args:
             folder: that of a model repository, or another one; made if it does not exist.
@@ -119,8 +120,8 @@ def _check_goes_together(model, feature_extractor):
         raise ValueError(f"feature_type: got {feature_extractor.feature_type!r}; this model takes {expected}")
     if not is_waveform and feature_extractor.feature_size != model.config.feature_size:
         raise ValueError(
-            f"feature_type: {feature_extractor.feature_type!r} makes features of width {feature_extractor.feature_size}; "
-            f"this model takes {model.config.feature_size}"
+            f"feature_type: {feature_extractor.feature_type!r} makes features of width "
+            f"{feature_extractor.feature_size}; this model takes {model.config.feature_size}"
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:

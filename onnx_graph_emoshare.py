@@ -1,8 +1,9 @@
 """
 An EmoShare model as a graph of ONNX operators can hold it: from padded waveforms to shares, with preprocessing.
 
-The numbers are those of the model. What differs is the form: nothing depends on the values of tensors, convolutions over
-frames are matrix products (which onnxruntime quantises, and computes fast), and an LSTM is ONNX's own operator.
+The numbers are those of the model. What differs is the form: nothing depends on the values of tensors, convolutions
+over frames are matrix products, which onnxruntime quantises as it does those of linear layers, and an LSTM is ONNX's
+own operator.
 """
 
 import copy

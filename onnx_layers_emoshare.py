@@ -5,7 +5,7 @@ from torch import nn
 
 
 def seen_by_kernel(frames, taps, stride=1):
-    """(batch, frames, channels) -> (batch, frames out, taps * channels): what a convolution's kernel sees at each place."""
+    """What a convolution's kernel sees: (batch, frames, channels) -> (batch, frames out, taps * channels)."""
     frames_out = (frames.shape[1] - taps) // stride + 1
     last = (frames_out - 1) * stride + 1
     return torch.cat([frames[:, tap : tap + last : stride] for tap in range(taps)], dim=-1)
@@ -41,6 +41,6 @@ class OnnxLSTM(nn.Module):
 
 
 def _in_onnx_order(weight):
-    """Input, forget, cell and output gate -> input, output, forget and cell gate; in front, a dimension of one direction."""
-    i, f, c, o = weight.detach().chunk(4)
-    return torch.cat([i, o, f, c])[None]
+    """From PyTorch's order of the gates to ONNX's, with a dimension for one direction in front."""
+    input_gate, forget_gate, cell_gate, output_gate = weight.detach().chunk(4)
+    return torch.cat([input_gate, output_gate, forget_gate, cell_gate])[None]
