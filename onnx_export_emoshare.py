@@ -113,9 +113,7 @@ def _check_goes_together(model, feature_extractor):
     expected = "waveform" if model.main_input_name == "input_values" else "acoustic features"
     is_waveform = feature_extractor.feature_type == "waveform"
     if model.backbone is not None and not hasattr(model.family, "exportable"):
-        raise ValueError(
-            f"backbone_config: a {model.config.backbone_config.model_type} backbone cannot be exported yet"
-        )
+        raise ValueError(f"backbone_config: {model.config.backbone_config.model_type} backbones cannot be exported yet")
     if is_waveform != (expected == "waveform"):
         raise ValueError(f"feature_type: got {feature_extractor.feature_type!r}; this model takes {expected}")
     if not is_waveform and feature_extractor.feature_size != model.config.feature_size:
@@ -125,9 +123,8 @@ def _check_goes_together(model, feature_extractor):
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:
-        raise ValueError(
-            f"dtype: got a model in {', '.join(map(str, dtypes))}; load it with dtype='float32' to export it"
-        )
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"dtype: got a model in {found}; load it with dtype='float32' to export it")
 
 
 def _write_float32(model, feature_extractor, path):
