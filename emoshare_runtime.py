@@ -93,11 +93,11 @@ class EmotionShareRuntime:
         for name, value in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}; expected 1 or more")
-        if isinstance(inputs, list | Iterator):
-            results = self._predict(inputs, batch_size, top_k, return_timeline)
-            return list(results) if isinstance(inputs, list) else results
-        (result,) = self._predict([inputs], batch_size, top_k, return_timeline)
-        return result
+        is_several = isinstance(inputs, list) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read"))
+        results = self._predict(inputs if is_several else [inputs], batch_size, top_k, return_timeline)
+        if not is_several:
+            return next(results)
+        return list(results) if isinstance(inputs, list) else results
 
     def _predict(self, clips, batch_size, top_k, return_timeline):
         """What is returned for each clip, in their order."""
@@ -114,7 +114,10 @@ class EmotionShareRuntime:
         waveform, name = load_audio(audio, self.sampling_rate)
         if len(waveform) < self.min_samples:
             seconds, least = len(waveform) / self.sampling_rate, self.min_samples / self.sampling_rate
-            raise ValueError(f"{name}: lasts {seconds:.3f} s; expected at least {least:.3f} s")
+            raise ValueError(
+                f"{name}: got {len(waveform)} samples ({seconds:.3f} s); expected at least {self.min_samples} "
+                f"({least:.3f} s)"
+            )
         for start, end in cut(len(waveform), self.max_window_samples, self.min_samples):
             yield Window(waveform[start:end], start, end, end == len(waveform))
 
