@@ -39,7 +39,7 @@ class BatchedWaveforms(nn.Module):
 
 class BatchedSpectra(nn.Module):
     """
-    Log-mel bands or cepstral coefficients of waveforms as `EmoShareFeatureExtractor` makes them, of a padded batch.
+    The acoustic features of waveforms as `EmoShareFeatureExtractor` makes them, of a padded batch.
 
     Args:
         waveforms: `BatchedWaveforms` whose output the spectra are of.
@@ -49,14 +49,19 @@ class BatchedSpectra(nn.Module):
         log_floor: what is added to a band's energy before the logarithm.
         variance_floor: added to the variance of a clip's log-mels, which become standardised; `None` to leave them.
         cosine_transform: (bands, coefficients) float32; `None` for log-mels.
+        describe: function of waveforms, cepstral coefficients and numbers of frames to the features; `None` where the
+            coefficients are the features.
     """
 
-    def __init__(self, waveforms, window, mel_filters, hop_length, log_floor, variance_floor, cosine_transform):
+    def __init__(
+        self, waveforms, window, mel_filters, hop_length, log_floor, variance_floor, cosine_transform, describe
+    ):
         super().__init__()
         self.waveforms = waveforms
         self.hop_length = hop_length
         self.log_floor = log_floor
         self.variance_floor = variance_floor
+        self.describe = describe
         # In float64: in float32, a sum of 400 products is less exact than the fast Fourier transform it stands for.
         angles = torch.outer(torch.arange(len(window)), torch.arange(len(mel_filters))) % len(window)
         angles = 2 * math.pi / len(window) * angles.double()
@@ -86,6 +91,8 @@ class BatchedSpectra(nn.Module):
             features = _standardized(features, length_mask(lengths, num_frames)[..., None], self.variance_floor)
         if self.cosine_transform is not None:
             features = features @ self.cosine_transform
+        if self.describe is not None:
+            features = self.describe(waveforms, features, lengths)
         return features, lengths
 
 

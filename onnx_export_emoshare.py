@@ -172,8 +172,16 @@ def _write_int8(source, target):
     model = onnx.load(source)
     # It advises to infer shapes first, unless its own tool for that has left this mark. The exporter has written them.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    in_float64 = [node.name for node in model.graph.node if kinds.get(node.output[0]) == onnx.TensorProto.DOUBLE]
+    weights = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and len(tensor.dims) == 2
+        and not tensor.name.startswith("features.")
+    }
+    of_no_weight = [
+        node.name for node in model.graph.node if node.op_type != "LSTM" and not weights & {*node.input[1:2]}
+    ]
     quantization.quantize_dynamic(
         model,
         target,
@@ -181,7 +189,7 @@ def _write_int8(source, target):
         reduce_range=True,
         weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=list(QUANTISED),
-        nodes_to_exclude=in_float64,
+        nodes_to_exclude=of_no_weight,
         use_external_data_format=_num_bytes(source) > 4 * LARGEST_FILE,
     )
 

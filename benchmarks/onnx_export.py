@@ -85,7 +85,8 @@ def train(model, extractor, clips, shares):
 
 @torch.no_grad()
 def features_of(model, extractor, clip):
-    return model.frame_features(**extractor(clip, sampling_rate=16000, return_tensors="pt")).by_layer[-1]
+    waveform = extractor(clip, sampling_rate=16000, return_tensors="pt")["input_values"]
+    return model.frame_features(waveform).by_layer[-1]
 
 
 def print_rank_correlation(exact, rounded, clips):
@@ -96,7 +97,7 @@ def print_rank_correlation(exact, rounded, clips):
     print(f"int8 against float32, {len(clips)} clips of {SHORT:.0f} s:")
     print(f"- Spearman's rho: {np.mean(by_emotion):.4f} as the mean over emotions, {min(by_emotion):.4f} at the least")
     print(
-        f"- shares differ by {off.mean():.4f} in the mean, {off.max():.4f} at the most; their deviation: {deviation:.3f}"
+        f"- shares differ by {off.mean():.4f} in the mean, {off.max():.4f} at the most; they deviate by {deviation:.3f}"
     )
     print(f"- and from those in batches of 8 by {np.abs(together - found).max():.4f} at the most\n")
 

@@ -60,15 +60,15 @@ def assert_equal_to_the_model(session, model, feature_extractor, tolerance=1e-5)
 # As they are put together elsewhere: the released norms pad every clip to the same length, and one head has all labels.
 FIELDS = {
     "cnn_lstm": {"normalization": "sequence", "separate_heads": False, "max_frames": 200, "id2label": {0: "a", 1: "b"}},
-    "functionals": {"separate_heads": False, "id2label": {0: "a", 1: "b"}},
+    "functionals": {"separate_heads": False, "id2label": {0: "a", 1: "b"}, "feature_size": 30},
 }
+FEATURES = {"functionals": "descriptors", "cnn_lstm_statistics": "mfcc"}
 
 
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"cnn_lstm_attention"}))
 def test_every_architecture_on_acoustic_features(architecture, tmp_path):
     model = small_model(architecture=architecture, **{**ONE_LABEL, **FIELDS.get(architecture, {})})
-    feature_type = "mfcc" if architecture == "functionals" else "mel"
-    feature_extractor = EmoShareFeatureExtractor(feature_type, chunk_length_s=2.0)
+    feature_extractor = EmoShareFeatureExtractor(FEATURES.get(architecture, "mel"), chunk_length_s=2.0)
     (file,) = model.export_onnx(tmp_path, feature_extractor)
     assert_equal_to_the_model(session_of(file.path), model, feature_extractor)
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["emoshare_runtime.py", "model.onnx"]
@@ -231,7 +231,6 @@ def test_layer_norm_in_the_front_end_and_relative_positions(tmp_path):
 @pytest.mark.parametrize(
     ("model_fields", "extractor_fields", "message"),
     [
-        ({"feature_size": 30}, {"feature_type": "descriptors"}, "feature_type: 'descriptors' cannot be exported"),
         ({}, {}, "feature_type: got 'waveform'; this model takes acoustic features"),
         ({"feature_size": 30}, {"feature_type": "mel"}, "'mel' makes features of width 40; this model takes 30"),
         ({"backbone_config": backbone_config()}, {"feature_type": "mel"}, "got 'mel'; this model takes waveform"),
@@ -276,6 +275,6 @@ def test_the_command_says_what_it_cannot_export(tmp_path, capsys):
     assert main(["export", "./missing", "--output", str(tmp_path)]) == 2
     assert "MODEL: got './missing'; expected a folder, or a Hub id" in capsys.readouterr().err
     small_model(feature_size=30).save_pretrained(tmp_path)
-    EmoShareFeatureExtractor("descriptors").save_pretrained(tmp_path)
+    EmoShareFeatureExtractor("mel").save_pretrained(tmp_path)
     assert main(["export", str(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "emoshare export: error: feature_type: 'descriptors' cannot be exported" in capsys.readouterr().err
+    assert "emoshare export: error: feature_type: 'mel' makes features of width 40; this" in capsys.readouterr().err
