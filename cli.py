@@ -3,6 +3,7 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
 
     emoshare predict clip.wav folder/ --model ORG/NAME --output shares.csv
     emoshare evaluate --model ORG/NAME --dataset csv --data_dir DIR
+    emoshare export ORG/NAME --output DIR --int8
     emoshare ensemble outputs/a outputs/b --dataset csv --data_dir DIR --output_dir outputs/ensemble
     emoshare merge --model ORG/NAME --output_dir merged
     emoshare train --dataset csv --data_dir DIR --output_dir outputs/mine
@@ -274,6 +275,22 @@ def merge(arguments):
     return 0
 
 
+def export(arguments):
+    """`emoshare export`: writes a model as an ONNX file, and the file that runs it, and says what was written."""
+    model, feature_extractor = _load_model(arguments, "float32")
+    try:
+        files = model.export_onnx(arguments.output, feature_extractor, int8=arguments.int8)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"cannot export {arguments.model}: {error}") from error
+    for file in files:
+        operators = ", ".join(f"{name} ({count})" for name, count in file.operators.items())
+        print(f"{file.path}: {file.num_bytes / 1e6:.1f} MB, opset {file.opset}")
+        print(f"  shares of noise differ from the model's by at most {file.difference:.1e}")
+        print(f"  operators: {operators}")
+    print(f"To run it, with numpy, soundfile and onnxruntime alone: {files[0].path.with_name('emoshare_runtime.py')}")
+    return 0
+
+
 def _load_corpus(arguments):
     from accelerate import PartialState
 
@@ -291,30 +308,45 @@ def _made_from(corpus, split, indices):
 
 
 def _load_pipeline(arguments, dtype="auto"):
+    from transformers import pipeline
+
+    from .training.precision import set_precision_of_evaluation
+
+    model, feature_extractor = _load_model(arguments, dtype)
+    with _errors_of_loading(arguments):
+        emotion_share = pipeline(
+            "emotion-share",
+            model=model,
+            feature_extractor=feature_extractor,
+            device=arguments.device,
+            batch_size=arguments.batch_size,
+        )
+        set_precision_of_evaluation(emotion_share.model)
+    return emotion_share
+
+
+def _load_model(arguments, dtype):
     """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
     from .feature_extraction_emoshare import EmoShareFeatureExtractor
-    from .training.precision import set_precision_of_evaluation
 
     _check_model_folder(arguments)
     source = {"revision": arguments.revision, "trust_remote_code": False}
-    try:
+    with _errors_of_loading(arguments):
         model_type = AutoConfig.from_pretrained(arguments.model, **source).model_type
         if model_type != "emoshare":
             raise ValueError(f"its model_type is {model_type!r}; expected 'emoshare'")
         feature_extractor = AutoFeatureExtractor.from_pretrained(arguments.model, **source)
         if not isinstance(feature_extractor, EmoShareFeatureExtractor):
             raise ValueError(f"its feature extractor is {type(feature_extractor).__name__}, and not EmoShare's")
-        emotion_share = pipeline(
-            "emotion-share",
-            model=AutoModel.from_pretrained(arguments.model, dtype=dtype, **source),
-            feature_extractor=feature_extractor,
-            device=arguments.device,
-            batch_size=arguments.batch_size,
-        )
-        set_precision_of_evaluation(emotion_share.model)
-        return emotion_share
+        return AutoModel.from_pretrained(arguments.model, dtype=dtype, **source), feature_extractor
+
+
+@contextmanager
+def _errors_of_loading(arguments):
+    try:
+        yield
     # RuntimeError: torch has no such device, or no room there. ImportError: a model with adapters, and no PEFT.
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if os.path.isdir(arguments.model):
@@ -340,7 +372,8 @@ def _check_model_folder(arguments):
             if not isinstance(fields, dict):
                 raise ValueError(f"cannot load {folder}: {name} is not a JSON object")
     elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
-        raise ValueError(f"--model: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
+        flag = "MODEL" if arguments.command == "export" else "--model"
+        raise ValueError(f"{flag}: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
 
 
 @contextmanager
@@ -375,6 +408,7 @@ def _parser():
     of_model, on_corpus = _model_flags(), _corpus_flags()
     _add_predict(commands, [of_model])
     _add_evaluate(commands, [of_model, on_corpus])
+    _add_export(commands)
     _add_ensemble(commands, [on_corpus])
     _add_merge(commands)
     commands.add_parser("train", help="train a model: takes the flags of train.py", add_help=False)
@@ -461,6 +495,24 @@ def _add_evaluate(commands, parents):
     )
     command.add_argument("--output_dir", metavar="DIR", help="write predictions and results to this folder")
     command.set_defaults(run=evaluate)
+
+
+def _add_export(commands):
+    command = commands.add_parser(
+        "export",
+        help="write a model as an ONNX file, to use it without PyTorch",
+        description="Writes DIR/onnx/model.onnx, with preprocessing, and DIR/onnx/emoshare_runtime.py, which runs it "
+        "with numpy, soundfile and onnxruntime alone. Says which operators the file needs, and how far its shares are "
+        "from the model's.",
+        allow_abbrev=False,
+    )
+    command.add_argument("model", metavar="MODEL", help="Hub id ORG/NAME or folder of an EmoShare model")
+    command.add_argument("--revision", help="its branch, tag or commit")
+    command.add_argument("--output", metavar="DIR", required=True, help="folder, the model's own or another one")
+    command.add_argument(
+        "--int8", action="store_true", help="write DIR/onnx/model_int8.onnx too: a quarter of the size, not exact"
+    )
+    command.set_defaults(run=export)
 
 
 def _add_ensemble(commands, parents):

@@ -38,68 +38,74 @@ DESCRIPTORS = {
 NUM_DESCRIPTORS = MFCCS + len(DESCRIPTORS)
 
 
-def descriptors(waveform, cepstrum, sampling_rate, frame_length, hop_length):
+def descriptors(waveforms, cepstra, num_frames, sampling_rate, frame_length, hop_length):
     """
-    The descriptors of a clip, each the mean over three neighbouring frames.
+    The descriptors of clips, each the mean over three neighbouring frames.
 
     Args:
-        waveform: (samples,) float32, at zero mean and unit variance.
-        cepstrum: (frames, at least `MFCCS`) float32, its mel-frequency cepstral coefficients.
+        waveforms: (..., samples) float32, at zero mean and unit variance; zero past a clip's last sample.
+        cepstra: (..., frames, at least `MFCCS`) float32, their mel-frequency cepstral coefficients.
+        num_frames: (...) int64, each clip's number of frames.
         sampling_rate: in Hz.
         frame_length, hop_length: in samples.
 
     Returns:
-        (frames, `NUM_DESCRIPTORS`) float32: the first cepstral coefficients, then what `DESCRIPTORS` names.
+        (..., frames, `NUM_DESCRIPTORS`) float32: the first cepstral coefficients, then what `DESCRIPTORS` names;
+        arbitrary past a clip's last frame.
     """
-    frames = torch.from_numpy(waveform).unfold(0, frame_length, hop_length)
+    frames = waveforms.unfold(-1, frame_length, hop_length)
     spectral = _spectral(frames, sampling_rate)
-    voice = _voice(torch.from_numpy(waveform), frames, sampling_rate, hop_length)
+    voice = _voice(waveforms, frames, num_frames, sampling_rate, hop_length)
     location, scale = torch.tensor(list(DESCRIPTORS.values())).T
-    values = (torch.stack([*spectral, *voice], dim=1) - location) / scale
-    return _smoothed(np.concatenate([cepstrum[:, :MFCCS] / 8, values.numpy()], axis=1))
+    values = (torch.stack([*spectral, *voice], dim=-1) - location) / scale
+    values = torch.cat([cepstra[..., :MFCCS] / 8, values], dim=-1)
+    return sum(_neighbours(values, num_frames, SMOOTHED_FRAMES // 2)) / SMOOTHED_FRAMES
 
 
 def _spectral(frames, sampling_rate):
-    """The descriptors of the spectrum of each frame, in their order."""
-    length = frames.shape[1]
+    """The descriptors of the spectrum of each frame, (..., frames) each, in their order."""
+    length = frames.shape[-1]
     power = _power(frames * torch.hann_window(length), _fft_length(length))
-    hertz = torch.linspace(0, sampling_rate / 2, power.shape[1])
-    density = power / (power.sum(dim=1, keepdim=True) + FLOOR)
+    hertz = torch.linspace(0, sampling_rate / 2, power.shape[-1])
+    density = power / (power.sum(dim=-1, keepdim=True) + FLOOR)
     centroid = density @ hertz
-    spread = (density * (hertz - centroid[:, None]).square()).sum(dim=1).sqrt()
-    below, whole = power.cumsum(dim=1), power.sum(dim=1, keepdim=True)
-    rolloffs = [hertz[(below < part * whole).sum(dim=1).clamp(max=len(hertz) - 1)] for part in (0.25, 0.5, 0.75, 0.9)]
+    spread = (density * (hertz - centroid[..., None]).square()).sum(dim=-1).sqrt()
+    below, whole = power.cumsum(dim=-1), power.sum(dim=-1, keepdim=True)
+    rolloffs = [hertz[(below < part * whole).sum(dim=-1).clamp(max=len(hertz) - 1)] for part in (0.25, 0.5, 0.75, 0.9)]
     amplitude = power.sqrt()
-    amplitude = amplitude / amplitude.norm(dim=1, keepdim=True).clamp(min=FLOOR)
-    flux = torch.nn.functional.pad((amplitude[1:] - amplitude[:-1]).square().sum(dim=1), (1, 0))
+    amplitude = amplitude / amplitude.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
+    change = amplitude[..., 1:, :] - amplitude[..., :-1, :]
+    flux = torch.nn.functional.pad(change.square().sum(dim=-1), (1, 0))
     loudness, bark = power.pow(0.23), 26.81 * hertz / (1960 + hertz) - 0.53  # Zwicker's exponent, Traunmüller's scale
-    sharpness = (loudness * bark * (0.171 * (bark - 15).clamp(min=0)).exp()).sum(dim=1)
-    sharpness = sharpness / loudness.sum(dim=1).clamp(min=1e-9)
-    entropy = -(density * (density + 1e-9).log()).sum(dim=1)
+    sharpness = (loudness * bark * (0.171 * (bark - 15).clamp(min=0)).exp()).sum(dim=-1)
+    sharpness = sharpness / loudness.sum(dim=-1).clamp(min=1e-9)
+    entropy = -(density * (density + 1e-9).log()).sum(dim=-1)
     low, high = (
-        (power[:, (hertz >= start) & (hertz < end)].sum(dim=1) + FLOOR).log() for start, end in [(250, 650), (1e3, 4e3)]
+        (power[..., _bins(*band, sampling_rate, power.shape[-1])].sum(dim=-1) + FLOOR).log()
+        for band in [(250, 650), (1000, 4000)]
     )
-    crossings = ((frames[:, 1:] * frames[:, :-1]) < 0).float().mean(dim=1)
-    energy = (frames.square().mean(dim=1) + FLOOR / 10).log()
+    crossings = ((frames[..., 1:] * frames[..., :-1]) < 0).float().mean(dim=-1)
+    energy = (frames.square().mean(dim=-1) + FLOOR / 10).log()
     kilohertz = [value / 1000 for value in (centroid, spread, *rolloffs)]
     return [energy, *kilohertz, flux, crossings, sharpness, entropy, high - low]
 
 
-def _voice(waveform, frames, sampling_rate, hop_length):
+def _voice(waveforms, frames, num_frames, sampling_rate, hop_length):
     """
     The descriptors of the voice in each frame: from the highest peak of the autocorrelation, divided by that of the
     window, of the samples around the frame.
     """
     length = round(PITCH_WINDOW_S * sampling_rate)
-    margin = (length - frames.shape[1]) // 2
-    around = torch.nn.functional.pad(waveform, (margin, length)).unfold(0, length, hop_length)[: len(frames)]
+    margin = (length - frames.shape[-1]) // 2
+    around = torch.nn.functional.pad(waveforms, (margin, length)).unfold(-1, length, hop_length)
+    around = around[..., : frames.shape[-2], :]
     window = torch.hann_window(length)
     longest = round(sampling_rate / LOWEST_PITCH_HZ)
-    correlation = _autocorrelation((around - around.mean(dim=1, keepdim=True)) * window, longest)
+    correlation = _autocorrelation((around - around.mean(dim=-1, keepdim=True)) * window, longest)
     of_window = _autocorrelation(window, longest)
-    correlation = correlation / (correlation[:, :1] + 1e-4) / (of_window / of_window[0]).clamp(min=1e-3)
+    correlation = correlation / (correlation[..., :1] + 1e-4) / (of_window / of_window[0]).clamp(min=1e-3)
     shortest = round(sampling_rate / HIGHEST_PITCH_HZ)
-    before, at, after = (correlation[:, shortest + step : longest + step - 1] for step in (-1, 0, 1))
+    before, at, after = (correlation[..., shortest + step : longest + step - 1] for step in (-1, 0, 1))
     # Vertices of parabolas through three lags: a period is no whole number of samples, its multiples may be.
     slope, bend = (after - before) / 2, 2 * at - before - after
     is_peak = (at >= before) & (at > after)
@@ -107,13 +113,15 @@ def _voice(waveform, frames, sampling_rate, hop_length):
     heights = at + slope * shift / 2
     # Of peaks of about the same height, the one at the shortest period is the pitch: the others are its multiples.
     lags = torch.arange(shortest, longest - 1)
-    best = (heights - OCTAVE_COST * lags.log2()).argmax(dim=1, keepdim=True)
-    lag = (lags + shift).gather(1, best)[:, 0]
-    peak = heights.gather(1, best)[:, 0].clamp(0, 0.999)
-    is_voiced = ((peak > VOICED) & (frames.square().mean(dim=1) > 0.01)).float()
+    best = (heights - OCTAVE_COST * lags.log2()).argmax(dim=-1, keepdim=True)
+    lag = (lags + shift).gather(-1, best)[..., 0]
+    peak = heights.gather(-1, best)[..., 0].clamp(0.0, 0.999)
+    is_voiced = ((peak > VOICED) & (frames.square().mean(dim=-1) > 0.01)).float()
     log_pitch = (sampling_rate / lag).log() - np.log(180)
-    neighbours = torch.nn.functional.pad(log_pitch[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1)
-    log_pitch = neighbours.median(dim=1).values  # without leaps of an octave that last a frame or two
+    neighbours = torch.cat(_neighbours(log_pitch[..., None], num_frames, 2), dim=-1)
+    log_pitch = neighbours.sort(dim=-1).values[
+        ..., 2
+    ]  # the median, without leaps of an octave that last a frame or two
     harmonics = (peak.clamp(min=0.05) / (1 - peak).clamp(min=0.01)).log()
     return [2.5 * log_pitch * is_voiced, is_voiced, peak, harmonics]
 
@@ -135,7 +143,19 @@ def _fft_length(length):
     return 2 ** (length - 1).bit_length()
 
 
-def _smoothed(frames):
-    """The mean over three neighbours; at the ends, the last frame is repeated."""
-    padded = np.pad(frames, ((SMOOTHED_FRAMES // 2,) * 2, (0, 0)), mode="edge")
-    return np.mean([padded[start : start + len(frames)] for start in range(SMOOTHED_FRAMES)], axis=0, dtype=np.float32)
+@lru_cache
+def _bins(start, end, sampling_rate, num_bins):
+    """The bins from one frequency to below another."""
+    hertz = np.linspace(0, sampling_rate / 2, num_bins)
+    return slice(*np.searchsorted(hertz, (start, end)).tolist())
+
+
+def _neighbours(values, num_frames, reach):
+    """
+    Each frame's neighbours, from `reach` frames before it to as many after it: a list of (..., frames, width), as
+    `values` are. Past the ends of a clip, its first and last frames stand in for them.
+    """
+    places = torch.arange(values.shape[-2])
+    last = num_frames[..., None] - 1
+    shifted = [(places + step).clamp(min=0).minimum(last) for step in range(-reach, reach + 1)]
+    return [values.gather(-2, index[..., None].expand(values.shape)) for index in shifted]

@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .backbone_emoshare import family_of
+from .batched_features_emoshare import BatchedSpectra, BatchedWaveforms
 from .checks_emoshare import check_choice, check_known
 from .descriptors_emoshare import descriptors
 from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
@@ -360,23 +361,67 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             )
         return waveform
 
+    def as_module(self):
+        """
+        What `__call__` does, on padded waveforms and in PyTorch's operators alone, as exporting a model needs it.
+
+        Returns:
+            `nn.Module` from (batch, samples) float32 and lengths (batch,) int64, to features and their lengths.
+        """
+        is_waveform, is_relative = self.feature_type == "waveform", self._is_relative()
+        waveforms = BatchedWaveforms(
+            do_normalize=self.do_normalize if is_waveform else is_relative,
+            variance_floor=None if is_relative else VARIANCE_FLOOR,
+        )
+        if is_waveform:
+            return waveforms
+        mel = _mel_spectrogram(*self._frame_geometry())
+        return BatchedSpectra(
+            waveforms,
+            mel.spectrogram.window,
+            mel.mel_scale.fb,
+            self.hop_length,
+            self._log_floor(),
+            variance_floor=VARIANCE_FLOOR if self._is_standardized() else None,
+            cosine_transform=None if self.feature_type == "mel" else torch.from_numpy(_cosine_transform()),
+            describe=self._describe if self.feature_type == "descriptors" else None,
+        )
+
+    def _is_relative(self):
+        """Whether a waveform is normalised whatever its level."""
+        return self.do_normalize and self.floor == "relative"
+
+    def _is_standardized(self):
+        """Whether log-mels get zero mean and unit variance."""
+        return self.do_normalize and self.feature_type != "descriptors"
+
+    def _log_floor(self):
+        return LOG_FLOORS["relative" if self._is_relative() else "absolute"]
+
+    def _frame_geometry(self):
+        return self.sampling_rate, self.frame_length, self.hop_length
+
+    def _describe(self, waveforms, cepstra, num_frames):
+        return descriptors(waveforms, cepstra, num_frames, *self._frame_geometry())
+
     def _features(self, waveform):
         if self.feature_type in BACKBONE_INPUTS:
             return BACKBONE_INPUTS[self.feature_type].features(waveform, self)
-        is_relative = self.do_normalize and self.floor == "relative"
-        if is_relative:
+        if self._is_relative():
             waveform = _at_unit_variance(waveform)
         if self.feature_type == "waveform":
-            return _standardized(waveform) if self.do_normalize and not is_relative else waveform
+            return _standardized(waveform) if self.do_normalize and not self._is_relative() else waveform
+        waveform = torch.from_numpy(waveform)
         # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
-        power = _mel_spectrogram(self.sampling_rate, self.frame_length, self.hop_length)(torch.from_numpy(waveform))
-        log_mel = (power + LOG_FLOORS["relative" if is_relative else "absolute"]).log().T.numpy()  # (frames, 40)
+        power = _mel_spectrogram(*self._frame_geometry())(waveform)
+        features = (power + self._log_floor()).log().T.numpy()  # (frames, 40)
+        if self._is_standardized():
+            features = _standardized(features)
+        if self.feature_type != "mel":
+            features = features @ _cosine_transform()
         if self.feature_type == "descriptors":
-            cepstrum = log_mel @ _cosine_transform()
-            return descriptors(waveform, cepstrum, self.sampling_rate, self.frame_length, self.hop_length)
-        if self.do_normalize:
-            log_mel = _standardized(log_mel)
-        return log_mel if self.feature_type == "mel" else log_mel @ _cosine_transform()
+            features = self._describe(waveform, torch.from_numpy(features), torch.tensor(len(features))).numpy()
+        return features
 
 
 @lru_cache

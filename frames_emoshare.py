@@ -36,7 +36,7 @@ def lengths_of(inputs, attention_mask):
 
 def last_step(states, lengths):
     """(batch, steps, width) -> (batch, width): each clip's state at its own last step."""
-    return states[torch.arange(len(states), device=states.device), lengths - 1]
+    return states[torch.arange(states.shape[0], device=states.device), lengths - 1]
 
 
 def masked_mean(states, mask):

@@ -29,6 +29,7 @@ from .finetuning_emoshare import (
 from .frames_emoshare import lengths_of
 from .head_emoshare import EmotionHead, run_heads
 from .losses_emoshare import LOSSES, takes
+from .onnx_export_emoshare import ExportsOnnx
 from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
@@ -38,7 +39,7 @@ from .upper_layers_emoshare import UpperLayers
 logger = logging.get_logger(__name__)
 
 
-class EmoShareModel(PushToHub, PreTrainedModel):
+class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
     """
     Predicts, for each emotion, the share of listeners who would perceive it in a speech clip.
 
@@ -387,7 +388,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         self._check_fits_max_frames(features.shape[-2])
 
         outputs, weights = zip(*run_heads(self.heads, features, lengths), strict=True)
-        logits, concentrations = self._shares_and_concentrations(outputs)
+        logits, concentrations = self.shares_and_concentrations(outputs)
         attentions = None
         if output_attentions and weights[0] is not None:
             attentions = torch.stack(weights, dim=1).expand(-1, self.config.num_labels, -1)
@@ -400,7 +401,7 @@ class EmoShareModel(PushToHub, PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _shares_and_concentrations(self, outputs):
+    def shares_and_concentrations(self, outputs):
         """From what each head returns to (batch, labels) shares, and concentrations or `None`."""
         if not self.config.has_concentrations:
             return torch.cat(outputs, dim=1), None

@@ -171,7 +171,8 @@ def _quantiles(states, mask, quantiles):
 
 def _sorted(states):
     """(batch, steps, width), a tensor that nobody else has, in ascending order along the steps."""
-    if states.device.type != "cpu" or states.requires_grad or states.dtype == torch.bfloat16:
+    is_plain = states.device.type == "cpu" and not torch.compiler.is_exporting()
+    if not is_plain or states.requires_grad or states.dtype == torch.bfloat16:
         return states.sort(dim=1).values
     states.numpy().sort(axis=1)  # the same values, more than ten times as fast as PyTorch's on CPUs
     return states
@@ -179,7 +180,7 @@ def _sorted(states):
 
 def _step(states, index):
     """(batch, steps, width) and (batch,) -> (batch, width)"""
-    return states[torch.arange(len(states), device=states.device), index]
+    return states[torch.arange(states.shape[0], device=states.device), index]
 
 
 POOLINGS = {

@@ -31,6 +31,7 @@ ENTRY_MODULES = (
     "feature_extraction_emoshare.py",
     "pipeline_emoshare.py",
 )
+RUNTIME = "emoshare_runtime.py"  # which an ONNX export needs, and no other module imports
 # Arguments of `from_pretrained` that say how to reach the Hub.
 ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
 _access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
@@ -55,7 +56,7 @@ def copy_modules(folder, name_or_path):
         `set[str]`: names of the modules that are in the folder now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present, waiting = set(), list(ENTRY_MODULES)
+    present, waiting = set(), [*ENTRY_MODULES, RUNTIME]
     while waiting:
         name = waiting.pop()
         if name in present:

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .frames_emoshare import length_mask
 from .offload_emoshare import weights_in_place
+from .onnx_layers_emoshare import kernel_matrix, seen_by_kernel
 
 # Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded. It reaches
 # modules deep inside a Transformers model, whose `forward` has no argument for it.
@@ -113,6 +114,31 @@ class FrontEnd(nn.Module):
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
         self.requires_grad_(False)
+
+
+class ExportableFrontEnd(nn.Module):
+    """
+    A `FrontEnd` for export: its convolutions are one matrix product each, which onnxruntime quantises as it does those
+    of linear layers.
+    """
+
+    def __init__(self, front_end):
+        super().__init__()
+        self.first, *others = front_end.conv_layers
+        self.others = nn.ModuleList(others)
+        self.weights = nn.ParameterList(kernel_matrix(layer.conv) for layer in others)
+
+    def forward(self, input_values):
+        """(batch, samples) -> (batch, channels, frames)"""
+        maps = _first_convolution(self.first, input_values, clip_samples.get(), self.first.conv.weight[:, 0])
+        for layer, weight in zip(self.others, self.weights, strict=True):
+            maps = seen_by_kernel(maps, layer.conv.kernel_size[0], layer.conv.stride[0]) @ weight
+            if layer.conv.bias is not None:
+                maps = maps + layer.conv.bias
+            if hasattr(layer, "layer_norm"):
+                maps = layer.layer_norm(maps)
+            maps = layer.activation(maps)
+        return maps.transpose(1, 2)
 
 
 def _first_convolution(layer, waveforms, lengths, weight):

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
 from .frames_emoshare import length_mask
-from .wav2vec2_convolutions_emoshare import FrontEnd, clip_samples, positional_convolution
+from .wav2vec2_convolutions_emoshare import ExportableFrontEnd, FrontEnd, clip_samples, positional_convolution
 
 logger = logging.get_logger(__name__)
 
@@ -112,6 +112,14 @@ class Wav2Vec2Family:
         """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
         return cut_encoder(backbone, layer)
 
+    def exportable(self, backbone):
+        """A copy for export, in eval mode: prepared without `fast`, its front end as an `ExportableFrontEnd`."""
+        copied = self.build(copy.deepcopy(backbone.config))
+        self.prepare(copied, fast=False)
+        copied.load_state_dict(backbone.state_dict())
+        copied.feature_extractor = ExportableFrontEnd(copied.feature_extractor)
+        return copied.eval()
+
     def hidden_states(self, backbone, input_values, lengths, layers):
         """
         Runs a prepared backbone once on a batch of padded waveforms.
@@ -127,7 +135,8 @@ class Wav2Vec2Family:
         """
         if isinstance(backbone.encoder.layers, EncoderLayers):
             backbone.encoder.layers.pack_linears(backbone.dtype, input_values.device)
-        is_padded = bool((lengths != input_values.shape[1]).any())
+        # A graph that is exported is for batches with and without padding.
+        is_padded = torch.compiler.is_exporting() or bool((lengths != input_values.shape[1]).any())
         token = clip_samples.set(lengths if is_padded else None)
         try:
             with running(layers):

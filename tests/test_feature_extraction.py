@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, Wav2Vec2Fe
 from emoshare import EmoShareFeatureExtractor
 from emoshare.backbone_emoshare import family_of
 from emoshare.feature_extraction_emoshare import LOG_FLOORS
+from emoshare.fields_emoshare import FEATURE_TYPES
 
 HUBERT = AutoConfig.for_model("hubert")
 
@@ -347,3 +348,27 @@ def test_access_to_the_hub_is_not_saved(backbone_folder, tmp_path):
     saved = (tmp_path / "preprocessor_config.json").read_text()
     assert "hf_secret" not in saved
     assert str(tmp_path) not in saved
+
+
+@pytest.mark.parametrize("floor", ["relative", "absolute"])
+@pytest.mark.parametrize("do_normalize", [True, False])
+@pytest.mark.parametrize("feature_type", FEATURE_TYPES)
+def test_its_module_makes_the_same_of_padded_waveforms(feature_type, do_normalize, floor):
+    """As exported models need it. What stands in the padding of the input is not heard."""
+    if feature_type == "descriptors" and (floor == "absolute" or not do_normalize):
+        pytest.skip("not allowed")
+    extractor = EmoShareFeatureExtractor(feature_type, do_normalize=do_normalize, floor=floor)
+    clips = [speech(0.6), speech(0.4, seed=1)[:560], 1e-3 * speech(0.9, seed=2), np.zeros(4000, np.float32)]
+    clips = [clip + np.float32(0.01) for clip in clips]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    waveforms = torch.full((len(clips), int(lengths.max())), 7.0)
+    for row, clip in zip(waveforms, clips, strict=True):
+        row[: len(clip)] = torch.from_numpy(clip)
+    module = extractor.as_module()
+    features, num_frames = module(waveforms, lengths)
+    for clip, own, count in zip(clips, features, num_frames, strict=True):
+        expected = extractor(clip, sampling_rate=16000, return_tensors="pt")[extractor.model_input_names[0]][0]
+        assert len(expected) == count
+        torch.testing.assert_close(own[:count], expected, rtol=0, atol=2e-4)
+        alone, _ = module(torch.from_numpy(clip)[None], torch.tensor([len(clip)]))
+        torch.testing.assert_close(alone[0], own[:count], rtol=0, atol=1e-5)

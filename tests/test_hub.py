@@ -59,6 +59,7 @@ def test_a_run_is_published_in_one_commit(hub, pushed):
         "preprocessor_config.json",
         "shares_devel.png",
         *(path.name for path in ROOT.glob("*_emoshare.py")),
+        "emoshare_runtime.py",
     }
     for name, (content, _) in files.items():
         assert content == (output_dir / name).read_bytes()

@@ -1,0 +1,318 @@
+"""
+Runs an EmoShare model that was exported to ONNX, without PyTorch and Transformers.
+
+    pip install numpy soundfile onnxruntime
+
+    >>> from emoshare_runtime import EmotionShareRuntime
+    >>> emotion_share = EmotionShareRuntime("onnx")  # the folder of model.onnx
+    >>> emotion_share("clip.wav")
+    [{'label': 'Calmness', 'score': 0.41}, {'label': 'Interest', 'score': 0.22}, ...]
+
+This file is all there is to it. It gives what the "emotion-share" pipeline gives, to 1e-4: it reads audio, resamples it
+and cuts it into windows by the same rules. Whatever else is done to a waveform is part of the ONNX file.
+"""
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import soundfile
+
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+ZEROS, ROLLOFF = 6, 0.99  # resampling: a sinc of 6 zeros to either side, in a Hann window, that cuts off at 99 %
+VALUES_AT_A_TIME = 1 << 20  # of the samples that new ones are made of
+WINDOWS_READ_AHEAD = 8  # for each window of a batch, so that a batch has windows of similar length
+MOST_PADDING = 0.35  # of a batch
+
+
+class EmotionShareRuntime:
+    """
+    Predicts the share of listeners who would perceive each emotion in a speech clip.
+
+    Args:
+        folder: where the ONNX file is.
+        file_name: its name; `"model_int8.onnx"` where the model was exported in 8 bits too.
+        session_options: further arguments of `onnxruntime.InferenceSession`, as `providers=["CUDAExecutionProvider"]`.
+
+    Attributes:
+        labels (`list[str]`): the emotions.
+        sampling_rate (`int`): in Hz, that the model hears at; audio of other rates is resampled.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not an EmoShare model.
+    """
+
+    def __init__(self, folder, file_name="model.onnx", **session_options):
+        path = Path(folder) / file_name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected the folder of an exported EmoShare model")
+        session_options = {"providers": ["CPUExecutionProvider"], **session_options}
+        self.session = onnxruntime.InferenceSession(path, **session_options)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if "labels" not in metadata:
+            raise ValueError(f"{path}: is not an EmoShare model that was exported by `emoshare export`")
+        self.labels = json.loads(metadata["labels"])
+        self.sampling_rate = json.loads(metadata["sampling_rate"])
+        self.max_window_samples = json.loads(metadata["max_window_samples"])
+        self.min_samples = json.loads(metadata["min_samples"])
+
+    def __call__(self, inputs, batch_size=1, top_k=None, return_timeline=False):
+        """
+        Args:
+            inputs: audio, or a list or generator of it. One clip is
+                - a path of an audio file, its content as `bytes`, or a binary file object: what libsndfile decodes
+                  (WAV, FLAC, OGG, MP3, ...); channels are averaged;
+                - a 1D floating-point array in [-1, 1] at the model's sampling rate;
+                - `(sampling rate, samples)`: (samples,) or (samples, channels), floating point, int8, int16 or int32;
+                - `{"array" or "raw": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path": str or None}`,
+                  or `{"audio": ...}` with any of these.
+            batch_size (`int`): windows that go through the model at once, at most. The shares are the same; those of a
+                file in 8 bits differ a little.
+            top_k (`int`, *optional*): return only this many emotions, the highest.
+            return_timeline (`bool`): return the shares of each window too.
+
+        Returns:
+            `list[dict]`: `{"label": str, "score": float}` for every emotion, the highest share first. With a timeline,
+            a dict of this list as `"shares"` and, as `"timeline"`, `{"start": float, "end": float, "shares": {label:
+            float}}` of each window, in seconds. A list for a list, an iterator for a generator.
+
+        Raises:
+            ValueError: if audio is empty, broken, too short, not finite or not in [-1, 1], or an argument is illegal.
+            FileNotFoundError, OSError: if a file cannot be read.
+            TypeError: on anything else.
+        """
+        for name, value in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}; expected 1 or more")
+        is_several = isinstance(inputs, list) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read"))
+        results = self._predict(inputs if is_several else [inputs], batch_size, top_k, return_timeline)
+        if not is_several:
+            return next(results)
+        return list(results) if isinstance(inputs, list) else results
+
+    def _predict(self, clips, batch_size, top_k, return_timeline):
+        """What is returned for each clip, in their order."""
+        windows = chain.from_iterable(map(self._windows, clips))
+        of_clip = []  # windows and shares of the clip that is not complete yet
+        while pool := list(islice(windows, WINDOWS_READ_AHEAD * batch_size if batch_size > 1 else 1)):
+            for window, shares in zip(pool, self._run(pool, batch_size), strict=True):
+                of_clip.append((window, shares))
+                if window.is_last:
+                    yield self._result(of_clip, top_k, return_timeline)
+                    of_clip = []
+
+    def _windows(self, audio):
+        waveform, name = load_audio(audio, self.sampling_rate)
+        if len(waveform) < self.min_samples:
+            seconds, least = len(waveform) / self.sampling_rate, self.min_samples / self.sampling_rate
+            raise ValueError(
+                f"{name}: got {len(waveform)} samples ({seconds:.3f} s); expected at least {self.min_samples} "
+                f"({least:.3f} s)"
+            )
+        for start, end in cut(len(waveform), self.max_window_samples, self.min_samples):
+            yield Window(waveform[start:end], start, end, end == len(waveform))
+
+    def _run(self, windows, batch_size):
+        """The shares of each window, (windows, labels) float32."""
+        shares = np.empty((len(windows), len(self.labels)), np.float32)
+        for rows in batches([len(window.waveform) for window in windows], batch_size):
+            lengths = np.array([len(windows[row].waveform) for row in rows])
+            padded = np.zeros((len(rows), lengths.max()), np.float32)
+            for row, waveform in zip(padded, (windows[row].waveform for row in rows), strict=True):
+                row[: len(waveform)] = waveform
+            (shares[rows],) = self.session.run(["shares"], {"waveforms": padded, "lengths": lengths})
+        return shares
+
+    def _result(self, of_clip, top_k, return_timeline):
+        """The windows' shares, averaged by duration."""
+        durations = [window.end - window.start for window, _ in of_clip]
+        average = np.average([shares for _, shares in of_clip], axis=0, weights=durations)
+        labelled = [{"label": label, "score": float(share)} for label, share in zip(self.labels, average, strict=True)]
+        highest = sorted(labelled, key=lambda share: -share["score"])[:top_k]
+        if not return_timeline:
+            return highest
+        timeline = [
+            {
+                "start": window.start / self.sampling_rate,
+                "end": window.end / self.sampling_rate,
+                "shares": dict(zip(self.labels, map(float, shares), strict=True)),
+            }
+            for window, shares in of_clip
+        ]
+        return {"shares": highest, "timeline": timeline}
+
+
+class Window(NamedTuple):
+    """Samples of a clip, (samples,) float32, where they begin and end in it, and whether it ends with them."""
+
+    waveform: np.ndarray
+    start: int
+    end: int
+    is_last: bool
+
+
+def cut(num_samples, longest, shortest):
+    """
+    First sample and end of each window of a clip: one after another, `longest` samples each, the last one with what is
+    left. If that would be less than `shortest`, the last cut moves back.
+    """
+    cuts = [*range(0, num_samples, longest), num_samples]
+    if len(cuts) > 2 and num_samples - cuts[-2] < shortest:
+        cuts[-2] = num_samples - shortest
+    return list(pairwise(cuts))
+
+
+def batches(lengths, most):
+    """The indices of the windows of each batch, which are of similar length, so that little is padded."""
+    found, total = [], 0
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        longest = lengths[index]
+        total += longest
+        if not found or len(found[-1]) == most or total < (1 - MOST_PADDING) * longest * (len(found[-1]) + 1):
+            found.append([])
+            total = longest
+        found[-1].append(index)
+    return found
+
+
+def load_audio(audio, sampling_rate):
+    """
+    Args:
+        audio: one clip, as `EmotionShareRuntime.__call__` takes it.
+        sampling_rate: wanted, in Hz.
+
+    Returns:
+        The waveform, (samples,) float32, mono, and what messages call the clip.
+    """
+    name = None
+    while isinstance(audio, Mapping):
+        name = audio.get("path") or name
+        if "audio" in audio:
+            audio = audio["audio"]
+        elif "sampling_rate" in audio and ("array" in audio or "raw" in audio):
+            waveform = audio["array"] if audio.get("array") is not None else audio["raw"]
+            audio = (audio["sampling_rate"], _checked_waveform(waveform, name or "audio array"))
+        elif audio.get("bytes") is not None or audio.get("path") is not None:
+            audio = audio["path"] if audio.get("bytes") is None else audio["bytes"]
+        else:
+            raise ValueError(
+                f"got audio as a dict with the keys {sorted(map(str, audio))}; expected 'array' (or 'raw') and "
+                "'sampling_rate', or 'bytes' or 'path'"
+            )
+    if isinstance(audio, str | os.PathLike):
+        name = os.fsdecode(audio)
+        samples, rate = _decoded(audio, name)
+    elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "read"):
+        name = str(name or getattr(audio, "name", "audio bytes"))
+        samples, rate = _decoded(audio if hasattr(audio, "read") else io.BytesIO(audio), name)
+    elif isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) > 0:
+        name = str(name or "audio array")
+        rate, samples = audio[0], _checked_samples(audio[1], name)
+    elif hasattr(audio, "__array__"):
+        name = "audio array"
+        samples, rate = _checked_waveform(audio, name)[:, None], sampling_rate
+    else:
+        raise TypeError(
+            f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict"
+        )
+    rate = _checked_rate(rate, name)
+    if len(samples) == 0:
+        raise ValueError(f"{name}: holds no samples")
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        samples = samples.astype(np.float32)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
+    return resampled(samples.mean(axis=1), rate, sampling_rate), name
+
+
+def _decoded(file, name):
+    """Samples (samples, channels) float32 and rate of an audio file."""
+    if not hasattr(file, "read") and not os.path.isfile(file):
+        raise FileNotFoundError(f"{name}: no such audio file")
+    try:
+        with soundfile.SoundFile(file) as sound:
+            return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: samples without a header
+        reason = getattr(error, "error_string", error)
+        raise ValueError(f"{name}: not an audio file that can be decoded ({reason})") from error
+
+
+def _checked_waveform(values, name):
+    waveform = np.asarray(values)
+    if waveform.ndim != 1 or (waveform.size and not np.issubdtype(waveform.dtype, np.floating)):
+        raise ValueError(
+            f"{name}: got shape {waveform.shape} of {waveform.dtype}; expected a mono waveform, 1D, floating point in "
+            "[-1, 1]"
+        )
+    return waveform
+
+
+def _checked_samples(values, name):
+    """(samples, channels) floating point; integers are divided by their full scale."""
+    samples = np.asarray(values)
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        samples = samples / np.float32(-int(np.iinfo(samples.dtype).min))
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    is_of_channels = samples.ndim == 2 and samples.shape[0] >= samples.shape[1]
+    if not is_of_channels or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"{name}: got samples of shape {samples.shape} and {samples.dtype}; expected (samples,) or (samples, "
+            "channels), floating point in [-1, 1], int8, int16 or int32"
+        )
+    return samples
+
+
+def _checked_rate(rate, name):
+    if isinstance(rate, bool) or np.ndim(rate) or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(
+            f"{name}: got the sampling rate {rate!r}; expected a whole number of Hz, {MIN_RATE:,} to {MAX_RATE:,}"
+        )
+    return int(rate)
+
+
+def resampled(waveform, from_rate, to_rate):
+    """(samples,) float32 at another rate, as torchaudio's `Resample` makes it, to 1e-6 of full scale."""
+    if from_rate == to_rate:
+        return waveform
+    # The two rates meet again after `period` samples, or `new_period` new ones.
+    period, new_period = from_rate // math.gcd(from_rate, to_rate), to_rate // math.gcd(from_rate, to_rate)
+    taps = _taps(period, new_period)
+    num_taps = taps.shape[1]
+    padded = np.pad(waveform, (num_taps // 2, num_taps // 2 + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, num_taps)
+    new = np.empty(-(-len(waveform) * new_period // period), np.float32)
+    at_a_time = max(VALUES_AT_A_TIME // num_taps, 1)
+    for start in range(0, len(new), at_a_time):
+        numbers = np.arange(start, min(start + at_a_time, len(new)))
+        seen = windows[numbers * period // new_period + 1]
+        new[numbers] = np.einsum("nt,nt->n", seen, taps[numbers % new_period])
+    return new
+
+
+@lru_cache(maxsize=4)
+def _taps(period, new_period):
+    """
+    The weights of the filter, (new_period, taps) float32: for each place that a new sample can have between two
+    samples, those of the samples around it.
+    """
+    cutoff = min(period, new_period) * ROLLOFF
+    width = math.ceil(ZEROS * period / cutoff)  # samples that it reaches to either side
+    offsets = np.arange(1 - width, width + 1)
+    taps = np.empty((new_period, 2 * width), np.float32)
+    at_a_time = max(VALUES_AT_A_TIME // (2 * width), 1)
+    for start in range(0, new_period, at_a_time):
+        places = np.arange(start, min(start + at_a_time, new_period))
+        rounded = -places.astype(np.float32) / np.float32(new_period)  # as torchaudio does
+        samples = (places * period // new_period)[:, None] + offsets
+        times = ((samples / period + rounded[:, None].astype(np.float64)) * cutoff).clip(-ZEROS, ZEROS)
+        taps[places] = np.sinc(times) * np.cos(times * np.pi / ZEROS / 2) ** 2 * cutoff / period
+    return taps

@@ -1,0 +1,252 @@
+"""
+A model as an ONNX file, which onnxruntime runs without PyTorch and Transformers.
+
+This takes the libraries onnx, onnxscript and onnxruntime. They are imported where they are used: Transformers refuses a
+repository whose code imports what is not installed.
+"""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from .onnx_graph_emoshare import WaveformsToShares
+from .repository_emoshare import RUNTIME, fetch_file
+
+FOLDER = "onnx"  # of a model repository, where the Hub and its tools look for ONNX files
+FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
+OPSET = 20  # the first one with GELU
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # by which the shares of a file in float32 may differ from the model's
+QUANTISED = ("MatMul", "Gemm", "LSTM")
+LARGEST_FILE = 2_000_000_000  # bytes; weights of more are in a second file, because ONNX's format takes no more
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """
+    Attributes:
+        path (`Path`): the file.
+        num_bytes (`int`): its size, with that of a second file for the weights if there is one.
+        opset (`int`): the version of ONNX's operators.
+        operators (`dict[str, int]`): how often it uses each operator, those that are onnxruntime's own included.
+        difference (`float`): how far its shares were from the model's, at the most, on a batch of noise.
+    """
+
+    path: Path
+    num_bytes: int
+    opset: int
+    operators: dict
+    difference: float
+
+
+class ExportsOnnx:
+    """For the model's class: what writes a model as an ONNX file."""
+
+    def export_onnx(self, folder, feature_extractor, int8=False):
+        """
+        Writes `onnx/model.onnx` into a folder, and next to it `emoshare_runtime.py`, which runs it without PyTorch and
+        Transformers. Needs the libraries onnx, onnxscript and onnxruntime.
+
+        The graph takes `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, each clip's number of
+        samples. It gives `shares` (batch, labels), and, where the model has them, `attention` (batch, labels, steps)
+        and `concentrations` (batch, labels). Preprocessing is part of it. A clip's shares are the model's, alone and in
+        any batch. The file's metadata say what a program needs to know, each value in JSON: `labels`, `sampling_rate`
+        in Hz, `max_window_samples` and `min_samples`, `frame_length` and `hop_length` in samples, `pool_size` in
+        frames, `feature_type` and `architecture`.
+
+        Args:
+            folder: that of a model repository, or another one; made if it does not exist.
+            feature_extractor: the model's `EmoShareFeatureExtractor`.
+            int8: whether to write `onnx/model_int8.onnx` too, whose weights have 8 bits. Its shares are not exact, and
+                depend a little on the other clips of a batch.
+
+        Returns:
+            `list[OnnxFile]`: what was written.
+
+        Raises:
+            ImportError: if one of the libraries is missing.
+            ValueError: if the model or its feature extractor cannot be exported, or the two do not go together.
+            RuntimeError: if the file does not give the model's shares.
+            OSError: if a file cannot be written.
+        """
+        _check_libraries()
+        _check_goes_together(self, feature_extractor)
+        target = Path(folder) / FOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target) as unfinished:  # an export that fails leaves an earlier one as it was
+            paths = [Path(unfinished) / FLOAT32]
+            with _quiet():
+                _write_float32(self, feature_extractor, paths[0])
+                if int8:
+                    paths.append(Path(unfinished) / INT8)
+                    _write_int8(*paths)
+            written = [_described(path, self, feature_extractor) for path in paths]
+            if written[0].difference > TOLERANCE:
+                raise RuntimeError(f"the exported shares differ by {written[0].difference:.1e} from the model's")
+            for path in Path(unfinished).iterdir():
+                os.replace(path, target / path.name)
+        shutil.copyfile(_runtime_of(self), target / RUNTIME)
+        return [OnnxFile(**{**vars(file), "path": target / file.path.name}) for file in written]
+
+
+def _check_libraries():
+    for library in LIBRARIES:
+        try:
+            import_module(library)
+        except ImportError as error:
+            raise ImportError(
+                f"an ONNX export needs {', '.join(LIBRARIES)}; `pip install {' '.join(LIBRARIES)}` ({error})"
+            ) from error
+
+
+def _check_goes_together(model, feature_extractor):
+    expected = "waveform" if model.main_input_name == "input_values" else "acoustic features"
+    is_waveform = feature_extractor.feature_type == "waveform"
+    if model.backbone is not None and not hasattr(model.family, "exportable"):
+        raise ValueError(f"backbone_config: {model.config.backbone_config.model_type} backbones cannot be exported yet")
+    if is_waveform != (expected == "waveform"):
+        raise ValueError(f"feature_type: got {feature_extractor.feature_type!r}; this model takes {expected}")
+    if not is_waveform and feature_extractor.feature_size != model.config.feature_size:
+        raise ValueError(
+            f"feature_type: {feature_extractor.feature_type!r} makes features of width "
+            f"{feature_extractor.feature_size}; this model takes {model.config.feature_size}"
+        )
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float32}:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"dtype: got a model in {found}; load it with dtype='float32' to export it")
+
+
+def _write_float32(model, feature_extractor, path):
+    graph = WaveformsToShares(model, feature_extractor.as_module()).eval().requires_grad_(False)
+    # Tracing takes a size of 1 for a special case, so that it is shown at least two clips, frames and steps. The graph
+    # holds for fewer, which `_difference` tries.
+    batch, fewest = torch.export.Dim("batch", min=2), feature_extractor.samples_of(2 * model.config.pool_size)
+    samples = torch.export.Dim("samples", min=fewest, max=feature_extractor.max_window_samples)
+    lengths = torch.tensor([fewest, 2 * fewest + 1])
+    with torch.no_grad():
+        program = torch.export.export(
+            graph,
+            (torch.zeros(2, int(lengths.max())), lengths),
+            dynamic_shapes=({0: batch, 1: samples}, {0: batch}),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+        names = {"input_names": ["waveforms", "lengths"], "output_names": graph.output_names}
+        onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+    for node in onnx.model.graph.all_nodes():
+        node.metadata_props.clear()  # lines and folders of the code that made them
+    onnx.model.producer_name, onnx.model.producer_version = "emoshare", None
+    onnx.model.metadata_props.update(_metadata(model, feature_extractor))
+    onnx.save(path)
+
+
+def _metadata(model, feature_extractor):
+    """What the file says of itself; each value as JSON."""
+    names = ("feature_type", "sampling_rate", "max_window_samples", "min_samples", "frame_length", "hop_length")
+    values = {
+        "labels": model.config.labels,
+        "architecture": model.config.architecture,
+        "pool_size": model.config.pool_size,
+        **{name: getattr(feature_extractor, name) for name in names},
+    }
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def _write_int8(source, target):
+    """
+    Dynamic quantisation: weights in 8 bits, with a scale for each output; what they are multiplied with is rounded to 8
+    bits when it is there. Of the weights' range, 7 bits are used: processors without VNNI add pairs of products in 16
+    bits, which would overflow.
+    """
+    quantization, onnx = (import_module(name) for name in ("onnxruntime.quantization", "onnx"))
+    model = onnx.load(source)
+    # It advises to infer shapes first, unless its own tool for that has left this mark. The exporter has written them.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    weights = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and len(tensor.dims) == 2
+        and not tensor.name.startswith("features.")
+    }
+    of_no_weight = [
+        node.name for node in model.graph.node if node.op_type != "LSTM" and not weights & {*node.input[1:2]}
+    ]
+    quantization.quantize_dynamic(
+        model,
+        target,
+        per_channel=True,
+        reduce_range=True,
+        weight_type=quantization.QuantType.QInt8,
+        op_types_to_quantize=list(QUANTISED),
+        nodes_to_exclude=of_no_weight,
+        use_external_data_format=_num_bytes(source) > 4 * LARGEST_FILE,
+    )
+
+
+def _described(path, model, feature_extractor):
+    onnx = import_module("onnx").load(path, load_external_data=False)
+    operators = Counter(node.op_type for node in onnx.graph.node)
+    (opset,) = (entry.version for entry in onnx.opset_import if entry.domain == "")
+    difference = _difference(path, model, feature_extractor)
+    return OnnxFile(path, _num_bytes(path), opset, dict(sorted(operators.items())), difference)
+
+
+def _num_bytes(path):
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+@torch.inference_mode()
+def _difference(path, model, feature_extractor):
+    """From the model's shares, of noise: the shortest clip alone, and in a batch between longer ones."""
+    session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    shortest, longest = feature_extractor.min_samples, feature_extractor.max_window_samples
+    generator = torch.Generator().manual_seed(0)
+    noise = [0.1 * torch.randn(length, generator=generator) for length in (longest // 3, shortest, longest // 4)]
+    was_training, largest = model.training, 0.0
+    model.eval()
+    for clips in ([noise[1]], noise):
+        inputs = feature_extractor(clips, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt")
+        expected = model(**inputs.to(model.device)).logits.cpu()
+        waveforms = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).numpy()
+        lengths = torch.tensor([len(clip) for clip in clips]).numpy()
+        (shares,) = session.run(["shares"], {"waveforms": waveforms, "lengths": lengths})
+        largest = max(largest, float((torch.from_numpy(shares) - expected).abs().max()))
+    model.train(was_training)
+    return largest
+
+
+def _runtime_of(model):
+    """The file of the runtime: the installed package has it, and remote code has it in its repository."""
+    installed = Path(__file__).with_name(RUNTIME)
+    found = installed if installed.is_file() else fetch_file(RUNTIME, model.name_or_path)
+    if found is None:
+        raise ValueError(f"{model.name_or_path}: has no {RUNTIME}; install the package emoshare to export this model")
+    return found
+
+
+@contextmanager
+def _quiet():
+    """The exporter and its libraries tell their own developers what they do; of that, errors alone are of interest."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,166 @@
+"""The runtime of exported models: the package's rules, and clear errors. `test_onnx_export` runs it without PyTorch."""
+
+import io
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from conftest import speech
+from onnx import TensorProto, helper
+
+from emoshare.emoshare_runtime import EmotionShareRuntime, batches, cut, load_audio, resampled
+from emoshare.passes_emoshare import passes
+from emoshare.pipeline_emoshare import MOST_PADDING
+from emoshare.resampling_emoshare import resampled as resampled_in_blocks
+from emoshare.windows_emoshare import cut as cut_of_package
+
+SHORTEST, LONGEST = 400, 2000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose share of "sum" is a window's sum, and whose share of "loud" is its largest sample."""
+    waveforms = helper.make_tensor_value_info("waveforms", TensorProto.FLOAT, ["batch", "samples"])
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"])
+    shares = helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["batch", 2])
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("ReduceSum", ["waveforms", "axis"], ["sum"], keepdims=1),
+        helper.make_node("ReduceMax", ["waveforms", "axis"], ["loud"], keepdims=1),
+        helper.make_node("Concat", ["sum", "loud"], ["shares"], axis=1),
+    ]
+    graph = helper.make_graph(nodes, "two", [waveforms, lengths], [shares], [axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    metadata = {
+        "labels": ["sum", "loud"],
+        "sampling_rate": 16000,
+        "max_window_samples": LONGEST,
+        "min_samples": SHORTEST,
+    }
+    folder = tmp_path_factory.mktemp("runtime")
+    onnx.save(model, folder / "other.onnx")
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runtime(folder):
+    return EmotionShareRuntime(folder)
+
+
+def test_windows_count_by_their_duration(runtime):
+    clip = np.zeros(3000, np.float32)
+    clip[100], clip[2500], clip[2600] = 0.5, 0.25, 0.25  # two windows, of 2,000 and 1,000 samples
+    result = runtime(clip, return_timeline=True)
+    assert result["shares"] == [
+        {"label": "sum", "score": pytest.approx(0.5)},
+        {"label": "loud", "score": pytest.approx((2 * 0.5 + 0.25) / 3)},
+    ]
+    assert result["timeline"] == [
+        {"start": 0.0, "end": 0.125, "shares": {"sum": 0.5, "loud": 0.5}},
+        {"start": 0.125, "end": 0.1875, "shares": {"sum": 0.5, "loud": 0.25}},
+    ]
+    assert runtime(clip, top_k=1) == result["shares"][:1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_lists_and_generators_in_any_batch(batch_size, runtime):
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 8, length).astype(np.float32) / 8 for length in (500, 7000, 400, 2000, 2100, 900)]
+    alone = [runtime(clip) for clip in clips]
+    assert runtime(clips, batch_size=batch_size) == alone
+    results = runtime((clip for clip in clips), batch_size=batch_size)
+    assert not isinstance(results, list)
+    assert list(results) == alone
+    assert runtime([]) == []
+
+
+@pytest.mark.parametrize("num_samples", [400, 1999, 2000, 2001, 2399, 2400, 4000, 4100, 9000])
+def test_windows_are_those_of_the_package(num_samples):
+    assert cut(num_samples, LONGEST, SHORTEST) == cut_of_package(num_samples, LONGEST, SHORTEST)
+
+
+def test_batches_are_those_of_the_pipeline():
+    lengths = np.random.default_rng(0).integers(400, 2000, 40).tolist()
+    assert batches(lengths, 4) == passes(lengths, 4, MOST_PADDING)
+
+
+@pytest.mark.parametrize("rate", [1000, 8000, 11025, 16001, 22050, 44100, 48000, 96000, 768000])
+def test_resampling_is_that_of_the_package(rate):
+    waveform = np.random.default_rng(0).uniform(-1, 1, 3 * rate // 10).astype(np.float32)
+    expected = np.concatenate(list(resampled_in_blocks(iter([waveform]), rate, 16000)))
+    np.testing.assert_allclose(resampled(waveform, rate, 16000), expected, rtol=0, atol=1e-5)
+
+
+def test_audio_in_every_form(wav):
+    samples, _ = soundfile.read(wav, dtype="int16")
+    waveform = soundfile.read(wav, dtype="float32")[0]
+    stereo = io.BytesIO()
+    soundfile.write(stereo, np.stack([samples, samples], axis=1), 16000, format="FLAC")
+    forms = [
+        (wav, str(wav)),
+        (str(wav), str(wav)),
+        (wav.read_bytes(), "audio bytes"),
+        (io.BytesIO(stereo.getvalue()), "audio bytes"),
+        (waveform, "audio array"),
+        (torch.from_numpy(waveform), "audio array"),
+        ((16000, samples), "audio array"),
+        ((16000, np.stack([waveform, waveform], axis=1)), "audio array"),
+        ({"raw": waveform.tolist(), "sampling_rate": 16000}, "audio array"),
+        ({"array": waveform, "sampling_rate": 16000, "path": "a.wav"}, "a.wav"),
+        ({"bytes": wav.read_bytes(), "path": "b.wav"}, "b.wav"),
+        ({"audio": {"bytes": None, "path": str(wav)}, "label": 3}, str(wav)),
+    ]
+    for audio, name in forms:
+        found, found_name = load_audio(audio, 16000)
+        assert (found.dtype, found_name) == (np.float32, name)
+        np.testing.assert_allclose(found, waveform, rtol=0, atol=1e-6, err_msg=name)
+    with wav.open("rb") as file:
+        assert load_audio(file, 16000)[1] == str(wav)
+
+
+@pytest.mark.parametrize(
+    ("audio", "error", "message"),
+    [
+        ("missing.wav", FileNotFoundError, "missing.wav: no such audio file"),
+        (b"not audio", ValueError, "audio bytes: not an audio file that can be decoded"),
+        (np.zeros(0, np.float32), ValueError, "audio array: holds no samples"),
+        (np.zeros((2, 500), np.float32), ValueError, "audio array: got shape (2, 500) of float32; expected a mono"),
+        (np.zeros(500, np.int16), ValueError, "audio array: got shape (500,) of int16; expected a mono waveform"),
+        (np.full(500, np.nan, np.float32), ValueError, "audio array: 500 of 500 samples are not finite"),
+        (np.zeros(399, np.float32), ValueError, "audio array: got 399 samples (0.025 s); expected at least 400"),
+        ((16000, np.zeros((2, 500))), ValueError, "audio array: got samples of shape (2, 500) and float64"),
+        (
+            (500, np.zeros(500)),
+            ValueError,
+            "audio array: got the sampling rate 500; expected a whole number of Hz, 1,000",
+        ),
+        (
+            {"path": "a.wav", "raw": np.zeros(500), "sampling_rate": 16000.5},
+            ValueError,
+            "a.wav: got the sampling rate 1600",
+        ),
+        ({"sound": 1}, ValueError, "got audio as a dict with the keys ['sound']; expected 'array' (or 'raw')"),
+        (3, TypeError, "got audio as int; expected a path, bytes, a file object, an array or a dict"),
+    ],
+)
+def test_bad_audio_is_named(audio, error, message, runtime):
+    for inputs in (audio, [audio]):
+        with pytest.raises(error, match=re.escape(message)):
+            runtime(inputs)
+
+
+def test_bad_arguments(folder, runtime):
+    with pytest.raises(ValueError, match="batch_size: got 0; expected 1 or more"):
+        runtime(speech(0.5), batch_size=0)
+    with pytest.raises(ValueError, match="top_k: got 'all'; expected 1 or more"):
+        runtime(speech(0.5), top_k="all")
+    with pytest.raises(FileNotFoundError, match=r"missing.onnx: no such file; expected the folder of an exported"):
+        EmotionShareRuntime(folder, "missing.onnx")
+    with pytest.raises(ValueError, match=r"other.onnx: is not an EmoShare model"):
+        EmotionShareRuntime(folder, "other.onnx")
