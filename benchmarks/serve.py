@@ -133,7 +133,7 @@ def refused(url, folder):
     """What the service answers to uploads that it must refuse."""
     write_clips(folder / "long", [LIMITS["max_seconds"] + 5])
     (long,) = (folder / "long").iterdir()
-    soundfile.write(folder / "silence.flac", np.zeros(3600 * 16000), 16000)
+    soundfile.write(folder / "silence.flac", np.zeros(3600 * 4000), 4000)
     megabytes = LIMITS["max_megabytes"] << 20
     yield f"a clip of {LIMITS['max_seconds'] + 5} s", post(url, long.read_bytes())
     yield "an hour of silence as FLAC", post(url, (folder / "silence.flac").read_bytes())

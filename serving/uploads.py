@@ -113,11 +113,11 @@ async def audio_of(request, allowed):
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=0) as form:
-            files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if not files:
-                raise HTTPException(400, "the form has no file")
-            yield NamedFile(files[0].file, "audio")
+        async with request.form(max_files=1) as form:
+            parts = [part for _, part in form.multi_items()]
+            if len(parts) != 1 or not isinstance(parts[0], UploadFile):
+                raise HTTPException(400, "expected a form with a file and nothing else; options are query parameters")
+            yield NamedFile(parts[0].file, "audio")
         return
     with SpooledTemporaryFile(IN_MEMORY) as file:
         if content_type == "application/json":

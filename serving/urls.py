@@ -39,8 +39,8 @@ class Url:
     @classmethod
     def parse(cls, text):
         """Raises `NotAllowedError` on what is no URL, or none that every program reads in the same way."""
-        parts = urlsplit(text)
         try:
+            parts = urlsplit(text)
             host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
         except ValueError as error:
             raise NotAllowedError(f"{text!r} is not a URL ({error})") from error
@@ -156,9 +156,7 @@ class _CheckedAddresses(httpcore2.AnyIOBackend):
         addresses = list(dict.fromkeys(place[0] for *_, place in found))
         for address in addresses:
             if not ip_address(address).is_global and address not in self.named:
-                raise NotAllowedError(
-                    f"{host} is at {address}, which is not a public address, and is not allowed by itself"
-                )
+                raise NotAllowedError(f"{host} is at {address}, a private address, which the list does not name")
         for address in addresses[:-1]:
             with suppress(httpcore2.ConnectError):
                 return await super().connect_tcp(address, port, **options)
