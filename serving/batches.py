@@ -136,7 +136,7 @@ class Batches:
     def check_room(self):
         """Raises `NoRoomError` if as many clips wait as may."""
         if len(self.unanswered) >= self.max_waiting:
-            raise NoRoomError(f"{self.max_waiting} clips are waiting already, and no more may; try again later")
+            raise NoRoomError(f"as many clips are waiting as may ({self.max_waiting}); try again later")
 
     def parameters(self, strict=True, **options):
         """The arguments of the pipeline's three methods that its options stand for; raises as the pipeline does."""
@@ -170,9 +170,7 @@ class Batches:
             blocks.append(block)
             num_samples += len(block)
             if num_samples > self.max_seconds * sampling_rate:
-                raise TooLongError(
-                    f"{audio_name(clip.audio)}: lasts more than {self.max_seconds:g} s, the most that is heard"
-                )
+                raise TooLongError(f"{audio_name(clip.audio)}: lasts more than {self.max_seconds:g} s")
         return np.concatenate(blocks)
 
     def _run_model(self):

@@ -1,6 +1,9 @@
 """Clips of many requests in batches: with the pipeline's results, and none at the cost of another."""
 
+import asyncio
+import inspect
 import io
+import json
 import time
 from threading import Event
 
@@ -10,7 +13,9 @@ import soundfile
 from conftest import speech
 from transformers import pipeline
 
+from emoshare.serving.application import Metrics, Options, application
 from emoshare.serving.batches import Batches, ModelError, NoRoomError, TooLongError
+from emoshare.serving.urls import AllowedUrls
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +187,7 @@ def test_no_more_wait_than_may(batches, monkeypatch):
     batches.max_waiting = 3
     go = hold(batches, monkeypatch)
     clips = [batches.submit(io.BytesIO(wav(0.5))) for _ in range(2)]
-    with pytest.raises(NoRoomError, match="3 clips are waiting"):
+    with pytest.raises(NoRoomError, match=r"are waiting as may \(3\)"):
         batches.submit(io.BytesIO(wav(0.5)))
     go.set()
     for clip in clips:
@@ -196,3 +201,60 @@ def test_closing_waits_for_every_answer(emotion_share):
     batches.close()
     assert all(clip.windows.done() for clip in clips)
     assert not batches.model.is_alive()
+
+
+# Behind the application: what only shows while the model is busy, or fails
+
+
+def ask(batches, content, seconds_until_gone=None):
+    """Status, headers and answer of a request; `None` if it has none when its client goes."""
+    metrics = Metrics()
+    app = application(batches, AllowedUrls([], 1, 1), metrics, 1 << 20, 10)
+    messages, sent = [{"type": "http.request", "body": content, "more_body": False}], []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(60 if seconds_until_gone is None else seconds_until_gone)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-length", str(len(content)).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+def test_a_full_queue_is_answered_with_when_to_come_again(batches, monkeypatch):
+    batches.max_waiting = 1
+    go = hold(batches, monkeypatch)
+    status, headers, answer = ask(batches, wav(0.5))
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert answer["detail"] == "as many clips are waiting as may (1); try again later"
+    go.set()
+
+
+def test_a_client_that_has_gone_leaves_nothing_to_compute(batches, monkeypatch):
+    go = hold(batches, monkeypatch)
+    status, *_ = ask(batches, wav(0.5), seconds_until_gone=0.2)
+    assert status == 499
+    wait_until(lambda: len(batches.unanswered) == 1)
+    go.set()
+    wait_until(lambda: not batches.unanswered)
+    assert batches.sizes == [1]
+
+
+def test_a_model_that_fails_is_an_error_of_the_server(batches, emotion_share, monkeypatch):
+    def fail(windows, **params):
+        raise RuntimeError("no memory, at a secret place")
+
+    monkeypatch.setattr(emotion_share, "run_batch", fail)
+    status, _, answer = ask(batches, wav(0.5))
+    assert (status, answer) == (500, {"detail": "the model failed on this clip (RuntimeError)"})
+
+
+def test_its_options_are_the_pipelines(emotion_share):
+    assert set(Options.model_fields) == set(inspect.signature(emotion_share._sanitize_parameters).parameters)
