@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
@@ -142,11 +142,13 @@ def application(batches, allowed, metrics, max_bytes, upload_seconds):
     )
     async def predict(request: Request, options: Annotated[Options, Query()]):
         options = options.model_dump(exclude_none=True)
-        batches.parameters(**options)
+        with _refusing():
+            batches.parameters(**options)
         batches.check_room()
         async with audio_of(request, allowed) as audio:
             clip = batches.submit(audio, **options)
-            windows = await _unless_gone(request, clip.windows)
+            with _refusing():
+                windows = await _answer(request, clip)
         headers = {"Warning": f'199 emoshare "{_ascii("; ".join(clip.warnings))}"'} if clip.warnings else None
         return JSONResponse(batches.emotion_share.postprocess(windows, **clip.postprocess), headers=headers)
 
@@ -163,17 +165,30 @@ def application(batches, allowed, metrics, max_bytes, upload_seconds):
     return app
 
 
-async def _unless_gone(request, future):
-    """The result of a future, which is cancelled if the client goes before."""
-    result, gone = asyncio.wrap_future(future), asyncio.create_task(request.receive())
+@contextmanager
+def _refusing():
+    """What options and audio are refused with."""
     try:
-        await asyncio.wait([result, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
+        yield
+    except TooLongError as error:
+        raise HTTPException(413, str(error)) from error
+    except (ValueError, OSError) as error:
+        raise HTTPException(422, str(error)) from error
+
+
+async def _answer(request, clip):
+    """The outputs of a clip's windows. If the client goes before, what has not been computed yet is left out."""
+    windows, gone = asyncio.wrap_future(clip.windows), asyncio.create_task(request.receive())
+    try:
+        await asyncio.wait([windows, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not windows.done():
             raise ClientDisconnect
-        return result.result()
+        return windows.result()
     finally:
-        result.cancel()
+        windows.cancel()
         gone.cancel()
+        if not clip.decoding.cancel():  # the file must not be closed while it is read
+            await asyncio.gather(asyncio.wrap_future(clip.decoding), return_exceptions=True)
 
 
 def _ascii(text):
@@ -197,9 +212,6 @@ async def _refuse_options(request, error):
 HANDLERS = {
     RequestValidationError: _refuse_options,
     NoRoomError: _answering(503, **{"Retry-After": str(RETRY_AFTER_S)}),
-    TooLongError: _answering(413),
-    ValueError: _answering(422),
-    OSError: _answering(422),
     ModelError: _answering(500),
     ClientDisconnect: _answering(GONE),
 }

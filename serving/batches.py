@@ -47,6 +47,7 @@ class Clip:
         windows: future of the outputs of all its windows, which are what the pipeline's `postprocess` takes. Cancelling
             it leaves out what has not been computed yet.
         warnings (`list[str]`): what its decoder warned of.
+        decoding: future that is done when `audio` is not read any more.
     """
 
     audio: object
@@ -56,6 +57,7 @@ class Clip:
     windows: Future = field(default_factory=Future)
     warnings: list = field(default_factory=list)
     outputs: dict = field(default_factory=dict)  # by the number of the window
+    decoding: Future | None = None
 
     @property
     def forward_key(self):
@@ -69,6 +71,10 @@ class Clip:
         if self.outputs[last]["is_last"] and len(self.outputs) == last + 1:
             with suppress(InvalidStateError):
                 self.windows.set_result([self.outputs[number] for number in range(last + 1)])
+
+    def note_failure(self, decoding):
+        if not decoding.cancelled() and decoding.exception() is not None:
+            self.fail(decoding.exception())
 
     def fail(self, error):
         with suppress(InvalidStateError):  # nobody waits for it any more, or another window has failed
@@ -115,7 +121,7 @@ class Batches:
     def submit(self, audio, **options):
         """
         Args:
-            audio: binary file object, which stays open until there is an answer.
+            audio: binary file object, which stays open until the clip's `decoding` is done.
             options: as in the pipeline's call, but `strict` is `True` if not given.
 
         Returns:
@@ -129,8 +135,8 @@ class Batches:
         self.check_room()
         self.unanswered.add(clip)
         clip.windows.add_done_callback(lambda _: self.unanswered.discard(clip))
-        decoding = self.decoders.submit(self._decode, clip)
-        decoding.add_done_callback(lambda done: done.exception() and clip.fail(done.exception()))
+        clip.decoding = self.decoders.submit(self._decode, clip)
+        clip.decoding.add_done_callback(clip.note_failure)
         return clip
 
     def check_room(self):

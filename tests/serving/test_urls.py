@@ -141,7 +141,7 @@ def test_a_name_that_leads_to_a_private_address_is_not_followed_unless_the_list_
     assert refused.value.status_code == 403
     assert "a private address" in refused.value.detail
     assert files.seen == []
-    assert fetch(url, entry, "127.0.0.1", "::1") == CLIP
+    assert fetch(url, entry, "127.0.0.1", "[::1]") == CLIP
 
 
 @pytest.mark.parametrize(
