@@ -2,6 +2,7 @@
 The command `emoshare`: predicts clips, trains and evaluates models from the terminal.
 
     emoshare predict clip.wav folder/ --model ORG/NAME --output shares.csv
+    emoshare serve ORG/NAME --port 8000
     emoshare evaluate --model ORG/NAME --dataset csv --data_dir DIR
     emoshare export ORG/NAME --output DIR --int8
     emoshare ensemble outputs/a outputs/b --dataset csv --data_dir DIR --output_dir outputs/ensemble
@@ -18,6 +19,7 @@ import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
@@ -291,6 +293,15 @@ def export(arguments):
     return 0
 
 
+def serve(arguments):
+    """`emoshare serve`: answers requests until a signal comes, and then those that it has accepted."""
+    try:
+        from .serving.command import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'emoshare[serve]' has all it takes") from error
+    return serve(arguments, partial(_load_pipeline, arguments))
+
+
 def _load_corpus(arguments):
     from accelerate import PartialState
 
@@ -405,8 +416,9 @@ def _parser():
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    of_model, on_corpus = _model_flags(), _corpus_flags()
+    of_model, on_corpus = _model_flags("--model", batch_size=1), _corpus_flags()
     _add_predict(commands, [of_model])
+    _add_serve(commands, [_model_flags("model", batch_size=8)])
     _add_evaluate(commands, [of_model, on_corpus])
     _add_export(commands)
     _add_ensemble(commands, [on_corpus])
@@ -416,15 +428,16 @@ def _parser():
     return parser
 
 
-def _model_flags():
+def _model_flags(name, batch_size):
     flags = argparse.ArgumentParser(add_help=False)
-    flags.add_argument("--model", required=True, help="Hub id ORG/NAME or folder of an EmoShare model")
+    required = {"required": True} if name.startswith("-") else {"metavar": name.upper()}
+    flags.add_argument(name, help="Hub id ORG/NAME or folder of an EmoShare model", **required)
     flags.add_argument("--revision", help="its branch, tag or commit")
     flags.add_argument(
         "--batch_size",
         type=_positive,
-        default=1,
-        help="windows per pass through the model (default: 1); a GPU wants 8 or more",
+        default=batch_size,
+        help="windows per pass through the model (default: %(default)s); a GPU wants 8 or more",
     )
     flags.add_argument(
         "--device", type=_device, help="cpu, cuda, cuda:1, 1, ... (default: an accelerator if there is one)"
@@ -547,6 +560,44 @@ def _add_merge(commands):
     command.add_argument("--revision", help="its branch, tag or commit")
     command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
     command.set_defaults(run=merge, device="cpu", batch_size=1)
+
+
+def _add_serve(commands, parents):
+    command = commands.add_parser(
+        "serve",
+        parents=parents,
+        help="answer requests for shares over HTTP",
+        description="Answers POST /predict with the shares of a clip, and GET /health, /metrics and /docs. Requests "
+        "that come at the same time go through the model together. SIGTERM and Ctrl-C end it when what was accepted "
+        "has been answered.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    command.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    command.add_argument(
+        "--allow_url",
+        action="append",
+        default=[],
+        metavar="HOST_OR_URL",
+        help="HOST, HOST:PORT or https://HOST/PATH: audio may be named by URLs there; can be given several times "
+        "(default: nowhere)",
+    )
+    for name, default, text in (
+        ("max_megabytes", 25, "size of an upload"),
+        ("max_seconds", 600, "length of a clip"),
+        ("max_waiting", 64, "clips that have no answer yet"),
+        ("upload_seconds", 60, "seconds that an upload may take"),
+    ):
+        command.add_argument(
+            f"--{name}", type=_positive, default=default, metavar="NUMBER", help=f"{text}, at most (default: {default})"
+        )
+    command.set_defaults(run=serve)
+
+
+def _port(text):
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from 0 to 65535")
+    return int(text)
 
 
 def _output(path):

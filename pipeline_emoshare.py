@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -170,8 +171,8 @@ class EmotionSharePipeline(ChunkPipeline):
         return_interval=None,
         listeners=None,
     ):
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: got {top_k}; expected at least 1")
+        if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+            raise ValueError(f"top_k: got {top_k!r}; expected a whole number, 1 or more")
         if return_attention and not self.model.config.has_attention:
             raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
         if return_interval and not self.model.config.has_concentrations:
@@ -210,8 +211,7 @@ class EmotionSharePipeline(ChunkPipeline):
         if isinstance(inputs, list) and self.device.type == "cpu":
             batch_size = max(batch_size, CLIPS_PER_CPU_PASS)
         if batch_size > 1:
-            collate = pad_collate_fn(None, self.feature_extractor)
-            windows, forward = BatchesByLength(windows, forward, collate, batch_size), dict
+            windows, forward = BatchesByLength(windows, partial(self.run_batch, **forward_params), batch_size), dict
         return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
 
     def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0, strict=False):
@@ -230,6 +230,26 @@ class EmotionSharePipeline(ChunkPipeline):
                 "part": (window.start, window.end),
                 **features,
             }
+
+    def run_batch(self, windows, **forward_params):
+        """
+        Runs windows through the model together.
+
+        Args:
+            windows: `list` of what `preprocess` yields.
+            forward_params: as in `_forward`.
+
+        Returns:
+            `list[dict]`: the outputs of each window, as `postprocess` takes them.
+        """
+        batch = self.forward(pad_collate_fn(None, self.feature_extractor)(windows), **forward_params)
+        return [
+            {
+                name: values[row : row + 1] if isinstance(values, torch.Tensor) else values[row]
+                for name, values in batch.items()
+            }
+            for row in range(len(windows))
+        ]
 
     def _checked_lengths(self, chunk_length_s, stride_length_s):
         """Both in samples."""
@@ -323,15 +343,13 @@ class BatchesByLength:
 
     Args:
         windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
-        forward: from a batch of windows to their outputs.
-        collate: from a list of windows to a batch.
+        run_batch: from a list of windows to their outputs.
         batch_size: windows per batch, at most.
     """
 
-    def __init__(self, windows, forward, collate, batch_size):
+    def __init__(self, windows, run_batch, batch_size):
         self.windows = windows
-        self.forward = forward
-        self.collate = collate
+        self.run_batch = run_batch
         self.batch_size = batch_size
 
     def __len__(self):
@@ -342,10 +360,6 @@ class BatchesByLength:
         while pool := list(islice(windows, BATCHES_READ_AHEAD * self.batch_size)):
             outputs = {}
             for indices in passes([window["num_samples"] for window in pool], self.batch_size, MOST_PADDING):
-                batch = self.forward(self.collate([pool[index] for index in indices]))
-                for row, index in enumerate(indices):
-                    outputs[index] = {
-                        name: values[row : row + 1] if isinstance(values, torch.Tensor) else values[row]
-                        for name, values in batch.items()
-                    }
+                batch = self.run_batch([pool[index] for index in indices])
+                outputs.update(zip(indices, batch, strict=True))
             yield from (outputs[index] for index in range(len(pool)))

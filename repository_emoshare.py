@@ -24,8 +24,10 @@ CUSTOM_PIPELINES = {
         "type": "audio",
     }
 }
-# The modules that config.json and preprocessor_config.json name; `copy_modules` adds those that they import.
+# The modules that config.json and preprocessor_config.json name, and the one that Inference Endpoints look for;
+# `copy_modules` adds those that they import.
 ENTRY_MODULES = (
+    "handler.py",
     "configuration_emoshare.py",
     "modeling_emoshare.py",
     "feature_extraction_emoshare.py",

@@ -53,9 +53,9 @@ def copy_rate(megabytes=256):
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), runs=5)
 
 
-def anonymous_memory():
-    """Anonymous memory of this process in bytes (RssAnon); pages of mapped files do not count."""
-    (line,) = (line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
+def anonymous_memory(process="self"):
+    """Anonymous memory of a process in bytes (RssAnon); pages of mapped files do not count."""
+    (line,) = (line for line in _lines(f"/proc/{process}/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
 

@@ -137,12 +137,9 @@ def run_script(script, *arguments, cwd, check=True, **environment):
     Runs a script in a process of its own that need not import torch and Transformers: it is forked from one that has.
     That takes seconds less than `run_python`, and is for what does not depend on how a run is launched.
     """
+    command = [str(part) for part in (script, *arguments)]
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        command = [str(part) for part in (script, *arguments)]
-        process = _forks.Process(
-            target=_run_script, args=(command, cwd, environment, DupFd(stdout.fileno()), DupFd(stderr.fileno()))
-        )
-        process.start()
+        process = start_script(*command, cwd=cwd, stdout=stdout, stderr=stderr, **environment)
         process.join()
         output = []
         for file in (stdout, stderr):
@@ -151,6 +148,15 @@ def run_script(script, *arguments, cwd, check=True, **environment):
     if check and process.exitcode != 0:
         pytest.fail(f"{' '.join(command)} gave {process.exitcode}\n{output[0]}\n{output[1]}")
     return subprocess.CompletedProcess(command, process.exitcode, *output)
+
+
+def start_script(script, *arguments, cwd, stdout, stderr, **environment):
+    """As `run_script`, without waiting for its end; returns a `multiprocessing.Process`."""
+    command = [str(part) for part in (script, *arguments)]
+    files = DupFd(stdout.fileno()), DupFd(stderr.fileno())
+    process = _forks.Process(target=_run_script, args=(command, cwd, environment, *files))
+    process.start()
+    return process
 
 
 def _run_script(command, cwd, environment, stdout, stderr):

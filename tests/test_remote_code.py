@@ -16,7 +16,8 @@ MODULES = sorted(path.name for path in ROOT.glob("*_emoshare.py"))
 RUNTIME = "emoshare_runtime.py"
 
 WITHOUT_THE_PACKAGE = """
-import json, sys
+import base64, importlib.util, json, sys
+from pathlib import Path
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
@@ -63,6 +64,18 @@ scores += again
 own.save_pretrained(f"{copies}/second")
 for name in ("pipeline", "second"):
     scores += scores_of(f"{copies}/{name}")[1]
+
+# What an Inference Endpoint does with the repository, and with a copy of a copy.
+content, waveform = Path(wav).read_bytes(), soundfile.read(wav, dtype="float32")[0].tolist()
+for path in (folder, f"{copies}/second"):
+    spec = importlib.util.spec_from_file_location("handler", f"{path}/handler.py")
+    handler = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(handler)
+    answer = handler.EndpointHandler(path)
+    scores.append(answer({"inputs": content}))
+scores.append(answer({"inputs": base64.b64encode(content).decode(), "parameters": {"top_k": "9"}}))
+scores.append(answer({"inputs": waveform, "parameters": {}}))
+scores.append(answer({"inputs": {"array": waveform, "sampling_rate": 16000}}))
 json.dump(scores, open(output, "w"))
 """
 
@@ -76,7 +89,7 @@ def test_everything_loads_without_the_package_and_copies_work(model_folder, wav,
         share["label"]: share["score"] for share in pipeline("emotion-share", model=str(model_folder))(str(wav))
     }
     all_scores = json.loads(output.read_text())
-    assert len(all_scores) == 12
+    assert len(all_scores) == 17
     for shares in all_scores:
         assert {share["label"]: share["score"] for share in shares} == pytest.approx(expected, abs=1e-5)
 
@@ -123,6 +136,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("filter_banks_emoshare.py", {"transformers"}),
         ("frames_emoshare.py", {"torch"}),
+        ("handler.py", {"torch", "transformers", "numpy"}),
         ("head_emoshare.py", {"torch", "transformers"}),
         ("losses_emoshare.py", set()),
         ("offload_emoshare.py", set()),
@@ -149,7 +163,7 @@ def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
 
 def test_every_flat_module_travels(model_folder):
     # The runtime of ONNX files is no module of the repository: an export copies it.
-    assert sorted(path.name for path in model_folder.glob("*.py")) == sorted([*MODULES, RUNTIME])
+    assert sorted(path.name for path in model_folder.glob("*.py")) == sorted([*MODULES, RUNTIME, "handler.py"])
 
 
 def test_the_model_card_names_what_they_import():
@@ -195,7 +209,7 @@ def test_to_import_them_touches_no_file_and_no_network(tmp_path):
     run_python("-c", WATCH_THE_IMPORT, "pipeline_emoshare", *third_party, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, "handler.py"])
 def test_they_run_no_code_from_data_and_unpickle_nothing(module):
     tree = ast.parse((ROOT / module).read_text())
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -16,11 +16,21 @@ MAX_FLAT_MODULE_LINES = 500
 MAX_ENTRY_POINT_LINES = 100  # of train.py and reproduce.py
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
-    for folder in (".", "benchmarks", "dataset_script", "evaluation", "metrics", "reproduction", "tests", "training")
+    for folder in (
+        ".",
+        "benchmarks",
+        "dataset_script",
+        "evaluation",
+        "metrics",
+        "reproduction",
+        "serving",
+        "tests",
+        "training",
+    )
     for path in sorted((ROOT / folder).glob("*.py" if folder == "." else "**/*.py"))
 }
 FLAT = [name for name in MODULES if name.endswith("_emoshare")]
-ENTRY_POINTS = ("app", "cli", "convert_released_checkpoint", "reproduce", "train")
+ENTRY_POINTS = ("app", "cli", "convert_released_checkpoint", "handler", "reproduce", "train")
 FAMILY_MODULES = sorted({type(family).__module__.rpartition(".")[2] for family in FAMILIES})
 MODEL_MODULES = ["modeling_emoshare", "head_emoshare", "losses_emoshare", "frames_emoshare", *FAMILY_MODULES]
 MODEL_PACKAGES = {"torch", "transformers"}

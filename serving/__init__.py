@@ -1,0 +1,1 @@
+"""`emoshare serve`: the pipeline behind HTTP."""

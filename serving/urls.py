@@ -1,0 +1,163 @@
+"""URLs that a server may be asked to fetch: those of a list, and nothing in a private network by accident."""
+
+import asyncio
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+import httpcore2
+from starlette.exceptions import HTTPException
+
+MOST_REDIRECTS = 5
+PORTS = {"http": 80, "https": 443}
+HEADERS = {"User-Agent": "emoshare", "Accept": "audio/*, */*;q=0.5", "Accept-Encoding": "identity"}
+
+
+class NotAllowedError(ValueError):
+    """A URL or an address that no entry of the list admits."""
+
+
+@dataclass(frozen=True)
+class Url:
+    """
+    Args:
+        scheme (`str`): `"http"` or `"https"`.
+        host (`str`): in lower case, an IPv6 address without brackets.
+        port (`int`).
+        path (`str`): quoted, begins with `/`.
+        query (`str`): quoted.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = "/"
+    query: str = ""
+
+    @classmethod
+    def parse(cls, text):
+        """Raises `NotAllowedError` on what is no URL, or none that every program reads in the same way."""
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
+        except ValueError as error:
+            raise NotAllowedError(f"{text!r} is not a URL ({error})") from error
+        if parts.scheme not in PORTS or not host or not host.isascii() or "@" in parts.netloc:
+            raise NotAllowedError(f"{text!r} is not a URL that can be fetched; expected http(s)://HOST/PATH")
+        steps = unquote(parts.path).replace("\\", "/").split("/")
+        is_climbing = any(step.partition(";")[0] == ".." for step in steps)
+        if is_climbing or any(character.isspace() or not character.isprintable() for character in text):
+            raise NotAllowedError(f"{text!r} has '..' or blanks in it")
+        path, query = (quote(part, safe="/?%:@!$&'()*+,;=~") for part in (parts.path or "/", parts.query))
+        return cls(parts.scheme, host, port, path, query)
+
+    @property
+    def target(self):
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+class AllowedUrls:
+    """
+    Args:
+        entries: `HOST` or `HOST:PORT`, for all of that host's URLs, http and https; or the beginning of a URL,
+            `https://HOST/PATH`, for the URLs that have that path or lie below it.
+        max_bytes (`int`): of a file.
+        max_seconds (`float`): from the first request to the last byte.
+
+    Raises:
+        ValueError: on an entry that is neither.
+    """
+
+    def __init__(self, entries, max_bytes, max_seconds):
+        self.max_bytes = max_bytes
+        self.max_seconds = max_seconds
+        self.beginnings = [beginning for entry in entries for beginning in _beginnings(entry)]
+        self.backend = _CheckedAddresses({beginning.host for beginning in self.beginnings})
+
+    def check(self, text):
+        """The `Url`; raises `NotAllowedError` if no entry admits it."""
+        url = Url.parse(text)
+        for beginning in self.beginnings:
+            is_below = f"{url.path}/".startswith(f"{beginning.path.rstrip('/')}/")
+            if is_below and (url.scheme, url.host, url.port) == (beginning.scheme, beginning.host, beginning.port):
+                return url
+        raise NotAllowedError(f"{text!r} is not among the URLs that this server may fetch")
+
+    async def fetch(self, text, file):
+        """
+        Downloads a URL into a file object. Wherever it redirects to is checked like the URL itself, and so is the
+        address that is connected to.
+
+        Raises:
+            HTTPException: 403 if the URL is not allowed, 413 if the file is too large, 422 if it cannot be fetched.
+        """
+        try:
+            async with (
+                asyncio.timeout(self.max_seconds),
+                httpcore2.AsyncConnectionPool(network_backend=self.backend) as pool,
+            ):
+                await self._follow(pool, text, file)
+        except NotAllowedError as error:
+            raise HTTPException(403, str(error)) from error
+        except TimeoutError:
+            raise HTTPException(422, f"{text}: took more than {self.max_seconds:g} s to fetch") from None
+        except (OSError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
+            raise HTTPException(422, f"{text}: cannot be fetched ({error or type(error).__name__})") from error
+
+    async def _follow(self, pool, text, file):
+        for _ in range(MOST_REDIRECTS + 1):
+            url = self.check(text)
+            address = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
+            async with pool.stream("GET", address, headers=HEADERS) as response:
+                headers = {name.lower(): value for name, value in response.headers}
+                if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
+                    text = urljoin(text, headers[b"location"].decode("latin-1"))
+                    continue
+                if response.status != 200:
+                    raise OSError(f"HTTP status {response.status}")
+                await self._save(response, text, file)
+                return
+        raise OSError(f"more than {MOST_REDIRECTS} redirects")
+
+    async def _save(self, response, text, file):
+        async for chunk in response.aiter_stream():
+            file.write(chunk)
+            if file.tell() > self.max_bytes:
+                raise HTTPException(413, f"{text}: has more than {self.max_bytes:,} bytes")
+
+
+def _beginnings(entry):
+    try:
+        if "://" in entry:
+            return [Url.parse(entry)]
+        http, https = (Url.parse(f"{scheme}://{entry}") for scheme in PORTS)
+    except NotAllowedError as error:
+        raise ValueError(f"--allow_url: {error}") from error
+    if "/" in entry or "?" in entry:
+        raise ValueError(f"--allow_url: got {entry!r}; expected HOST, HOST:PORT or https://HOST/PATH")
+    return [http, https]
+
+
+class _CheckedAddresses(httpcore2.AnyIOBackend):
+    """
+    Connects to public addresses, and to those private ones that are named themselves: a name may lead anywhere.
+
+    Args:
+        named: hosts of the list, addresses among them.
+    """
+
+    def __init__(self, named):
+        self.named = named
+
+    async def connect_tcp(self, host, port, **options):
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(place[0] for *_, place in found))
+        for address in addresses:
+            if not ip_address(address).is_global and address not in self.named:
+                raise NotAllowedError(f"{host} is at {address}, a private address, which the list does not name")
+        for address in addresses[:-1]:
+            with suppress(httpcore2.ConnectError):
+                return await super().connect_tcp(address, port, **options)
+        return await super().connect_tcp(addresses[-1], port, **options)
