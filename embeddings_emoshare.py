@@ -8,6 +8,11 @@ from .frames_emoshare import length_mask, masked_mean
 BACKBONE = "backbone"  # the name of the mean of the frame features, next to those of the labels
 
 
+def embedding_widths(model):
+    """The widths of a model's embeddings, `{name: int}`, in the order in which they are returned."""
+    return {**dict.fromkeys(model.config.labels, model.heads[0].pooling.width), BACKBONE: model.config.feature_size}
+
+
 @contextmanager
 def embeddings_noted(model):
     """
