@@ -39,10 +39,10 @@ class EmotionShareStream:
 
     def __init__(self, emotion_share, hop_length_s=1.0, chunk_length_s=None, sampling_rate=None):
         wanted = emotion_share.feature_extractor.sampling_rate
-        given = checked_rate(wanted if sampling_rate is None else sampling_rate, "sampling_rate")
+        self.sampling_rate = checked_rate(wanted if sampling_rate is None else sampling_rate, "sampling_rate")
         self.emotion_share = emotion_share
         self.cutter = WindowCutter(*emotion_share.cutting(chunk_length_s, hop_length_s=hop_length_s))
-        self.resampler = resampler_between(given, wanted)
+        self.resampler = resampler_between(self.sampling_rate, wanted)
         self.level = Level()
         self.is_finished = False
 

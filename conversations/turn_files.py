@@ -29,11 +29,10 @@ class TurnsCsv:
 
     def write(self, filename, result):
         """Adds the rows of a recording; `result` as the pipeline returns it."""
-        for row in _units(result):
-            shares = row["shares"] or dict.fromkeys(self.labels)
+        for row in _rows(result, self.labels):
             times = ["" if row[name] is None else f"{row[name]:.6f}" for name in ("start", "end")]
-            values = ["" if shares[label] is None else f"{shares[label]:.9g}" for label in self.labels]
-            self.writer.writerow([filename, row["unit"], *times, row["speaker"], *values])
+            shares = [""] * len(self.labels) if row["shares"] is None else map("{:.9g}".format, row["shares"].values())
+            self.writer.writerow([filename, row["unit"], *times, row["speaker"], *shares])
 
 
 class TurnsJsonLines:
@@ -48,10 +47,11 @@ class TurnsJsonLines:
 
     def __init__(self, file, labels):
         self.file = file
+        self.labels = labels
 
     def write(self, filename, result):
         """As `TurnsCsv.write`."""
-        for row in _units(result):
+        for row in _rows(result, self.labels):
             self.file.write(json_line({FILENAME: filename, **row}))
 
 
@@ -107,18 +107,15 @@ TURN_WRITERS = {".csv": TurnsCsv, ".jsonl": TurnsJsonLines, ".textgrid": TurnsTe
 OF_ONE_RECORDING = (".textgrid", ".txt")
 
 
-def _units(result):
-    nothing = {"start": None, "end": None, "speaker": None}
-    for turn in result["turns"]:
-        yield _row(TURN, turn)
-    for speaker, shares in result["speakers"].items():
-        yield _row("speaker", {**nothing, "speaker": speaker, "shares": shares})
-    yield _row("recording", {**nothing, "shares": result["shares"]})
-
-
-def _row(unit, found):
-    shares = found["shares"] and {share["label"]: share["score"] for share in found["shares"]}
-    return {"unit": unit, **{name: found[name] for name in ("start", "end", "speaker")}, "shares": shares}
+def _rows(result, labels):
+    nobody = {"start": None, "end": None, "speaker": None}
+    units = [(TURN, turn) for turn in result["turns"]]
+    units += [("speaker", {**nobody, "speaker": name, "shares": own}) for name, own in result["speakers"].items()]
+    units.append(("recording", {**nobody, "shares": result["shares"]}))
+    for unit, found in units:
+        scores = found["shares"] and {share["label"]: share["score"] for share in found["shares"]}
+        shares = scores and {label: scores[label] for label in labels}
+        yield {"unit": unit, **{name: found[name] for name in nobody}, "shares": shares}
 
 
 def _highest(shares):
