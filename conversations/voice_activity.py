@@ -64,5 +64,5 @@ class SpeechDetector:
 
     @torch.inference_mode()
     def _probabilities(self, samples):
-        """Of speech, in each frame."""
-        return [self.model(frame, SAMPLING_RATE).item() for frame in torch.from_numpy(samples).split(FRAME)]
+        """Of speech, in each of a number of whole frames."""
+        return [self.model(frame, SAMPLING_RATE).item() for frame in torch.from_numpy(samples).reshape(-1, FRAME)]
