@@ -469,9 +469,12 @@ def test_turns_speakers_and_the_whole_are_the_pipelines(batch_size, emotion_shar
 
 
 def test_speech_that_is_found_is_predicted_in_each_recording(emotion_share, model_folder, tmp_path, capfd):
-    clips = [write_clip(tmp_path / f"{number}.wav", 2.0, seed=0) for number in range(2)]
+    clips = [str(tmp_path / f"{number}.wav") for number in range(2)]
     silence, broken = tmp_path / "2.wav", tmp_path / "3.wav"
-    soundfile.write(silence, np.full(16000, 0.0001), 16000)
+    pause = np.full(24000, 0.0001)
+    for clip in clips:
+        soundfile.write(clip, np.concatenate([pause, speech(2.0), pause]), 16000)
+    soundfile.write(silence, pause, 16000)
     broken.write_text("no audio")
     output = tmp_path / "shares.jsonl"
     assert main(["predict", str(tmp_path), "--model", str(model_folder), "--vad", "--output", str(output)]) == 1
