@@ -103,18 +103,23 @@ def space(tmp_path_factory, model_folder):
 
 
 @pytest.fixture(scope="module")
-def browser(wav):
-    """Debian's Chromium, without a window. What its microphone hears is `wav`, again and again."""
+def launch():
+    """Starts Debian's Chromium, without a window. What its microphone hears is a WAV file, again and again."""
     executable = shutil.which("chromium")
     if executable is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=[*microphone, f"--use-file-for-fake-audio-capture={wav}"]
+        yield lambda heard: playwright.chromium.launch(
+            executable_path=executable, args=[*microphone, f"--use-file-for-fake-audio-capture={heard}"]
         )
-        yield browser
-        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(launch, wav):
+    browser = launch(wav)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -472,13 +477,20 @@ def test_a_missing_model_is_one_clear_message(tmp_path, model_folder, monkeypatc
         assert "\n" not in str(exit.value)
 
 
-@pytest.mark.skipif("EMOSHARE_SCREENSHOT" not in os.environ, reason="made on request: make screenshot")
-def test_the_screenshot_shows_the_trained_model(browser, tmp_path):
+@pytest.mark.skipif("EMOSHARE_SCREENSHOTS" not in os.environ, reason="made on request: make screenshot")
+def test_the_screenshots_show_the_trained_model(launch, tmp_path):
     shutil.copy(ROOT / "app.py", tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (voices,) = (ROOT / "examples").glob("Synthetic voices*")
+    soundfile.write(tmp_path / "heard.wav", *soundfile.read(voices))
+    folder, browser = ROOT / os.environ["EMOSHARE_SCREENSHOTS"], launch(tmp_path / "heard.wav")
     with serving(tmp_path, ROOT / "outputs" / "demo") as url:
         page = opened(browser, url, [])
         page.get_by_role("button", name="Synthetic voices").click()
         page.locator("#timeline .mark-text.role-mark text").first.wait_for()
-        page.screenshot(path=ROOT / os.environ["EMOSHARE_SCREENSHOT"], full_page=True)
-        page.close()
+        page.screenshot(path=folder / "demo.png", full_page=True)
+        page.get_by_role("tab", name="Live").click()
+        page.locator("#microphone").get_by_role("button", name="Speak").click()
+        expect(page.locator("#live_timeline .mark-rect.role-mark path")).to_have_count(9 * 40, timeout=60_000)
+        page.screenshot(path=folder / "live.png", full_page=True)
+    browser.close()
