@@ -38,7 +38,7 @@ LISTENERS = 20  # of the panels whose shares the intervals are of
 MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
 LIVE_HOP_SECONDS = 1.0  # from one estimate to the next while somebody speaks
 LIVE_SECONDS = 60  # that are drawn
-MOST_SECONDS_BEHIND = 3
+MOST_SECONDS_BEHIND = 3  # before the page says that the machine is too slow
 LIVE_CHARTS = {
     "live_shares": "## Share of listeners who would perceive it in the last second",
     "live_timeline": "## The last minute",
@@ -105,25 +105,26 @@ async function start() {{
     context = new AudioContext();
     await context.audioWorklet.addModule(URL.createObjectURL(new Blob([worklet], {{type: "text/javascript"}})));
     const listener = new AudioWorkletNode(context, "listener", {{channelCount: 1, channelCountMode: "explicit"}});
-    listener.port.onmessage = ({{data}}) => {{ pending.push(data); send(); }};
-    context.createMediaStreamSource(input).connect(listener);
     [pending, isFirst, isLast, button.textContent] = [[], true, false, "Stop"];
+    listener.port.onmessage = ({{data}}) => {{ if (input) {{ pending.push(data); send(); }} }};
+    context.createMediaStreamSource(input).connect(listener);
 }}
 
 function stop() {{
     input.getTracks().forEach(track => track.stop());
+    context.close();
     [input, isLast, button.textContent] = [null, true, "Speak"];
     send();
 }}
 
 function send() {{
     const length = pending.reduce((sum, samples) => sum + samples.length, 0);
-    if (isWaiting || length === 0 || (!isLast && length < {CHUNK_SECONDS} * context.sampleRate)) return;
+    if (isWaiting || (!isLast && (!input || length < {CHUNK_SECONDS} * context.sampleRate))) return;
     const values = pending.flatMap(samples => [...samples]);
     const samples = Int16Array.from(values, value => Math.max(-1, Math.min(1, value)) * 32767);
     const bytes = Array.from(new Uint8Array(samples.buffer), byte => String.fromCharCode(byte)).join("");
     const piece = {{samples: btoa(bytes), sampling_rate: context.sampleRate, is_first: isFirst, is_last: isLast}};
-    [pending, isFirst, isWaiting] = [[], false, true];
+    [pending, isFirst, isLast, isWaiting] = [[], false, false, true];
     trigger("heard", piece);
 }}
 
@@ -133,8 +134,9 @@ watch("value", () => {{
     input && props.value.endsWith("stop") ? stop() : send();
 }});
 button.onclick = async () => {{
-    alert.textContent = "";
+    [alert.textContent, button.disabled] = ["", true];
     try {{ input ? stop() : await start(); }} catch (error) {{ alert.textContent = error.message; }}
+    button.disabled = false;
 }};
 """
 
@@ -240,7 +242,7 @@ def live(emotion_share, card):
         try:
             heard, problem, *charts = listen(emotion_share, heard, event._data)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            problem = alert_html("This is where it ends.", str(error) or type(error).__name__)
+            problem = alert_html("The recording has ended.", str(error) or type(error).__name__)
             return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
         return heard, str(number), problem, *charts
 
@@ -262,6 +264,8 @@ def listen(emotion_share, heard, piece):
     if piece["is_first"]:
         stream = emotion_share.stream(hop_length_s=LIVE_HOP_SECONDS, sampling_rate=piece["sampling_rate"])
         heard = stream, deque(maxlen=round(LIVE_SECONDS / LIVE_HOP_SECONDS))
+    if heard is None:
+        raise ValueError("The server has forgotten what was spoken so far; begin again.")
     stream, timeline = heard
     samples = np.frombuffer(b64decode(piece["samples"]), np.int16)
     if (timeline and timeline[-1]["end"] >= MAX_MINUTES * 60) or len(samples) > MAX_MINUTES * 60 * stream.sampling_rate:

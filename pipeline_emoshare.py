@@ -157,9 +157,11 @@ class EmotionSharePipeline(ChunkPipeline):
         turns = checked_turns(segments, extractor.sampling_rate, extractor.min_samples)
         if any(turn.is_heard for turn in turns):
             return super().__call__(recording, turns=turns, **kwargs)
-        # Transformers expects at least one window. The recording is read all the same, and found out if it is broken.
-        strict = kwargs.get("strict", self._preprocess_params.get("strict", False))
-        return self.postprocess(list(self.preprocess(recording, strict=strict, turns=turns)), turns=turns)
+        # Transformers expects at least one window. All else is checked, and the recording read, as if there were some.
+        options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
+        preprocess, _, _ = self._sanitize_parameters(turns=turns, **options)
+        windows = self.preprocess(recording, **{**self._preprocess_params, **preprocess})
+        return self.postprocess(list(windows), turns=turns)
 
     def stream(self, **options):
         """An `EmotionShareStream` that predicts by this pipeline; `options` are its other arguments."""

@@ -277,6 +277,8 @@ def test_of_a_long_recording_the_last_minute_is_drawn_and_ten_minutes_are_heard(
 def test_a_microphone_that_hears_nothing_is_said(emotion_share):
     (piece,) = pieces(np.zeros(48000), 48000, [])
     assert "What it hears is digital silence" in app.listen(emotion_share, None, piece)[1]
+    with pytest.raises(ValueError, match="begin again"):
+        app.listen(emotion_share, None, {**piece, "is_first": False})
 
 
 def test_a_model_of_an_earlier_version_has_no_live_page(emotion_share, monkeypatch):

@@ -141,6 +141,8 @@ def test_where_nothing_is_to_be_heard_the_recording_is_read_all_the_same(emotion
         assert emotion_share(meeting, segments=short)["shares"] is None
     with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
         emotion_share("missing.wav", segments=[])
+    with pytest.raises(ValueError, match="top_k: got 0"):
+        emotion_share(meeting, segments=[], top_k=0)
 
 
 def test_silence_in_a_turn_is_named(emotion_share):
