@@ -24,7 +24,7 @@ test-browser: $(INSTALLED)
 	$(VENV)/bin/python -m pytest tests/test_app.py
 
 screenshot: $(INSTALLED) $(DEMO_MODEL) examples
-	EMOSHARE_SCREENSHOT=docs/demo.png $(VENV)/bin/python -m pytest tests/test_app.py -k screenshot
+	EMOSHARE_SCREENSHOTS=docs $(VENV)/bin/python -m pytest tests/test_app.py -k screenshot
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

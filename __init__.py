@@ -20,6 +20,7 @@ _MODULES = {
     "EmoShareOutput": "outputs_emoshare",
     "EmotionHead": "head_emoshare",
     "EmotionSharePipeline": "pipeline_emoshare",
+    "EmotionShareStream": "stream_emoshare",
     "load_audio": "audio_emoshare",
 }
 __all__ = [*_MODULES]

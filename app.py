@@ -14,6 +14,8 @@ import os
 import re
 import sys
 import warnings
+from base64 import b64decode
+from collections import deque
 from html import escape
 from pathlib import Path
 
@@ -34,18 +36,29 @@ MAX_MEGABYTES = 100
 TIME_STEPS = 250  # the most that are drawn, however long the clip
 LISTENERS = 20  # of the panels whose shares the intervals are of
 MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
+LIVE_HOP_SECONDS = 1.0  # from one estimate to the next while somebody speaks
+LIVE_SECONDS = 60  # that are drawn
+MOST_SECONDS_BEHIND = 3  # before the page says that the machine is too slow
+LIVE_CHARTS = {
+    "live_shares": "## Share of listeners who would perceive it in the last second",
+    "live_timeline": "## The last minute",
+}
+CHUNK_SECONDS = 0.5  # of audio that the browser sends at a time, at least
 
 FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
 BLUE, ORANGE = "#2166ac", "#e08214"
 # The results are next to the limits on a wide screen, and above them on a narrow one.
 CSS = """
+#live {display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr)}
+@media (max-width: 900px) {#live {grid-template-columns: minmax(0, 1fr)}}
 #parts {display: grid; grid-template: "clip results" auto "limits results" 1fr / minmax(0, 2fr) minmax(0, 3fr)}
 #clip {grid-area: clip} #results {grid-area: results} #limits {grid-area: limits}
 @media (max-width: 900px) {#parts {grid-template: "clip" "results" "limits" / minmax(0, 1fr)}}
-#results [role=alert] {border-left: 4px solid #b2182b; padding: 0.5em 1em}
+[role=alert]:not(:empty) {border-left: 4px solid #b2182b; padding: 0.5em 1em}
+#microphone button {background: var(--button-primary-background-fill); color: var(--button-primary-text-color)}
 .vega-embed {width: 100%}
 .vega-embed .mark-rect path {shape-rendering: crispEdges}
-.vega-embed :is(.role-axis, .role-legend) text, #shares text {fill: var(--body-text-color)}
+.vega-embed :is(.role-axis, .role-legend) text, :is(#shares, #live_shares) text {fill: var(--body-text-color)}
 """
 
 INTRODUCTION = """
@@ -71,6 +84,60 @@ The clip's waveform, and the model's attention for each emotion: the darker, the
 TIMELINE = """
 ## Shares over time
 The clip is longer than the model can hear at once. These are the shares of its parts; those above are their average.
+"""
+LIVE = f"""
+Speak, and see the shares of the last second, once a second. The model hears up to {{seconds:g}} seconds before it, too.
+What you say is not kept. A recording may last {MAX_MINUTES} minutes.
+"""
+MICROPHONE = '<button class="lg">Speak</button> <span role="alert"></span>'
+# Gradio's own microphone replaces what was not fetched in time by what came next. This one waits for an answer to each
+# piece of audio, and sends all that has been heard since.
+MICROPHONE_JS = f"""
+const button = element.querySelector("button"), alert = element.querySelector("span");
+const worklet = `registerProcessor("listener", class extends AudioWorkletProcessor {{
+    process([[samples]]) {{ if (samples) this.port.postMessage(samples); return true; }}
+}})`;
+let input = null, context = null, pending = [], isFirst = true, isLast = false, isWaiting = false;
+
+async function start() {{
+    const audio = {{echoCancellation: false, noiseSuppression: false, autoGainControl: false}};
+    input = await navigator.mediaDevices.getUserMedia({{audio}});
+    context = new AudioContext();
+    await context.audioWorklet.addModule(URL.createObjectURL(new Blob([worklet], {{type: "text/javascript"}})));
+    const listener = new AudioWorkletNode(context, "listener", {{channelCount: 1, channelCountMode: "explicit"}});
+    [pending, isFirst, isLast, button.textContent] = [[], true, false, "Stop"];
+    listener.port.onmessage = ({{data}}) => {{ if (input) {{ pending.push(data); send(); }} }};
+    context.createMediaStreamSource(input).connect(listener);
+}}
+
+function stop() {{
+    input.getTracks().forEach(track => track.stop());
+    context.close();
+    [input, isLast, button.textContent] = [null, true, "Speak"];
+    send();
+}}
+
+function send() {{
+    const length = pending.reduce((sum, samples) => sum + samples.length, 0);
+    if (isWaiting || (!isLast && (!input || length < {CHUNK_SECONDS} * context.sampleRate))) return;
+    const values = pending.flatMap(samples => [...samples]);
+    const samples = Int16Array.from(values, value => Math.max(-1, Math.min(1, value)) * 32767);
+    const bytes = Array.from(new Uint8Array(samples.buffer), byte => String.fromCharCode(byte)).join("");
+    const piece = {{samples: btoa(bytes), sampling_rate: context.sampleRate, is_first: isFirst, is_last: isLast}};
+    [pending, isFirst, isLast, isWaiting] = [[], false, false, true];
+    trigger("heard", piece);
+}}
+
+watch("value", () => {{
+    isWaiting = false;
+    if (props.value.endsWith("stop")) pending = [];
+    input && props.value.endsWith("stop") ? stop() : send();
+}});
+button.onclick = async () => {{
+    [alert.textContent, button.disabled] = ["", true];
+    try {{ input ? stop() : await start(); }} catch (error) {{ alert.textContent = error.message; }}
+    button.disabled = false;
+}};
 """
 
 
@@ -130,7 +197,7 @@ def page(emotion_share, card):
     cleaning = (CLEANING_SECONDS, CLEANING_SECONDS)
     with gradio.Blocks(title="EmoShare", analytics_enabled=False, delete_cache=cleaning) as blocks:
         gradio.Markdown(INTRODUCTION + warning(card))
-        with gradio.Row(elem_id="parts"):
+        with gradio.Tab("A clip"), gradio.Row(elem_id="parts"):
             with gradio.Column(elem_id="clip"):
                 clip = gradio.Audio(type="filepath", label="A clip of speech", buttons=[])
                 gradio.Markdown(
@@ -147,7 +214,77 @@ def page(emotion_share, card):
 
             with gradio.Column(elem_id="limits"):
                 gradio.Markdown(limits(card))
+        if hasattr(emotion_share, "stream"):  # the code that models of earlier versions bring along has none
+            with gradio.Tab("Live"):
+                live(emotion_share, card)
     return blocks
+
+
+def live(emotion_share, card):
+    """Puts a microphone on the page, and the shares of what it hears while it hears it."""
+    heard = gradio.State()  # what `listen` returned last, for each visitor
+    with gradio.Row(elem_id="live"):
+        with gradio.Column():
+            microphone = gradio.HTML(
+                "", html_template=MICROPHONE, js_on_load=MICROPHONE_JS, elem_id="microphone", padding=False
+            )
+            gradio.Markdown(LIVE.format(seconds=emotion_share.feature_extractor.chunk_length_s - LIVE_HOP_SECONDS))
+            gradio.Markdown(limits(card))
+        with gradio.Column():
+            problem = gradio.HTML()
+            plots = []
+            for name, title in LIVE_CHARTS.items():
+                gradio.Markdown(title)
+                plots.append(gradio.Plot(elem_id=name, show_label=False, container=False))
+
+    def draw(heard, answer, event: gradio.EventData):
+        number = int(answer.partition(" ")[0] or 0) + 1  # a new one, so that the browser notices
+        try:
+            heard, problem, *charts = listen(emotion_share, heard, event._data)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            problem = alert_html("The recording has ended.", str(error) or type(error).__name__)
+            return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
+        return heard, str(number), problem, *charts
+
+    microphone.heard(
+        draw, [heard, microphone], [heard, microphone, problem, *plots], show_progress="hidden", concurrency_limit=1
+    )
+
+
+def listen(emotion_share, heard, piece):
+    """
+    Args:
+        emotion_share: the pipeline.
+        heard: what this function returned of the recording so far: the stream and its last windows.
+        piece: the next of the recording: `samples`, int16 in base64; `sampling_rate`; `is_first` and `is_last`.
+
+    Returns:
+        `heard`; an alert in HTML; and two charts, which are left as they are if no further window is complete.
+    """
+    if piece["is_first"]:
+        stream = emotion_share.stream(hop_length_s=LIVE_HOP_SECONDS, sampling_rate=piece["sampling_rate"])
+        heard = stream, deque(maxlen=round(LIVE_SECONDS / LIVE_HOP_SECONDS))
+    if heard is None:
+        raise ValueError("The server has forgotten what was spoken so far; begin again.")
+    stream, timeline = heard
+    samples = np.frombuffer(b64decode(piece["samples"]), np.int16)
+    if (timeline and timeline[-1]["end"] >= MAX_MINUTES * 60) or len(samples) > MAX_MINUTES * 60 * stream.sampling_rate:
+        raise ValueError(f"A recording may last {MAX_MINUTES} minutes.")
+    windows = stream.push(samples)
+    if piece["is_last"]:
+        with warnings.catch_warnings(action="ignore"):  # of the level, which the alert says
+            windows += stream.finish()
+    seconds, problem = len(samples) / stream.sampling_rate, stream.level.problem()
+    alert = ""
+    if problem is not None:
+        alert = alert_html("Something may be wrong with the microphone.", f"What it hears {problem}")
+    elif seconds > MOST_SECONDS_BEHIND:
+        alert = alert_html("This machine is too slow.", f"The shares are {seconds:.0f} seconds behind.")
+    if not windows:
+        return heard, alert, *[gradio.skip()] * len(LIVE_CHARTS)
+    timeline.extend(windows)
+    shares = [{"label": label, "score": share} for label, share in windows[-1]["shares"].items()]
+    return heard, alert, finished(shares_chart(shares)), finished(live_chart(timeline))
 
 
 def warning(card):
@@ -205,8 +342,11 @@ def show_results(emotion_share, path):
 
 
 def alert(headline, text, path):
-    text = text.replace(path, Path(path).name)  # without the server's folders
-    gradio.HTML(f'<p role="alert"><strong>{headline}</strong> {escape(text)}</p>')
+    gradio.HTML(alert_html(headline, text.replace(path, Path(path).name)))  # without the server's folders
+
+
+def alert_html(headline, text):
+    return f'<p role="alert"><strong>{headline}</strong> {escape(text)}</p>'
 
 
 def hear(emotion_share, path):
@@ -234,7 +374,11 @@ def hear(emotion_share, path):
 
 
 def show(chart, name):
-    chart = (
+    gradio.Plot(finished(chart), elem_id=name, show_label=False, container=False)
+
+
+def finished(chart):
+    return (
         chart.properties(width="container", autosize=altair.AutoSizeParams(type="fit", contains="padding"))
         # Text of an SVG can be read aloud, and takes the page's colours.
         .properties(usermeta={"embedOptions": {"renderer": "svg", "actions": False}})
@@ -245,7 +389,6 @@ def show(chart, name):
         .configure_text(fontSize=12)
         .configure_view(stroke=None)
     )
-    gradio.Plot(chart, elem_id=name, show_label=False, container=False)
 
 
 def shares_chart(shares):
@@ -298,12 +441,9 @@ def attention_chart(attention, ranking, seconds):
 
 
 def timeline_chart(timeline, ranking):
-    values = [
-        {"emotion": label, "start": window["start"], "end": window["end"], "value": window["shares"][label]}
-        for window in timeline
-        for label in ranking
-    ]
-    cells = heat_map(values, ranking, timeline[-1]["end"], "share of listeners", ORANGE, ".0%")
+    cells = heat_map(
+        timeline_cells(timeline, ranking), ranking, timeline[-1]["end"], "share of listeners", ORANGE, ".0%"
+    )
     if len(timeline) > MAX_WRITTEN_WINDOWS:
         return cells
     shares = altair.Chart(cells.data).transform_calculate(middle="(datum.start + datum.end) / 2").mark_text()
@@ -315,7 +455,24 @@ def timeline_chart(timeline, ranking):
     )
 
 
-def heat_map(values, ranking, seconds, title, color, number_format):
+def live_chart(timeline):
+    """As `timeline_chart`, of the last minute; emotions stay where they are."""
+    end = max(timeline[-1]["end"], LIVE_SECONDS)
+    ranking = list(timeline[-1]["shares"])
+    return heat_map(
+        timeline_cells(timeline, ranking), ranking, end, "share of listeners", ORANGE, ".0%", start=end - LIVE_SECONDS
+    )
+
+
+def timeline_cells(timeline, ranking):
+    return [
+        {"emotion": label, "start": window["start"], "end": window["end"], "value": window["shares"][label]}
+        for window in timeline
+        for label in ranking
+    ]
+
+
+def heat_map(values, ranking, end, title, color, number_format, start=0):
     """Emotions down, time across; `values` have `emotion`, `start`, `end` and `value`."""
     scale = altair.Scale(range=["white", color], interpolate="rgb", domainMin=0)
     legend = altair.Legend(orient="bottom", title=title, titleLimit=0, format=number_format)
@@ -323,7 +480,7 @@ def heat_map(values, ranking, seconds, title, color, number_format):
         altair.Chart(altair.Data(values=values), height=300)
         .mark_rect(aria=False)  # thousands of cells are nothing to read aloud
         .encode(
-            time_axis("start:Q", seconds),
+            time_axis("start:Q", end, start),
             altair.X2("end:Q"),
             altair.Y("emotion:N", title=None, sort=ranking),
             altair.Color("value:Q", scale=scale, legend=legend),
@@ -332,9 +489,9 @@ def heat_map(values, ranking, seconds, title, color, number_format):
     )
 
 
-def time_axis(field, seconds):
+def time_axis(field, end, start=0):
     axis = altair.Axis(title="time in seconds", grid=False)
-    return altair.X(field, axis=axis, scale=altair.Scale(domain=[0, seconds], nice=False))
+    return altair.X(field, axis=axis, scale=altair.Scale(domain=[start, end], nice=False))
 
 
 if __name__ == "__main__":

@@ -374,7 +374,7 @@ def _samples(source, sampling_rate):
     if isinstance(audio, tuple) and any(isinstance(part, np.ndarray | torch.Tensor | list) for part in audio):
         if len(audio) != 2 or isinstance(audio[0], np.ndarray | torch.Tensor | list):
             raise ValueError(f"{name}: got a tuple of {len(audio)}; expected (sampling rate, samples)")
-        return _gradios_samples(audio[1], name), checked_rate(audio[0], name)
+        return samples_with_channels(audio[1], name), checked_rate(audio[0], name)
     if isinstance(audio, np.ndarray | torch.Tensor | list | tuple):
         return _waveform(audio, name), sampling_rate
     raise TypeError(
@@ -407,8 +407,18 @@ def _waveform(values, name):
     return waveform[:, None]
 
 
-def _gradios_samples(values, name):
-    """(samples, channels)"""
+def samples_with_channels(values, name):
+    """
+    Args:
+        values: samples as Gradio gives them, see `load_audio`.
+        name: for messages.
+
+    Returns:
+        `np.ndarray`: (samples, channels), floating point.
+
+    Raises:
+        ValueError: if there are none, or they are of another shape or type.
+    """
     samples = _as_array(values, name)
     if samples.size == 0:
         raise ValueError(f"{name}: holds no samples")
@@ -425,19 +435,35 @@ def _gradios_samples(values, name):
 
 
 def _mono(blocks, name):
-    """Averages the channels of blocks, (samples, channels); refuses what is not finite, and warns of strange levels."""
+    """Averages the channels of blocks, (samples, channels), and warns of strange levels."""
     level = Level()
     for block in blocks:
-        with np.errstate(over="ignore"):  # what is too large for float32 is refused by the next line
-            block = np.asarray(block, np.float32)
-        if not np.isfinite(block).all():
-            raise ValueError(f"{name}: {int((~np.isfinite(block)).sum())} of {block.size} samples are not finite")
-        mono = block.mean(axis=1)
-        level.add(block, mono)
-        yield mono
-    problem = level.problem()
-    if problem is not None:
-        warnings.warn(f"{name}: {problem}", stacklevel=2)
+        yield mono_block(block, name, level)
+    level.warn(name)
+
+
+def mono_block(block, name, level):
+    """
+    Averages the channels of a block.
+
+    Args:
+        block: (samples, channels), floating point; at least one sample.
+        name: for messages.
+        level: `Level` of the whole audio, which the block is added to.
+
+    Returns:
+        `np.ndarray`: (samples,) float32.
+
+    Raises:
+        ValueError: if samples are not finite.
+    """
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused by the next line
+        block = np.asarray(block, np.float32)
+    if not np.isfinite(block).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(block)).sum())} of {block.size} samples are not finite")
+    mono = block.mean(axis=1)
+    level.add(block, mono)
+    return mono
 
 
 class Level:
@@ -454,6 +480,12 @@ class Level:
         self.num_values += block.size
         if peak >= FULL_SCALE:
             self.num_clipped += int(((np.abs(block[1:]) >= FULL_SCALE) & (block[1:] == block[:-1])).sum())
+
+    def warn(self, name):
+        """Warns of what is most likely wrong."""
+        problem = self.problem()
+        if problem is not None:
+            warnings.warn(f"{name}: {problem}", stacklevel=3)
 
     def problem(self):
         """What is most likely wrong, or `None`."""

@@ -3,6 +3,8 @@ The command `emoshare`: predicts clips, trains and evaluates models from the ter
 
     emoshare predict clip.wav folder/ --model ORG/NAME --output shares.csv
     emoshare serve ORG/NAME --port 8000
+    emoshare predict meeting.wav --segments turns.rttm --model ORG/NAME --output shares.TextGrid
+    emoshare embed clip.wav folder/ --model ORG/NAME --output embeddings.parquet
     emoshare evaluate --model ORG/NAME --dataset csv --data_dir DIR
     emoshare export ORG/NAME --output DIR --int8
     emoshare ensemble outputs/a outputs/b --dataset csv --data_dir DIR --output_dir outputs/ensemble
@@ -23,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
+TURN_SUFFIXES = (*OUTPUT_SUFFIXES, ".TextGrid", ".txt")
 HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 
 BROKEN_CLIPS, FAILED, INTERRUPTED = 1, 2, 130  # exit codes; argparse uses 2 for wrong arguments too
@@ -87,36 +90,100 @@ def _reason(error):
 
 def predict(arguments):
     """
-    `emoshare predict`: a row per clip, written as soon as it is predicted. Files that were broken or gave a warning are
-    listed at the end.
+    `emoshare predict`: a row per clip, written as soon as it is predicted; with `--segments` or `--vad`, a row per
+    turn, speaker and recording. Files that were broken or gave a warning are listed at the end.
     """
-    from transformers.utils.logging import tqdm
-
-    from .evaluation.clips import find_clips, predict_each, printable, shares_of
+    from .evaluation.clips import find_clips, predict_each, shares_of
     from .evaluation.predictions import PredictionsCsv, PredictionsJsonLines
 
+    suffix = f".{(arguments.output or '.csv').rpartition('.')[2].lower()}"
+    if arguments.tier and not arguments.segments:
+        arguments.fail("--tier: is for --segments FILE.TextGrid")
+    if arguments.segments or arguments.vad:
+        return _predict_conversations(arguments, suffix)
+    if suffix not in OUTPUT_SUFFIXES:
+        arguments.fail(
+            f"--output: got {arguments.output!r}; expected a name that ends in {' or '.join(OUTPUT_SUFFIXES)}, or "
+            "--segments or --vad, whose turns can be written there"
+        )
     clips = find_clips(arguments.inputs)
     emotion_share = _load_pipeline(arguments)
     labels = emotion_share.model.config.labels
-    is_json = arguments.output is not None and arguments.output.endswith(".jsonl")
+    with _open(arguments.output) as file:
+        predictions = (PredictionsJsonLines if suffix == ".jsonl" else PredictionsCsv)(file, labels)
+        results = predict_each(emotion_share, clips)
+        return _write_each(
+            arguments, len(clips), results, lambda clip, result: predictions.write(clip, shares_of(result, labels))
+        )
+
+
+def _predict_conversations(arguments, suffix):
+    from .conversations.segment_files import read_segments
+    from .conversations.turn_files import OF_ONE_RECORDING, TURN_WRITERS
+    from .conversations.voice_activity import SpeechDetector
+    from .evaluation.clips import find_clips, predict_conversations
+
+    clips = find_clips(arguments.inputs)
+    if len(clips) > 1 and (arguments.segments or suffix in OF_ONE_RECORDING):
+        flag = "--segments" if arguments.segments else f"--output: {arguments.output}"
+        raise ValueError(f"{flag}: is for one recording; got {len(clips)} files")
+    if arguments.segments:
+        segments = read_segments(arguments.segments, clips[0], arguments.tier)
+    else:
+        find_speech = SpeechDetector()
+    emotion_share = _load_pipeline(arguments)
+    if arguments.segments:  # an error in the one file of segments ends the command
+        results = ((clip, emotion_share(clip, segments=segments)) for clip in clips)
+    else:
+        results = predict_conversations(emotion_share, clips, find_speech)
+    with _open(arguments.output) as file:
+        turns = TURN_WRITERS[suffix](file, emotion_share.model.config.labels)
+        return _write_each(arguments, len(clips), results, turns.write)
+
+
+def embed(arguments):
+    """`emoshare embed`: a row per clip. Files that were broken or gave a warning are listed at the end."""
+    from .embeddings_emoshare import embedding_widths
+    from .evaluation.clips import find_clips, predict_each
+    from .evaluation.embeddings import embeddings_parquet
+
+    clips = find_clips(arguments.inputs)
+    emotion_share = _load_pipeline(arguments)
+    with embeddings_parquet(arguments.output, embedding_widths(emotion_share.model)) as add:
+        results = predict_each(emotion_share, clips, return_embedding=True)
+        return _write_each(arguments, len(clips), results, lambda clip, result: add(clip, result["embedding"]))
+
+
+def _write_each(arguments, number, results, write):
+    """
+    Writes what was predicted of each clip as soon as it is there. Broken clips are listed at the end.
+
+    Args:
+        arguments: of the command.
+        number: of clips.
+        results: iterator of (clip, result), where a result may be an exception.
+        write: function of a clip and its result.
+
+    Returns:
+        The exit code.
+    """
+    from transformers.utils.logging import tqdm
+
+    from .evaluation.clips import printable
+
     no_bar = arguments.output is None and os.isatty(1)  # rows on the terminal show the progress themselves
     broken = []
     try:
-        with (
-            _warnings_at_the_end(),
-            _open(arguments.output) as file,
-            tqdm(total=len(clips), unit=" clips", disable=no_bar) as progress,
-        ):
-            predictions = (PredictionsJsonLines if is_json else PredictionsCsv)(file, labels)
-            for clip, result in predict_each(emotion_share, clips):
+        with _warnings_at_the_end(), tqdm(total=number, unit=" clips", disable=no_bar) as progress:
+            for clip, result in results:
                 if isinstance(result, Exception):
                     broken.append(printable(f"{clip}: {_reason(result).removeprefix(f'{clip}: ')}"))
                 else:
-                    predictions.write(clip, shares_of(result, labels))
+                    write(clip, result)
                 progress.update()
     finally:
         if broken:
-            summary = f"\n{len(broken)} of {len(clips)} files could not be predicted:"
+            summary = f"\n{len(broken)} of {number} files could not be predicted:"
             print(summary, *broken, sep="\n  ", file=sys.stderr)
     return BROKEN_CLIPS if broken else 0
 
@@ -419,6 +486,7 @@ def _parser():
     of_model, on_corpus = _model_flags("--model", batch_size=1), _corpus_flags()
     _add_predict(commands, [of_model])
     _add_serve(commands, [_model_flags("model", batch_size=8)])
+    _add_embed(commands, [of_model])
     _add_evaluate(commands, [of_model, on_corpus])
     _add_export(commands)
     _add_ensemble(commands, [on_corpus])
@@ -478,9 +546,40 @@ def _add_predict(commands, parents):
         "--output",
         type=_output,
         metavar="FILE",
-        help="FILE.csv (filename, a column per emotion) or FILE.jsonl; CSV to standard output if not given",
+        help="FILE.csv (filename, a column per emotion) or FILE.jsonl; CSV to standard output if not given. Of turns "
+        "also FILE.TextGrid (Praat) or FILE.txt (labels for Audacity)",
     )
-    command.set_defaults(run=predict)
+    turns = command.add_mutually_exclusive_group()
+    turns.add_argument(
+        "--segments",
+        metavar="FILE",
+        help="who speaks when in the recording: .rttm, .TextGrid, .csv (start, end, speaker), .srt, or Audacity's "
+        "labels (.txt); predicts each turn, each speaker and the whole",
+    )
+    turns.add_argument(
+        "--vad", action="store_true", help="predict each stretch of speech that Silero's detector finds, and the whole"
+    )
+    command.add_argument(
+        "--tier", nargs="+", metavar="NAME", help="tiers of a TextGrid that hold turns, by speaker (default: all)"
+    )
+    command.set_defaults(run=predict, fail=command.error)
+
+
+def _add_embed(commands, parents):
+    command = commands.add_parser(
+        "embed",
+        parents=parents,
+        help="the embeddings of clips",
+        description="Writes a row for each clip: what each emotion's regressor takes, and the mean of the backbone's "
+        "frame features. Broken files are listed at the end, and the exit code is then 1 (2: nothing could be done; "
+        "130: interrupted).",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
+    )
+    command.add_argument("--output", type=_parquet, metavar="FILE.parquet", required=True, help="file to write")
+    command.set_defaults(run=embed)
 
 
 def _add_evaluate(commands, parents):
@@ -601,8 +700,16 @@ def _port(text):
 
 
 def _output(path):
-    if not path.endswith(OUTPUT_SUFFIXES):
-        raise argparse.ArgumentTypeError(f"got {path!r}; expected a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
+    return _ending(path, *TURN_SUFFIXES)
+
+
+def _parquet(path):
+    return _ending(path, ".parquet")
+
+
+def _ending(path, *suffixes):
+    if not path.lower().endswith(tuple(suffix.lower() for suffix in suffixes)):
+        raise argparse.ArgumentTypeError(f"got {path!r}; expected a name that ends in {' or '.join(suffixes)}")
     return path
 
 

@@ -1,33 +1,41 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import GeneratorType
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
 # Remote code is copied to where it runs by following relative imports: the model and the feature extractor are imported
 # for that.
 from .audio_emoshare import audio_blocks, audio_name, load_audio
+from .embeddings_emoshare import BACKBONE, embeddings_noted
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .modeling_emoshare import EmoShareModel
 from .passes_emoshare import CLIPS_PER_CPU_PASS, passes
 from .repository_emoshare import copy_card, create_repository, publish_folder
+from .segments_emoshare import checked_turns, conversation, turn_windows
+from .stream_emoshare import EmotionShareStream
 from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
 from .windows_emoshare import average_by_duration, stream_windows
 
-__all__ = ["EmotionSharePipeline", "load_audio"]
+__all__ = ["EmotionSharePipeline", "EmotionShareStream", "load_audio"]
 
 # Batches that are read ahead, so that windows of similar length can run together: with eight, little is padded.
 BATCHES_READ_AHEAD = 8
 # The largest fraction of a batch that is padding, on which heads compute, too.
 MOST_PADDING = 0.35
+# What goes past the model, from `preprocess` to `postprocess`; embeddings are added to it under a name that begins so.
+OF_WINDOW = ("is_last", "num_samples", "first", "part", "turn")
+EMBEDDING = "embedding of "
 
 
 class EmotionSharePipeline(ChunkPipeline):
@@ -58,6 +66,13 @@ class EmotionSharePipeline(ChunkPipeline):
     >>> emotion_share("clip.wav", return_interval=True, listeners=20)
     [{'label': 'Calmness', 'score': 0.41, 'interval': [0.2, 0.6]}, ...]
     ```
+
+    Of a conversation whose turns are known, it predicts each turn, each speaker and the whole:
+
+    ```python
+    >>> emotion_share("meeting.wav", segments=[{"start": 0.5, "end": 3.2, "speaker": "Ada"}, ...])["speakers"]["Ada"]
+    [{'label': 'Interest', 'score': 0.37}, ...]
+    ```
     """
 
     _load_feature_extractor = True
@@ -71,10 +86,15 @@ class EmotionSharePipeline(ChunkPipeline):
             raise ValueError(f"the emotion-share pipeline needs an EmoShare model; got {model.config.model_type!r}")
         super().__init__(model=model, feature_extractor=feature_extractor, **kwargs)
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs, segments=None, **kwargs):
         """
         Args:
             inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
+            segments (`list[dict]`, *optional*): the turns of one recording, in any order, which may overlap: `"start"`
+                and `"end"` in seconds and, if known, `"speaker"`. Each is cut out of the recording at the feature
+                extractor's sampling rate, from the sample nearest to its start to the one nearest to its end, and
+                predicted as a clip of its own. The recording is read once, in blocks. A turn that is shorter than the
+                model needs gets no shares, and is warned of.
             strict (`bool`, *optional*, defaults to `False`): refuse a file that holds less than it promises, because it
                 was cut off or is damaged; otherwise what can be decoded of it is heard, with a warning that names the
                 file. As in `load_audio`, which also says what else is warned of.
@@ -86,32 +106,68 @@ class EmotionSharePipeline(ChunkPipeline):
                 model was trained on, if not given, and no more than that.
             stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
                 of the clip, that are heard but not counted: windows overlap by twice this.
+            hop_length_s (`float`, *optional*): instead of a stride: each window counts for so many seconds, and hears
+                these and what is before them, up to `chunk_length_s`; as `EmotionShareStream` does.
             return_timeline (`bool`, *optional*): return the shares of each window too.
             return_attention (`bool`, *optional*): return what each emotion's head attended to.
             return_interval (`bool`, *optional*): return a 90 % interval of each share, as `share_intervals` makes it.
                 Of a clip of several windows, it comes from the average of their concentrations by duration.
+            return_embedding (`bool`, *optional*): return what each emotion's regressor takes, and the mean of the
+                backbone's frame features.
             listeners (`int`, *optional*, defaults to 20): size of the panel whose shares the intervals are of.
 
         Returns:
             `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first, and `"interval":
-            [low, high]` where these were asked for. With a timeline or attention, a dict with this list as `"shares"`,
-            and
+            [low, high]` where these were asked for. With a timeline, attention or embedding, a dict with this list as
+            `"shares"`, and
 
             - `"timeline"`: `{"start": float, "end": float, "shares": {label: float}}` for the part of each window that
               counts, in seconds. The clip's shares are their average by duration.
             - `"attention"`: `"time"`, the seconds of the steps, and for each label its weights at these times. In a
               clip of one window they sum to 1; those of several windows are weighted by the windows' durations.
+            - `"embedding"`: for each label (width,) float32, what pooling over time gave to the feed-forward network
+              of its head; and under `"backbone"` (feature_size,) float32, the mean of the frame features that the heads
+              take (without a backbone, of the acoustic features; of `backbone_layer="weighted"`, over all layers).
+              Those of several windows are averaged by duration.
+
+            With segments, a dict with
+
+            - `"turns"`: in the order of the segments, `"start"`, `"end"` and `"speaker"` as they were given, and what
+              the clip would have: its `"shares"`, and `"timeline"`, `"attention"` (in seconds of the recording) and
+              `"embedding"` if asked for. `"shares"` are `None` for a turn that is too short.
+            - `"speakers"`: the shares of each speaker, `{speaker: list}`: of all turns, averaged by duration.
+            - `"shares"`: those of all turns, averaged by duration.
 
             A list for a list; an iterator for a generator or dataset.
 
         Raises:
-            ValueError: on a length that does not fit, on `return_attention` for a model without attention, and on
-                `return_interval` for one whose loss knows no concentrations.
+            ValueError: on a length that does not fit, on `return_attention` for a model without attention, on
+                `return_interval` for one whose loss knows no concentrations, and on segments for several clips or that
+                do not begin before they end, or end more than 10 ms after the recording.
             ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
+        if segments is not None:
+            return self._conversation(inputs, segments, **kwargs)
         if isinstance(inputs, list) and not inputs:  # Transformers looks at the first one
             return []
         return super().__call__(inputs, **kwargs)
+
+    def _conversation(self, recording, segments, **kwargs):
+        if isinstance(recording, list | Dataset | GeneratorType):
+            raise ValueError(f"segments: are those of one recording; got a {type(recording).__name__} of them")
+        extractor = self.feature_extractor
+        turns = checked_turns(segments, extractor.sampling_rate, extractor.min_samples)
+        if any(turn.is_heard for turn in turns):
+            return super().__call__(recording, turns=turns, **kwargs)
+        # Transformers expects at least one window. All else is checked, and the recording read, as if there were some.
+        options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
+        preprocess, _, _ = self._sanitize_parameters(turns=turns, **options)
+        windows = self.preprocess(recording, **{**self._preprocess_params, **preprocess})
+        return self.postprocess(list(windows), turns=turns)
+
+    def stream(self, **options):
+        """An `EmotionShareStream` that predicts by this pipeline; `options` are its other arguments."""
+        return EmotionShareStream(self, **options)
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -170,6 +226,9 @@ class EmotionSharePipeline(ChunkPipeline):
         strict=None,
         return_interval=None,
         listeners=None,
+        hop_length_s=None,
+        return_embedding=None,
+        turns=None,
     ):
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise ValueError(f"top_k: got {top_k!r}; expected a whole number, 1 or more")
@@ -182,12 +241,20 @@ class EmotionSharePipeline(ChunkPipeline):
             )
         if listeners is not None and not (isinstance(listeners, int) and 1 <= listeners <= MOST_LISTENERS):
             raise ValueError(f"listeners: got {listeners!r}; expected a whole number from 1 to {MOST_LISTENERS}")
-        preprocess = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, "strict": strict}
-        forward = {"output_attentions": return_attention}
+        preprocess = {
+            "chunk_length_s": chunk_length_s,
+            "stride_length_s": stride_length_s,
+            "hop_length_s": hop_length_s,
+            "strict": strict,
+            "turns": turns,
+        }
+        forward = {"output_attentions": return_attention, "return_embedding": return_embedding}
         postprocess = {
             "top_k": top_k,
             "return_timeline": return_timeline,
             "return_attention": return_attention,
+            "return_embedding": return_embedding,
+            "turns": turns,
             "return_interval": return_interval,
             "listeners": listeners,
         }
@@ -214,22 +281,16 @@ class EmotionSharePipeline(ChunkPipeline):
             windows, forward = BatchesByLength(windows, partial(self.run_batch, **forward_params), batch_size), dict
         return PipelineIterator(PipelinePackIterator(windows, forward, {}), self.postprocess, postprocess_params)
 
-    def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0, strict=False):
-        extractor = self.feature_extractor
-        chunk, stride = self._checked_lengths(chunk_length_s, stride_length_s)
-        blocks = audio_blocks(audio, extractor.sampling_rate, strict)
-        for window in stream_windows(blocks, chunk, extractor.min_samples, stride):
-            try:
-                features = extractor(window.waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            except ValueError as error:
-                raise ValueError(f"{audio_name(audio)}: {error}") from error
-            yield {
-                "is_last": window.is_last,
-                "num_samples": len(window.waveform),
-                "first": window.first,
-                "part": (window.start, window.end),
-                **features,
-            }
+    def preprocess(self, audio, chunk_length_s=None, stride_length_s=0.0, hop_length_s=None, strict=False, turns=None):
+        cutting = self.cutting(chunk_length_s, stride_length_s, hop_length_s)
+        sampling_rate = self.feature_extractor.sampling_rate
+        blocks = audio_blocks(audio, sampling_rate, strict)
+        if turns is None:
+            for window in stream_windows(blocks, *cutting):
+                yield self.window_inputs(window, audio_name(audio))
+        else:
+            for turn, window in turn_windows(blocks, turns, sampling_rate, cutting):
+                yield {"turn": turn, **self.window_inputs(window, turns[turn].place)}
 
     def run_batch(self, windows, **forward_params):
         """
@@ -251,8 +312,23 @@ class EmotionSharePipeline(ChunkPipeline):
             for row in range(len(windows))
         ]
 
-    def _checked_lengths(self, chunk_length_s, stride_length_s):
-        """Both in samples."""
+    def window_inputs(self, window, name):
+        """What `forward` takes for a `Window`; errors begin with `name`."""
+        extractor = self.feature_extractor
+        try:
+            features = extractor(window.waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return {
+            "is_last": window.is_last,
+            "num_samples": len(window.waveform),
+            "first": window.first,
+            "part": (window.start, window.end),
+            **features,
+        }
+
+    def cutting(self, chunk_length_s=None, stride_length_s=0.0, hop_length_s=None):
+        """The arguments of `WindowCutter`, checked."""
         extractor = self.feature_extractor
         if chunk_length_s is None:
             chunk_length_s = extractor.chunk_length_s
@@ -268,11 +344,19 @@ class EmotionSharePipeline(ChunkPipeline):
                 f"stride_length_s: got {stride_length_s}; expected 0 or more, and less than half of chunk_length_s, "
                 f"{chunk_length_s} s"
             )
-        return chunk, stride
+        hop = None if hop_length_s is None else round(hop_length_s * extractor.sampling_rate)
+        if hop is not None and (stride > 0 or not 2 * extractor.min_samples <= hop <= chunk):
+            raise ValueError(
+                f"hop_length_s: got {hop_length_s}; expected {2 * extractor.min_samples / extractor.sampling_rate} to "
+                f"chunk_length_s, {chunk_length_s} s, and no stride_length_s"
+            )
+        return chunk, extractor.min_samples, stride, hop
 
-    def _forward(self, model_inputs, output_attentions=False):
-        window = {name: model_inputs.pop(name) for name in ("is_last", "num_samples", "first", "part")}
-        outputs = self.model(**model_inputs, output_attentions=output_attentions)
+    def _forward(self, model_inputs, output_attentions=False, return_embedding=False):
+        window = {name: model_inputs.pop(name) for name in OF_WINDOW if name in model_inputs}
+        with embeddings_noted(self.model) if return_embedding else nullcontext({}) as embeddings:
+            outputs = self.model(**model_inputs, output_attentions=output_attentions)
+        window.update({EMBEDDING + name: vectors for name, vectors in embeddings.items()})
         window["logits"] = outputs.logits
         if outputs.concentrations is not None:
             window["concentrations"] = outputs.concentrations
@@ -280,15 +364,23 @@ class EmotionSharePipeline(ChunkPipeline):
             window["attentions"] = outputs.attentions
         return window
 
-    def postprocess(
+    def postprocess(self, windows, turns=None, **options):
+        if turns is not None:
+            return conversation(windows, turns, partial(self._result, **options))
+        result = self._result(windows, **options)
+        return result if len(result) > 1 else result["shares"]
+
+    def _result(
         self,
         windows,
         top_k=None,
         return_timeline=False,
         return_attention=False,
+        return_embedding=False,
         return_interval=False,
         listeners=DEFAULT_LISTENERS,
     ):
+        """Of a clip: a dict with its shares, and what else was asked for."""
         sampling_rate = self.feature_extractor.sampling_rate
         labels = self.model.config.labels
         rows = _rows(windows, "logits")
@@ -312,7 +404,12 @@ class EmotionSharePipeline(ChunkPipeline):
             ]
         if return_attention:
             result["attention"] = self._attention(windows, labels, durations / durations.sum())
-        return result if return_timeline or return_attention else result["shares"]
+        if return_embedding:
+            result["embedding"] = {
+                name: average_by_duration(_rows(windows, EMBEDDING + name), durations)[0].astype(np.float32)
+                for name in (*labels, BACKBONE)
+            }
+        return result
 
     def _attention(self, windows, labels, fractions):
         """The weights of the steps in the part of each window that counts; `fractions` of the clip's duration."""

@@ -46,35 +46,61 @@ def resampled(blocks, from_rate, to_rate):
         full scale, whatever the blocks' lengths.
     """
     if from_rate == to_rate:
-        return blocks
+        yield from blocks
+        return
+    resampler = resampler_between(from_rate, to_rate)
+    blocks = iter(blocks)
+    block = next(blocks)
+    while block is not None:
+        following = next(blocks, None)
+        yield resampler.push(block, is_last=following is None)
+        block = following
+
+
+def resampler_between(from_rate, to_rate):
+    """
+    Args:
+        from_rate, to_rate (`int`): in Hz, as `checked_rate` returns them.
+
+    Returns:
+        An object whose `push(samples, is_last=False)` takes the next samples of a waveform, (samples,) float32, and
+        returns the new ones that do not depend on what follows, all of the rest if `is_last`.
+    """
     divisor = math.gcd(from_rate, to_rate)
     period, new_period = from_rate // divisor, to_rate // divisor
-    width = _width(period, new_period)
-    if new_period * (2 * width + period) <= MAX_KERNEL:
-        return _resampled_by_torchaudio(blocks, from_rate, to_rate)
-    return _resampled_by_taps(blocks, period, new_period)
+    if period == new_period:
+        return _Unchanged()
+    if new_period * (2 * _width(period, new_period) + period) <= MAX_KERNEL:
+        return _ByTorchaudio(_resampler(from_rate, to_rate), period, new_period)
+    return _ByTaps(period, new_period)
 
 
-def _resampled_by_torchaudio(blocks, from_rate, to_rate):
+class _Unchanged:
+    def push(self, samples, is_last=False):
+        return samples
+
+
+class _ByTorchaudio:
     """
     Its filter reaches `margin` samples to either side and repeats every `period` samples, so a cut changes nothing if
     it is at a multiple of `period`, and `margin` samples on the other side of it are resampled too and dropped.
     """
-    resample = _resampler(from_rate, to_rate)
-    period = from_rate // math.gcd(from_rate, to_rate)
-    new_period = to_rate // math.gcd(from_rate, to_rate)
-    margin = -(-resample.width // period) * period
-    blocks = iter(blocks)
-    # `kept` is the end of the previous block; its first `done` samples have been resampled, and are margin now.
-    block, kept, done = next(blocks), np.zeros(0, np.float32), 0
-    while block is not None:
-        following = next(blocks, None)
-        samples = np.concatenate([kept, block])
-        end = len(samples) if following is None else max((len(samples) - margin) // period * period, done)
-        new = resample(torch.from_numpy(samples[: end + margin])).numpy()
-        yield new[done // period * new_period : None if following is None else end // period * new_period]
-        first = max(end - margin, 0)
-        kept, done, block = samples[first:], end - first, following
+
+    def __init__(self, resample, period, new_period):
+        self.resample, self.period, self.new_period = resample, period, new_period
+        self.margin = -(-resample.width // period) * period
+        # `kept` is the end of what came before; its first `done` samples have been resampled, and are margin now.
+        self.kept, self.done = np.zeros(0, np.float32), 0
+
+    def push(self, samples, is_last=False):
+        samples, done = np.concatenate([self.kept, samples]), self.done
+        end = len(samples) if is_last else max((len(samples) - self.margin) // self.period * self.period, done)
+        first = max(end - self.margin, 0)
+        self.kept, self.done = samples[first:], end - first
+        if end == done:
+            return np.zeros(0, np.float32)
+        new = self.resample(torch.from_numpy(samples[: end + self.margin])).numpy()
+        return new[done // self.period * self.new_period : None if is_last else end // self.period * self.new_period]
 
 
 @lru_cache(maxsize=16)
@@ -82,20 +108,26 @@ def _resampler(from_rate, to_rate):
     return torchaudio.transforms.Resample(from_rate, to_rate)
 
 
-def _resampled_by_taps(blocks, period, new_period):
+class _ByTaps:
     """New sample j lies at j * period / new_period, and is made of the samples within `width` around that."""
-    taps, width = _taps(period, new_period), _width(period, new_period)
-    samples, first = np.zeros(width, np.float32), -width  # `first`: where `samples` begins in the waveform
-    done = length = 0  # new samples that were yielded, and samples that were read
-    for block in blocks:
-        samples, length = np.concatenate([samples, block]), length + len(block)
-        ready = max(-(-(length - width) * new_period // period), done)  # new samples whose taps have all been read
-        yield _apply_taps(samples, first, done, ready, taps, period)
-        done = ready
-        unused = max(done * period // new_period - width - first, 0)
-        samples, first = samples[unused:], first + unused
-    samples = np.concatenate([samples, np.zeros(width + 1, np.float32)])
-    yield _apply_taps(samples, first, done, -(-length * new_period // period), taps, period)
+
+    def __init__(self, period, new_period):
+        self.period, self.new_period = period, new_period
+        self.taps, self.width = _taps(period, new_period), _width(period, new_period)
+        self.samples, self.first = np.zeros(self.width, np.float32), -self.width  # `first`: where they begin
+        self.done = self.length = 0  # new samples that were returned, and samples that came in
+
+    def push(self, samples, is_last=False):
+        self.length += len(samples)
+        end = np.zeros(self.width + 1 if is_last else 0, np.float32)
+        self.samples = np.concatenate([self.samples, samples, end])
+        known = self.length if is_last else self.length - self.width
+        ready = max(-(-known * self.new_period // self.period), self.done)  # new samples all of whose taps have come in
+        new = _apply_taps(self.samples, self.first, self.done, ready, self.taps, self.period)
+        self.done = ready
+        unused = max(self.done * self.period // self.new_period - self.width - self.first, 0)
+        self.samples, self.first = self.samples[unused:], self.first + unused
+        return new
 
 
 def _apply_taps(samples, first, start, end, taps, period):

@@ -5,8 +5,10 @@ Convolutions over the waveform, a positional convolution and Transformer layers.
 padding reaches a clip's frames in several ways; here a clip has the same frames alone and in any batch.
 """
 
+import copy
 from types import MethodType
 
+import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.masking_utils import create_bidirectional_mask

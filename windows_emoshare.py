@@ -41,56 +41,88 @@ class Window(NamedTuple):
     is_last: bool
 
 
-def stream_windows(blocks, longest, shortest, stride=0):
+def stream_windows(blocks, longest, shortest, stride=0, hop=None):
     """
-    Cuts a clip by the rule of `cut` while it is read, so that a long clip never lies in memory as a whole.
+    Cuts a clip while it is read, so that a long clip never lies in memory as a whole.
 
     Args:
         blocks: iterable of (samples,) float32, the clip from its beginning to its end.
-        longest: the most samples that the model hears at once.
-        shortest: least number of samples in the last of several windows.
-        stride: samples at either end of a window that are heard but not counted, except at the ends of the clip. What
-            is left, `longest - 2 * stride`, must be at least twice `shortest`.
+        longest, shortest, stride, hop: as in `WindowCutter`.
 
     Yields:
         `Window`: those of one clip count for all of it, without overlap.
     """
-    clip = _Reader(blocks)
-    # A clip of one window is heard as a whole, and leaves nothing out.
-    step = longest if clip.read_to(longest + 1) <= longest else longest - 2 * stride
-    start, is_last = 0, False
-    while not is_last:
-        # With this many samples after the window, its end does not depend on what follows.
-        num_samples = clip.read_to(start + step + max(shortest, stride))
-        end = start + cut(num_samples - start, step, shortest)[0][1]
-        first, last, is_last = max(start - stride, 0), min(end + stride, num_samples), end == num_samples
-        yield Window(clip.take(first, last), first, start, end, is_last)
-        start = end
+    cutter = WindowCutter(longest, shortest, stride, hop)
+    for block in blocks:
+        yield from cutter.push(block)
+    yield from cutter.finish()
 
 
-class _Reader:
-    """A clip that is read as far as needed, and forgotten up to where it is no longer needed."""
+class WindowCutter:
+    """
+    Cuts a clip by the rule of `cut` while its samples come in. It keeps what the next window may hear, and no more.
 
-    def __init__(self, blocks):
-        self.blocks = iter(blocks)
-        self.samples = np.zeros(0, dtype=np.float32)
-        self.start = 0  # of `samples` in the clip
+    Args:
+        longest: the most samples that the model hears at once.
+        shortest: least number of samples in the last of several windows.
+        stride: samples at either end of a window that are heard but not counted, except at the ends of the clip. What
+            is left, `longest - 2 * stride`, must be at least twice `shortest`. A clip of up to `longest` samples is one
+            window, which leaves nothing out.
+        hop: instead of a stride: each window counts for its last `hop` samples alone, from twice `shortest` to
+            `longest`, and hears up to `longest`. So it is complete as soon as what it counts for is over, also at the
+            beginning of a clip, where there is little to hear before that.
+    """
 
-    def read_to(self, end):
-        """Reads up to the sample `end`, or to the end of the clip; returns how many samples have been read so far."""
-        blocks, missing = [self.samples], end - self.start - len(self.samples)
-        while missing > 0 and (block := next(self.blocks, None)) is not None:
-            blocks.append(block)
-            missing -= len(block)
-        if len(blocks) > 1:
-            self.samples = np.concatenate(blocks)
-        return self.start + len(self.samples)
+    def __init__(self, longest, shortest, stride=0, hop=None):
+        self.longest, self.shortest = longest, shortest
+        self.before, self.after = (stride, stride) if hop is None else (longest - hop, 0)
+        self.step = hop  # what a window counts for; `None` until it shows that the clip has several windows
+        self.blocks = []  # that have come in since the last window, behind what is kept for the next one
+        self.first = 0  # sample of the clip that `blocks` begin with
+        self.num_samples = 0  # of the clip so far
+        self.start = 0  # of what the next window counts for
 
-    def take(self, first, last):
-        """Samples `first` to `last` of the clip; those before `first` are forgotten."""
-        self.samples = self.samples[first - self.start :]
-        self.start = first
-        return self.samples[: last - first]
+    def push(self, samples):
+        """
+        Args:
+            samples: (samples,) float32, the next of the clip.
+
+        Returns:
+            `list[Window]`: the windows that do not depend on what follows, and have not been returned before.
+        """
+        self.blocks.append(samples)
+        self.num_samples += len(samples)
+        if self.step is None and self.num_samples > self.longest:
+            self.step = self.longest - self.before - self.after
+        if self.step is None:
+            return []
+        windows, enough = [], self.step + max(self.shortest, self.after)
+        while self.num_samples - self.start >= enough:
+            windows.append(self._next(self.start + self.step))
+        if windows:
+            self.blocks = [block.copy() for block in self.blocks]  # a view would keep all of what it is a part of
+        return windows
+
+    def finish(self):
+        """
+        Returns:
+            `list[Window]`: the last ones; the clip is over.
+        """
+        step = self.longest if self.step is None else self.step
+        ends = [self.start + end for _, end in cut(self.num_samples - self.start, step, self.shortest)]
+        return [self._next(end) for end in ends]
+
+    def _next(self, end):
+        """The window that counts up to this sample; what only it hears is forgotten."""
+        samples = self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks)
+        first, last = max(self.start - self.before, 0), min(end + self.after, self.num_samples)
+        window = Window(
+            samples[first - self.first : last - self.first], first, self.start, end, end == self.num_samples
+        )
+        self.start = end
+        kept = max(end - self.before, 0)
+        self.blocks, self.first = [samples[kept - self.first :]], kept
+        return window
 
 
 def average_by_duration(shares, durations, clips=None, num_clips=1):

@@ -1,6 +1,7 @@
 """Predicts audio files: finds them in folders, and predicts many of them past those that are broken."""
 
 import os
+import warnings
 
 import soundfile
 
@@ -93,6 +94,29 @@ def _note_what_is_read(clips, read):
     for clip in clips:
         read.append(clip)
         yield clip
+
+
+def predict_conversations(emotion_share, recordings, find_speech):
+    """
+    Predicts the speech in recordings, one after the other, and continues after those that are broken.
+
+    Args:
+        emotion_share: `EmotionSharePipeline`.
+        recordings: paths of audio files.
+        find_speech: function of a path to its segments.
+
+    Yields:
+        Each recording, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised. One
+        without speech is warned of.
+    """
+    for recording in recordings:
+        try:
+            segments = find_speech(recording)
+            if not segments:
+                warnings.warn(f"{recording}: no speech was found", stacklevel=2)
+            yield recording, emotion_share(recording, segments=segments)
+        except (ValueError, OSError) as error:
+            yield recording, error
 
 
 def shares_of(result, labels):

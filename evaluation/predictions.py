@@ -91,11 +91,15 @@ class PredictionsJsonLines:
 
     def write(self, filename, shares):
         """Adds a clip's line; `shares` in the order of the labels."""
-        row = {FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}
-        line = json.dumps(row, ensure_ascii=False)
-        if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
-            line = json.dumps(row)  # what is not UTF-8 in a name, Python holds as lone surrogates: JSON can escape them
-        self.file.write(line + "\n")
+        self.file.write(json_line({FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}))
+
+
+def json_line(row):
+    """A row of JSON lines."""
+    line = json.dumps(row, ensure_ascii=False)
+    if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
+        line = json.dumps(row)  # what is not UTF-8 in a name, Python holds as lone surrogates: JSON can escape them
+    return line + "\n"
 
 
 def write_predictions(path, filenames, shares, labels):

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from contextlib import contextmanager
 
+import altair
 import gradio
 import numpy as np
 import pytest
@@ -101,18 +103,23 @@ def space(tmp_path_factory, model_folder):
 
 
 @pytest.fixture(scope="module")
-def browser(wav):
-    """Debian's Chromium, without a window. What its microphone hears is `wav`, again and again."""
+def launch():
+    """Starts Debian's Chromium, without a window. What its microphone hears is a WAV file, again and again."""
     executable = shutil.which("chromium")
     if executable is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=[*microphone, f"--use-file-for-fake-audio-capture={wav}"]
+        yield lambda heard: playwright.chromium.launch(
+            executable_path=executable, args=[*microphone, f"--use-file-for-fake-audio-capture={heard}"]
         )
-        yield browser
-        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(launch, wav):
+    browser = launch(wav)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -204,6 +211,84 @@ def test_a_recording_is_heard(page, space, emotion_share):
     recording = max((space[0] / "clips").rglob("*.wav"), key=lambda path: path.stat().st_mtime)
     assert soundfile.info(recording).duration > 1
     assert shares == pytest.approx(shares_of(emotion_share(str(recording))), abs=1e-5)
+
+
+def test_shares_are_drawn_while_somebody_speaks(page):
+    page.get_by_role("tab", name="Live").click()
+    page.locator("#live").get_by_text("It hears little.").wait_for()
+    page.locator("#microphone").get_by_role("button", name="Speak").click()
+    start = time.monotonic()
+    cells = page.locator("#live_timeline .mark-rect.role-mark path")
+    expect(cells).to_have_count(3 * 9, timeout=30_000)  # cells of three seconds
+    page.locator("#microphone").get_by_role("button", name="Stop").click()
+    seconds = time.monotonic() - start
+    page.wait_for_timeout(1500)
+    # What was spoken is there to its end, and nothing besides: none of it is lost, or heard twice.
+    assert abs(cells.count() / 9 - seconds) < 2
+    bars = page.locator("#live_shares [aria-roledescription=bar]")
+    labels = bars.evaluate_all("bars => bars.map(bar => bar.getAttribute('aria-label'))")
+    assert [label.partition("emotion: ")[2] for label in labels] == list(EMOTIONS)
+    assert page.locator("[role=alert]:not(:empty)").count() == 0
+
+
+def pieces(waveform, sampling_rate, sizes):
+    """A recording as the browser sends it."""
+    ends = np.cumsum(sizes)
+    for number, samples in enumerate(np.split((waveform * 32767).astype(np.int16), ends)):
+        yield {
+            "samples": b64encode(samples.tobytes()).decode(),
+            "sampling_rate": sampling_rate,
+            "is_first": number == 0,
+            "is_last": number == len(sizes),
+        }
+
+
+def test_live_shares_are_those_of_the_whole_recording(emotion_share):
+    waveform = speech(9.5, sampling_rate=48000)
+    expected = emotion_share((48000, (waveform * 32767).astype(np.int16)), hop_length_s=1.0, return_timeline=True)
+    heard, charts = None, []
+    for piece in pieces(waveform, 48000, [24000] * 10 + [100_000]):
+        heard, alert, *drawn = app.listen(emotion_share, heard, piece)
+        assert alert == ""
+        charts += [drawn] if isinstance(drawn[0], altair.TopLevelMixin) else []
+    bars, cells = (chart.to_dict()["data"]["values"] for chart in charts[-1])
+    last = expected["timeline"][-1]["shares"]
+    assert {bar["label"]: bar["score"] for bar in bars} == pytest.approx(last, abs=1e-5)
+    assert len(cells) == 10 * 9
+    for window in expected["timeline"]:
+        drawn = {cell["emotion"]: cell["value"] for cell in cells if cell["start"] == window["start"]}
+        assert drawn == pytest.approx(window["shares"], abs=1e-5)
+
+
+def test_of_a_long_recording_the_last_minute_is_drawn_and_ten_minutes_are_heard(emotion_share, monkeypatch):
+    monkeypatch.setattr(type(emotion_share), "forward", lambda self, inputs: {**inputs, "logits": torch.zeros(1, 9)})
+    heard, (first, *further) = None, pieces(np.full(601 * 1000, 0.1), 1000, [30_000] * 20)
+    for piece in (first, *further[:-1]):
+        heard, alert, _, chart = app.listen(emotion_share, heard, piece)
+        assert "The shares are 30 seconds behind." in alert  # so much in one piece
+    cells = chart.to_dict()
+    assert cells["encoding"]["x"]["scale"]["domain"] == [539.0, 599.0]
+    assert len(cells["data"]["values"]) == 60 * 9
+    heard, *_ = app.listen(emotion_share, heard, {**further[-1], "is_last": False})
+    with pytest.raises(ValueError, match="A recording may last 10 minutes"):
+        app.listen(emotion_share, heard, further[-1])
+
+
+def test_a_microphone_that_hears_nothing_is_said(emotion_share):
+    (piece,) = pieces(np.zeros(48000), 48000, [])
+    assert "What it hears is digital silence" in app.listen(emotion_share, None, piece)[1]
+    with pytest.raises(ValueError, match="begin again"):
+        app.listen(emotion_share, None, {**piece, "is_first": False})
+
+
+def test_a_model_of_an_earlier_version_has_no_live_page(emotion_share, monkeypatch):
+    def parts():
+        return {block.elem_id for block in app.page(emotion_share, None).blocks.values()}
+
+    assert {"clip", "microphone"} <= parts()
+    monkeypatch.delattr(EmotionSharePipeline, "stream")
+    assert "clip" in parts()
+    assert "microphone" not in parts()
 
 
 def test_the_cards_limits_and_a_synthetic_corpus_are_in_view(page):
@@ -394,13 +479,20 @@ def test_a_missing_model_is_one_clear_message(tmp_path, model_folder, monkeypatc
         assert "\n" not in str(exit.value)
 
 
-@pytest.mark.skipif("EMOSHARE_SCREENSHOT" not in os.environ, reason="made on request: make screenshot")
-def test_the_screenshot_shows_the_trained_model(browser, tmp_path):
+@pytest.mark.skipif("EMOSHARE_SCREENSHOTS" not in os.environ, reason="made on request: make screenshot")
+def test_the_screenshots_show_the_trained_model(launch, tmp_path):
     shutil.copy(ROOT / "app.py", tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (voices,) = (ROOT / "examples").glob("Synthetic voices*")
+    soundfile.write(tmp_path / "heard.wav", *soundfile.read(voices))
+    folder, browser = ROOT / os.environ["EMOSHARE_SCREENSHOTS"], launch(tmp_path / "heard.wav")
     with serving(tmp_path, ROOT / "outputs" / "demo") as url:
         page = opened(browser, url, [])
         page.get_by_role("button", name="Synthetic voices").click()
         page.locator("#timeline .mark-text.role-mark text").first.wait_for()
-        page.screenshot(path=ROOT / os.environ["EMOSHARE_SCREENSHOT"], full_page=True)
-        page.close()
+        page.screenshot(path=folder / "demo.png", full_page=True)
+        page.get_by_role("tab", name="Live").click()
+        page.locator("#microphone").get_by_role("button", name="Speak").click()
+        expect(page.locator("#live_timeline .mark-rect.role-mark path")).to_have_count(9 * 40, timeout=60_000)
+        page.screenshot(path=folder / "live.png", full_page=True)
+    browser.close()

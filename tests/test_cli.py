@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -423,6 +424,120 @@ def test_closed_standard_output_is_said(model_folder, wav, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdout", None)  # as `>&-` leaves it
     assert main(["predict", str(wav), "--model", str(model_folder)]) == 2
     assert "error: standard output is closed; expected --output FILE" in capfd.readouterr().err
+
+
+# predict: conversations
+
+
+@pytest.fixture(scope="module")
+def meeting(tmp_path_factory):
+    """A recording of 5 s, and the file of its turns."""
+    folder = tmp_path_factory.mktemp("meeting")
+    (folder / "turns.csv").write_text("start,end,speaker\n3.0,4.5,Ada\n0.5,2.0,Bo\n1.5,3.0,Ada\n")
+    return Path(write_clip(folder / "meeting.wav", 5.0, sampling_rate=22050)), folder / "turns.csv"
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_turns_speakers_and_the_whole_are_the_pipelines(batch_size, emotion_share, model_folder, meeting, tmp_path):
+    recording, turns = meeting
+    arguments = [str(recording), "--model", str(model_folder), "--segments", str(turns), "--batch_size", batch_size]
+    assert main(["predict", *arguments, "--output", str(tmp_path / "shares.csv")]) == 0
+    segments = [
+        {"start": float(start), "end": float(end), "speaker": speaker} for start, end, speaker in read_csv(turns)[1:]
+    ]
+    expected = emotion_share(str(recording), segments=segments)
+    header, *rows = read_csv(tmp_path / "shares.csv")
+    assert header == ["filename", "unit", "start", "end", "speaker", *EMOTIONS]
+    assert [row[:5] for row in rows] == [
+        [str(recording), "turn", "3.000000", "4.500000", "Ada"],
+        [str(recording), "turn", "0.500000", "2.000000", "Bo"],
+        [str(recording), "turn", "1.500000", "3.000000", "Ada"],
+        [str(recording), "speaker", "", "", "Ada"],
+        [str(recording), "speaker", "", "", "Bo"],
+        [str(recording), "recording", "", "", ""],
+    ]
+    units = [*(turn["shares"] for turn in expected["turns"]), *expected["speakers"].values(), expected["shares"]]
+    for row, shares in zip(rows, units, strict=True):
+        scores = {share["label"]: share["score"] for share in shares}
+        assert [float(share) for share in row[5:]] == pytest.approx([scores[label] for label in EMOTIONS], abs=1e-5)
+    for suffix in ("jsonl", "TextGrid", "txt"):
+        assert main(["predict", *arguments, "--output", str(tmp_path / f"shares.{suffix}")]) == 0
+    for suffix in ("csv", "TextGrid", "txt"):  # which are files of segments again
+        arguments[4] = str(tmp_path / f"shares.{suffix}")
+        assert main(["predict", *arguments, "--output", str(tmp_path / "again.csv")]) == 0
+        assert sorted(read_csv(tmp_path / "again.csv")) == sorted([header, *rows])
+
+
+def test_speech_that_is_found_is_predicted_in_each_recording(emotion_share, model_folder, tmp_path, capfd):
+    clips = [str(tmp_path / f"{number}.wav") for number in range(2)]
+    silence, broken = tmp_path / "2.wav", tmp_path / "3.wav"
+    pause = np.full(24000, 0.0001)
+    for clip in clips:
+        soundfile.write(clip, np.concatenate([pause, speech(2.0), pause]), 16000)
+    soundfile.write(silence, pause, 16000)
+    broken.write_text("no audio")
+    output = tmp_path / "shares.jsonl"
+    assert main(["predict", str(tmp_path), "--model", str(model_folder), "--vad", "--output", str(output)]) == 1
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [(row["filename"], row["unit"]) for row in rows] == [
+        *((clip, unit) for clip in clips for unit in ("turn", "recording")),
+        (str(silence), "recording"),
+    ]
+    found = {"start": rows[0]["start"], "end": rows[0]["end"]}
+    expected = {share["label"]: share["score"] for share in emotion_share(clips[0], segments=[found])["shares"]}
+    assert rows[0]["shares"] == pytest.approx(expected, abs=1e-5)
+    assert rows[-1]["shares"] is None
+    errors = capfd.readouterr().err
+    assert f"Warnings:\n  {silence}: no speech was found\n" in errors
+    assert f"1 of 4 files could not be predicted:\n  {broken}: not an audio file" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "turns", "code", "message"),
+    [
+        (["--segments", "t.csv"], "start,end\n1,2\n3,2.5\n", 2, "t.csv, row 3: starts at 3.000 s and ends at 2.500 s"),
+        (["--segments", "t.csv"], "start,end\n1,2\n4,6\n", 2, "t.csv, row 3: 4.000 to 6.000 s is past the end of the"),
+        (["--segments", "t.csv", "--tier", "a"], "start,end\n1,2\n", 2, "--tier: is for a TextGrid; got t.csv"),
+        (["--segments", "none.csv"], "", 2, "none.csv: No such file or directory"),
+        (
+            ["--segments", "t.csv", "meeting.wav", "."],
+            "start,end\n1,2\n",
+            2,
+            "--segments: is for one recording; got 2 files",
+        ),
+        (["--vad", ".", "--output", "a.TextGrid"], "", 2, "--output: a.TextGrid: is for one recording; got 2 files"),
+        (["--segments", "t.csv"], "start,end\n1,2\n3,3.01\n", 0, "t.csv, row 3: 3.000 to 3.010 s is too short"),
+    ],
+)
+def test_what_is_wrong_with_turns_is_one_line_with_its_row(
+    arguments, turns, code, message, model_folder, meeting, tmp_path, monkeypatch, capfd
+):
+    shutil.copy(meeting[0], tmp_path / "meeting.wav")
+    shutil.copy(meeting[0], tmp_path / "other.wav")
+    (tmp_path / "t.csv").write_text(turns)
+    monkeypatch.chdir(tmp_path)
+    inputs = [] if "." in arguments else ["meeting.wav"]
+    assert main(["predict", *inputs, "--model", str(model_folder), *arguments]) == code
+    errors = capfd.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    if code == 2:
+        assert errors.splitlines()[-1].startswith(f"emoshare predict: error: {message[:20]}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vad", "--segments", "t.csv"], "not allowed with argument"),
+        (["--tier", "a"], "--tier: is for --segments FILE.TextGrid"),
+        (["--output", "a.TextGrid"], "--output: got 'a.TextGrid'; expected a name that ends in .csv or .jsonl"),
+        (["--vad", "--output", "a.rttm"], "expected a name that ends in .csv or .jsonl or .TextGrid or .txt"),
+    ],
+)
+def test_flags_of_turns_that_do_not_fit_end_the_command(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "missing.wav", "--model", "missing", *arguments])
+    assert message in capsys.readouterr().err
 
 
 # train and evaluate

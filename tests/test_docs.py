@@ -280,6 +280,7 @@ def reader(tmp_path_factory, backbone_folder):
         shutil.copytree(backbone_folder, folder / "facebook" / name)
     (folder / "metrics").symlink_to(ROOT / "metrics")
     soundfile.write(folder / "meeting.wav", speech(20.0), 16000)
+    (folder / "turns.rttm").write_text("SPEAKER meeting 1 0.5 4.0 <NA> <NA> ada <NA> <NA>\n")
     for name in ["clip.wav", *(f"clip_{number}.wav" for number in range(100))]:
         soundfile.write(folder / name, speech(0.3), 16000)
     (folder / "folder").mkdir()
@@ -293,7 +294,14 @@ def reader(tmp_path_factory, backbone_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/using.md", "docs/training.md", "metrics/emotion_share_spearman/README.md"]
+    "page",
+    [
+        "README.md",
+        "docs/using.md",
+        "docs/conversations.md",
+        "docs/training.md",
+        "metrics/emotion_share_spearman/README.md",
+    ],
 )
 def test_python_runs(page, reader, monkeypatch):
     """From the first block of a page to its last; `publishing.md`, which needs the Hub, is run in `test_hub.py`."""
@@ -307,7 +315,14 @@ def test_python_runs(page, reader, monkeypatch):
 
 @pytest.mark.parametrize(
     ("page", "command"),
-    [("README.md", "predict"), ("docs/command_line.md", "predict"), ("docs/command_line.md", "evaluate")],
+    [
+        ("README.md", "predict"),
+        ("docs/command_line.md", "predict"),
+        ("docs/command_line.md", "embed"),
+        ("docs/command_line.md", "evaluate"),
+        ("docs/conversations.md", "predict"),
+        ("docs/conversations.md", "embed"),
+    ],
 )
 def test_emoshare_runs(page, command, reader, monkeypatch):
     monkeypatch.chdir(reader)

@@ -14,19 +14,11 @@ from emoshare.backbone_emoshare import FAMILIES
 MAX_FUNCTION_LINES = 50
 MAX_FLAT_MODULE_LINES = 500
 MAX_ENTRY_POINT_LINES = 100  # of train.py and reproduce.py
+FOLDERS = (".", "benchmarks", "conversations", "dataset_script", "evaluation", "metrics", "reproduction")
+FOLDERS += ("serving", "tests", "training")
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
-    for folder in (
-        ".",
-        "benchmarks",
-        "dataset_script",
-        "evaluation",
-        "metrics",
-        "reproduction",
-        "serving",
-        "tests",
-        "training",
-    )
+    for folder in FOLDERS
     for path in sorted((ROOT / folder).glob("*.py" if folder == "." else "**/*.py"))
 }
 FLAT = [name for name in MODULES if name.endswith("_emoshare")]

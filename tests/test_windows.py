@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from emoshare.windows_emoshare import average_by_duration, cut, stream_windows
+from emoshare.windows_emoshare import WindowCutter, average_by_duration, cut, stream_windows
 
 
 def waveform_of(num_samples):
@@ -62,6 +62,30 @@ def test_a_stream_is_cut_as_the_whole_clip_is(num_samples, shortest, stride, lon
         heard = waveform[window.first : min(window.end + stride, num_samples)]
         np.testing.assert_array_equal(window.waveform, heard)
         assert len(heard) <= longest
+
+
+@given(
+    num_samples=st.integers(1, 500),
+    shortest=st.integers(1, 20),
+    hop=st.integers(0, 40),
+    more=st.integers(0, 100),
+    sizes=st.lists(st.integers(0, 200), min_size=1, max_size=5).filter(any),
+)
+@settings(max_examples=200)
+def test_with_a_hop_a_window_hears_what_was_before_and_is_complete_at_its_end(num_samples, shortest, hop, more, sizes):
+    hop += 2 * shortest
+    waveform, cutter, windows, read = waveform_of(num_samples), WindowCutter(hop + more, shortest, hop=hop), [], 0
+    for block in in_blocks(waveform, sizes):
+        read += len(block)
+        windows += cutter.push(block)
+        assert len(windows) == max(read - shortest, 0) // hop  # not later, and not earlier
+        assert sum(map(len, cutter.blocks)) <= more + hop + shortest  # no more is kept
+    windows += cutter.finish()
+    assert [(window.start, window.end) for window in windows] == cut(num_samples, hop, shortest)
+    assert [window.is_last for window in windows] == [False] * (len(windows) - 1) + [True]
+    for window in windows:
+        assert window.first == max(window.start - more, 0)
+        np.testing.assert_array_equal(window.waveform, waveform[window.first : window.end])
 
 
 def test_a_stream_is_read_no_further_than_a_window_needs():

@@ -1,0 +1,169 @@
+"""Files of segments: who speaks when, as diarization tools, annotation programs and subtitles have it."""
+
+import csv
+import re
+from pathlib import Path
+
+from ..dataset_script.tables import number_in
+from ..segments_emoshare import checked_segment
+from .textgrid import read_textgrid
+
+TURN = "turn"  # what the column `unit` says of turns, in our own CSV files
+UNKNOWN_SPEAKERS = ("", "<NA>")
+SUBTITLE_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
+SUBTITLE_TIMES = re.compile(rf"\s*{SUBTITLE_TIME}\s*-->\s*{SUBTITLE_TIME}(\s|$)")
+# `Ada: ...` and `[SPEAKER_00]: ...`; names have up to three words.
+SPEAKER_PREFIX = re.compile(r"\s*\[?([^\s\[\]:]+(?: [^\s\[\]:]+){0,2})\]?:(\s|$)")
+
+
+def read_segments(path, recording, tiers=None):
+    """
+    Args:
+        path: of the file; its suffix says what it is, see `SEGMENT_READERS`.
+        recording: path of the recording; of an RTTM file with several, the lines with its name are read.
+        tiers: names of the tiers to read of a TextGrid; all tiers of intervals if not given.
+
+    Returns:
+        `list[dict]`: segments as `EmotionSharePipeline` takes them, with their `"place"`, in the order of the file.
+
+    Raises:
+        ValueError: naming file and row, if it cannot be understood, holds no segments, or one does not begin before it
+            ends.
+        OSError: if it cannot be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SEGMENT_READERS:
+        raise ValueError(f"{path}: expected a file of segments that ends in {', '.join(SEGMENT_READERS)}")
+    if tiers is not None and suffix != ".textgrid":
+        raise ValueError(f"--tier: is for a TextGrid; got {path}")
+    options = {".rttm": [Path(recording).stem], ".textgrid": [tiers]}.get(suffix, [])
+    segments = []
+    for row, start, end, speaker in SEGMENT_READERS[suffix](path, *options):
+        speaker = None if speaker in UNKNOWN_SPEAKERS else speaker
+        segments.append({"start": start, "end": end, "speaker": speaker, "place": f"{path}, row {row}"})
+        checked_segment(segments[-1], None)
+    if not segments:
+        raise ValueError(f"{path}: holds no segments")
+    return segments
+
+
+def _lines(path):
+    """(number, line) of a text file."""
+    try:
+        return list(enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from error
+
+
+def _seconds(text, name, path, row):
+    seconds = number_in(text)
+    if seconds != seconds:
+        raise ValueError(f"{path}, row {row}: {name} is {text!r}; expected seconds")
+    return seconds
+
+
+def _read_rttm(path, recording):
+    turns = []
+    for row, line in _lines(path):
+        kind, *fields = line.split() or [";;"]
+        if kind != "SPEAKER":  # a comment, or what an RTTM may hold besides turns
+            continue
+        if len(fields) < 7:
+            raise ValueError(f"{path}, row {row}: has {len(fields) + 1} fields; expected 8 or more, as RTTM has them")
+        name, _, start, duration, _, _, speaker, *_ = fields
+        start = _seconds(start, "start", path, row)
+        turns.append((name, (row, start, start + _seconds(duration, "duration", path, row), speaker)))
+    names = dict.fromkeys(name for name, _ in turns)
+    if len(names) > 1 and recording not in names:
+        raise ValueError(
+            f"{path}: has turns of {', '.join(names)}; expected some of {recording}, the audio file's name"
+        )
+    return [turn for name, turn in turns if len(names) == 1 or name == recording]
+
+
+def _read_textgrid(path, names):
+    """An interval without text is a pause; the name of a tier is that of the speaker."""
+    tiers = read_textgrid(path)
+    missing = [name for name in names or () if name not in dict(tiers)]
+    if missing:
+        raise ValueError(f"{path}: has no tier of intervals {missing[0]!r}; it has {[name for name, _ in tiers]}")
+    return [
+        (row, start, end, name)
+        for name, intervals in tiers
+        if names is None or name in names
+        for start, end, text, row in intervals
+        if text.strip()
+    ]
+
+
+def _read_csv(path):
+    """Columns `start`, `end` and perhaps `speaker`; of our own files, without the rows of speakers and recordings."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    header = [column.strip() for column in header]
+    if not {"start", "end"} <= set(header):
+        raise ValueError(f"{path}, row 1: got the columns {header}; expected start, end and, if known, speaker")
+    turns = []
+    for row, fields in enumerate(rows, start=2):
+        if len(fields) not in (0, len(header)):
+            raise ValueError(f"{path}, row {row}: has {len(fields)} fields; expected {len(header)}, as in the header")
+        record = dict(zip(header, map(str.strip, fields), strict=False))
+        if record and record.get("unit", TURN) == TURN:
+            start, end = (_seconds(record[name], name, path, row) for name in ("start", "end"))
+            turns.append((row, start, end, record.get("speaker", "")))
+    return turns
+
+
+def _read_srt(path):
+    turns, texts = [], []
+    for row, line in _lines(path):
+        times = SUBTITLE_TIMES.match(line)
+        if times is None and "-->" in line:
+            raise ValueError(f"{path}, row {row}: got {line!r}; expected times as 00:00:01,500 --> 00:00:04,000")
+        if times is not None:
+            numbers = [int(number) for number in times.groups()[:-1]]
+            start, end = (
+                3600 * hours + 60 * minutes + seconds + fraction / 10 ** len(digits)
+                for (hours, minutes, seconds, fraction), digits in (
+                    (numbers[:4], times[4]),
+                    (numbers[4:], times[8]),
+                )
+            )
+            turns.append((row, start, end))
+            texts.append("")
+        elif turns and not texts[-1]:
+            texts[-1] = line  # the first line of its text, which follows the times
+    return [(*turn, _speaker_of(text)) for turn, text in zip(turns, texts, strict=True)]
+
+
+def _read_labels(path):
+    """Audacity's: start, end and text, with tabs between them."""
+    turns = []
+    for row, line in _lines(path):
+        if not line.strip() or line.startswith("\\"):  # the frequencies of the label before
+            continue
+        fields = line.split("\t", 2)
+        if len(fields) < 2:
+            raise ValueError(f"{path}, row {row}: got {line!r}; expected start, end and text, with tabs between them")
+        start, end = (_seconds(text, name, path, row) for text, name in zip(fields, ("start", "end"), strict=False))
+        turns.append((row, start, end, _speaker_of("".join(fields[2:]))))
+    return turns
+
+
+def _speaker_of(text):
+    prefix = SPEAKER_PREFIX.match(text)
+    return prefix[1] if prefix else ""
+
+
+# Each returns a list of (row, start, end, speaker).
+SEGMENT_READERS = {
+    ".rttm": _read_rttm,
+    ".textgrid": _read_textgrid,
+    ".csv": _read_csv,
+    ".srt": _read_srt,
+    ".txt": _read_labels,
+}

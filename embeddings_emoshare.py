@@ -1,0 +1,48 @@
+"""Embeddings: what each emotion's regressor takes, and the mean of the frame features."""
+
+from contextlib import contextmanager
+from functools import partial
+
+from .frames_emoshare import length_mask, masked_mean
+
+BACKBONE = "backbone"  # the name of the mean of the frame features, next to those of the labels
+
+
+def embedding_widths(model):
+    """The widths of a model's embeddings, `{name: int}`, in the order in which they are returned."""
+    return {**dict.fromkeys(model.config.labels, model.heads[0].pooling.width), BACKBONE: model.config.feature_size}
+
+
+@contextmanager
+def embeddings_noted(model):
+    """
+    While open, notes what passes through a model.
+
+    Args:
+        model: `EmoShareModel`.
+
+    Yields:
+        `dict`, which each `forward` fills: from a label to (batch, width) float32, what its head's regressor takes; and
+        `BACKBONE` to (batch, width) float32, the mean of the frame features, and of layers if there are several, over
+        each clip's own frames. With `separate_heads=False`, all labels have the same vector.
+    """
+    noted, labels = {}, model.config.labels
+
+    def note_pooled(own_labels, pooling, arguments, outputs):
+        noted.update(dict.fromkeys(own_labels, outputs[0].float()))
+
+    def note_frames(head, arguments):
+        features, lengths = arguments
+        features = features.float().mean(dim=1) if features.dim() == 4 else features.float()
+        mask = length_mask(lengths, features.shape[1])
+        noted[BACKBONE] = masked_mean(features.masked_fill(~mask[..., None], 0), mask)  # NaN past them stays out
+
+    labels_of_heads = [[label] for label in labels] if model.config.separate_heads else [labels]
+    handles = [model.heads[0].register_forward_pre_hook(note_frames)]
+    for head, own_labels in zip(model.heads, labels_of_heads, strict=True):
+        handles.append(head.pooling.register_forward_hook(partial(note_pooled, own_labels)))
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,49 @@
+"""Embeddings of clips as Parquet, written as they come."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+from pyarrow.parquet import ParquetWriter
+
+from ..dataset_script.tables import FILENAME
+from ..dataset_script.whole_files import whole_file
+
+ROWS_AT_A_TIME = 256  # of a few kB each, that wait in memory
+
+
+@contextmanager
+def embeddings_parquet(path, widths):
+    """
+    Opens a Parquet file of embeddings: `filename`, and for each emotion and for `backbone` a list of float32 whose
+    length is the same in all rows. It appears when it is whole, at the end of the block.
+
+    Args:
+        path: of the file.
+        widths: of the vectors, `{name: int}`, as `embedding_widths` gives them.
+
+    Yields:
+        function of a clip's name and its embedding, `{name: (width,) float32}`, that adds a row.
+    """
+    vectors = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
+    schema = pa.schema([(FILENAME, pa.string()), *vectors])
+    with whole_file(path, "wb") as file, ParquetWriter(file, schema) as writer:
+        waiting = []
+
+        def add(filename, embedding):
+            # Names of files need not be UTF-8, and strings in Parquet must be.
+            waiting.append({FILENAME: filename.encode("utf-8", "backslashreplace").decode(), **embedding})
+            if len(waiting) == ROWS_AT_A_TIME:
+                writer.write_table(_table(waiting, schema))
+                waiting.clear()
+
+        yield add
+        writer.write_table(_table(waiting, schema))
+
+
+def _table(rows, schema):
+    columns = [pa.array([row[FILENAME] for row in rows], pa.string())]
+    for field in list(schema)[1:]:
+        values = np.array([row[field.name] for row in rows], np.float32).reshape(-1)
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values), type=field.type))
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,91 @@
+"""Audio that is still being spoken: the shares of its windows as soon as they are complete."""
+
+import numpy as np
+
+from .audio_emoshare import Level, mono_block, samples_with_channels
+from .resampling_emoshare import checked_rate, resampler_between
+from .windows_emoshare import WindowCutter
+
+NAME = "stream"  # in messages
+
+
+class EmotionShareStream:
+    """
+    Predicts the shares in audio that comes in piece by piece, from a microphone or over a network.
+
+    ```python
+    >>> stream = EmotionShareStream(emotion_share, hop_length_s=1.0, sampling_rate=48000)
+    >>> for samples in microphone:
+    ...     for window in stream.push(samples):
+    ...         print(window)  # {'start': 3.0, 'end': 4.0, 'shares': {'Anger': 0.02, 'Boredom': 0.31, ...}}
+    >>> stream.finish()  # what is left
+    ```
+
+    The windows, and their shares, are those of `emotion_share(audio, hop_length_s=..., return_timeline=True)` for all
+    of the audio at once. One is complete when its `end` has come in, and so much more as the shortest clip lasts (a few
+    hundredths of a second): less could still become a part of it. The stream keeps the last `chunk_length_s` of audio
+    and no more, however long it lasts.
+
+    Args:
+        emotion_share: `EmotionSharePipeline`.
+        hop_length_s (`float`, *optional*, defaults to 1): seconds that each window counts for.
+        chunk_length_s (`float`, *optional*): seconds that a window hears, those that it counts for and what was before;
+            the feature extractor's if not given, and no more than that. Every hop, the model computes this much.
+        sampling_rate (`int`, *optional*): of the samples in Hz, 1,000 to 768,000; the feature extractor's if not given.
+
+    Raises:
+        ValueError: on a length or sampling rate that does not fit.
+    """
+
+    def __init__(self, emotion_share, hop_length_s=1.0, chunk_length_s=None, sampling_rate=None):
+        wanted = emotion_share.feature_extractor.sampling_rate
+        self.sampling_rate = checked_rate(wanted if sampling_rate is None else sampling_rate, "sampling_rate")
+        self.emotion_share = emotion_share
+        self.cutter = WindowCutter(*emotion_share.cutting(chunk_length_s, hop_length_s=hop_length_s))
+        self.resampler = resampler_between(self.sampling_rate, wanted)
+        self.level = Level()
+        self.is_finished = False
+
+    def push(self, samples):
+        """
+        Args:
+            samples: the next samples, any number of them: (samples,) or (samples, channels), floating point in [-1, 1],
+                or int8, int16 or int32; array, tensor or list.
+
+        Returns:
+            `list[dict]`: the windows that are complete now, `{"start": float, "end": float, "shares": {label: float}}`,
+            in seconds from the beginning.
+
+        Raises:
+            ValueError: if samples are of another shape or type or not finite, or the stream is finished.
+        """
+        if self.is_finished:
+            raise ValueError(f"{NAME}: is finished, and takes no more samples")
+        if len(samples) == 0:
+            return []
+        mono = mono_block(samples_with_channels(samples, NAME), NAME, self.level)
+        return self._predicted(self.cutter.push(self.resampler.push(mono)))
+
+    def finish(self):
+        """
+        Ends the stream, and warns of what its level shows, as `load_audio` does.
+
+        Returns:
+            As `push` does: the windows that are left. None if nothing came in.
+
+        Raises:
+            ValueError: if what came in, all in all, is too short for the model.
+        """
+        if self.is_finished or self.level.num_values == 0:
+            return []
+        self.is_finished = True
+        windows = self.cutter.push(self.resampler.push(np.zeros(0, np.float32), is_last=True))
+        self.level.warn(NAME)
+        return self._predicted(windows + self.cutter.finish())
+
+    def _predicted(self, windows):
+        timeline = []
+        for window in windows:
+            output = self.emotion_share.forward(self.emotion_share.window_inputs(window, NAME))
+            timeline += self.emotion_share.postprocess([output], return_timeline=True)["timeline"]
+        return timeline
