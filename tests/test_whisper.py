@@ -176,7 +176,7 @@ def test_no_layer_runs_above_the_one_that_is_asked_for():
         assert runs == expected
 
 
-@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1)])
+@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1), (3, -1)])
 def test_upper_layers_give_states_and_gradients_of_a_pass_through_all(first, layer):
     backbone = exact(plain_encoder(), "clip")
     log_mels, lengths = batch_of(clips_of(LENGTHS))
@@ -428,3 +428,21 @@ def test_stores_of_either_way_have_names_of_their_own():
     models[1].load_state_dict(models[0].state_dict())
     names = [StoreNames(model, extractor(), "float32")._name("clips", -1) for model in models]
     assert names[0] != names[1]
+
+
+def test_layers_are_tuned_on_the_clips_frames_alone():
+    fields = {"backbone_config": backbone_config("whisper"), "finetuned_layers": 1}
+    with pytest.raises(ValueError, match=r"^backbone_padding: got '30s' with 1 finetuned_layers, .* expected 'clip'"):
+        EmoShareConfig(**fields)
+    model = small_model(**fields, backbone_padding="clip")
+    log_mels, lengths = batch_of(clips_of(LENGTHS))
+    mask = length_mask(lengths, log_mels.shape[1])
+    by_layer, num_frames = model.frame_features(log_mels, mask, [1])
+    mask_of_frames = length_mask(num_frames, by_layer[1].shape[1])
+    from_states = model.trained_part()(frame_features=by_layer[1].detach(), attention_mask=mask_of_frames).logits
+    from_inputs = model(input_features=log_mels, attention_mask=mask).logits
+    torch.testing.assert_close(from_states, from_inputs, atol=1e-6, rtol=0)
+    weights = list(model.backbone.layers[1].parameters())
+    ours, theirs = (torch.autograd.grad(logits.square().sum(), weights) for logits in (from_states, from_inputs))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
