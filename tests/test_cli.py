@@ -23,6 +23,7 @@ from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline, cli, other_formats_emoshare
 from emoshare.cli import main
+from emoshare.commands import evaluate
 from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
@@ -407,9 +408,10 @@ def full_disk():
 )
 def test_output_that_nobody_takes_is_one_line_at_most(open_stdout, message, model_folder, wav, monkeypatch, capfd):
     """Rows are written as they come, and what `evaluate` prints is in Python's buffer until the end."""
+    monkeypatch.setattr(evaluate, "run", lambda arguments: print("a table"))
     for run in (
         lambda: main(["predict", str(wav), "--model", str(model_folder)]),
-        lambda: cli._run(Namespace(command="evaluate", run=lambda arguments: print("a table"))),
+        lambda: cli._run(Namespace(command="evaluate")),
     ):
         with os.fdopen(open_stdout(), "w") as stdout:
             monkeypatch.setattr(sys, "stdout", stdout)

@@ -14,7 +14,7 @@ from emoshare.backbone_emoshare import FAMILIES
 MAX_FUNCTION_LINES = 50
 MAX_FLAT_MODULE_LINES = 500
 MAX_ENTRY_POINT_LINES = 100  # of train.py and reproduce.py
-FOLDERS = (".", "benchmarks", "conversations", "dataset_script", "evaluation", "metrics", "reproduction")
+FOLDERS = (".", "benchmarks", "commands", "conversations", "dataset_script", "evaluation", "metrics", "reproduction")
 FOLDERS += ("serving", "tests", "training")
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path

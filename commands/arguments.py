@@ -1,0 +1,256 @@
+"""The commands of `emoshare`, and their flags. Nothing that takes long is imported here."""
+
+import argparse
+from dataclasses import fields
+
+from ..training.arguments import DataArguments
+
+OUTPUT_SUFFIXES = (".csv", ".jsonl")
+TURN_SUFFIXES = (*OUTPUT_SUFFIXES, ".TextGrid", ".txt")
+
+
+def parser():
+    """The `argparse.ArgumentParser` of all commands; those of `train` and `reproduce` read their own flags."""
+    parser = argparse.ArgumentParser(
+        prog="emoshare",
+        description="Emotion share: for a speech clip, the share of listeners who would perceive each emotion.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    of_model, on_corpus = _model_flags("--model", batch_size=1), _corpus_flags()
+    _add_predict(commands, [of_model])
+    _add_serve(commands, [_model_flags("model", batch_size=8)])
+    _add_embed(commands, [of_model])
+    _add_evaluate(commands, [of_model, on_corpus])
+    _add_export(commands)
+    _add_ensemble(commands, [on_corpus])
+    _add_merge(commands)
+    commands.add_parser("train", help="train a model: takes the flags of train.py", add_help=False)
+    commands.add_parser("reproduce", help="the paper's tables: takes the flags of reproduce.py", add_help=False)
+    return parser
+
+
+def _model_flags(name, batch_size):
+    flags = argparse.ArgumentParser(add_help=False)
+    required = {"required": True} if name.startswith("-") else {"metavar": name.upper()}
+    flags.add_argument(name, help="Hub id ORG/NAME or folder of an EmoShare model", **required)
+    flags.add_argument("--revision", help="its branch, tag or commit")
+    flags.add_argument(
+        "--batch_size",
+        type=_positive,
+        default=batch_size,
+        help="windows per pass through the model (default: %(default)s); a GPU wants 8 or more",
+    )
+    flags.add_argument(
+        "--device", type=_device, help="cpu, cuda, cuda:1, 1, ... (default: an accelerator if there is one)"
+    )
+    return flags
+
+
+def _corpus_flags():
+    help_of = {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}  # the same flags as train.py's
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--dataset", required=True, help=help_of["dataset"])
+    flags.add_argument("--data_dir", help=help_of["data_dir"])
+    flags.add_argument(
+        "--bootstrap",
+        type=_not_negative,
+        default=1000,
+        help="resamples for 95 %% confidence intervals; 0 for none (default: 1000)",
+    )
+    flags.add_argument("--seed", type=_not_negative, default=0, help="of the resampling (default: 0)")
+    return flags
+
+
+def _add_predict(commands, parents):
+    command = commands.add_parser(
+        "predict",
+        parents=parents,
+        help="predict the shares of clips",
+        description="Predicts the shares of clips, and writes a row per clip as soon as it is predicted. Broken files "
+        "are listed at the end, and the exit code is then 1 (2: nothing could be done; 130: interrupted).",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
+    )
+    command.add_argument(
+        "--output",
+        type=_output,
+        metavar="FILE",
+        help="FILE.csv (filename, a column per emotion) or FILE.jsonl; CSV to standard output if not given. Of turns "
+        "also FILE.TextGrid (Praat) or FILE.txt (labels for Audacity)",
+    )
+    turns = command.add_mutually_exclusive_group()
+    turns.add_argument(
+        "--segments",
+        metavar="FILE",
+        help="who speaks when in the recording: .rttm, .TextGrid, .csv (start, end, speaker), .srt, or Audacity's "
+        "labels (.txt); predicts each turn, each speaker and the whole",
+    )
+    turns.add_argument(
+        "--vad", action="store_true", help="predict each stretch of speech that Silero's detector finds, and the whole"
+    )
+    command.add_argument(
+        "--tier", nargs="+", metavar="NAME", help="tiers of a TextGrid that hold turns, by speaker (default: all)"
+    )
+    command.set_defaults(fail=command.error)
+
+
+def _add_embed(commands, parents):
+    command = commands.add_parser(
+        "embed",
+        parents=parents,
+        help="the embeddings of clips",
+        description="Writes a row for each clip: what each emotion's regressor takes, and the mean of the backbone's "
+        "frame features. Broken files are listed at the end, and the exit code is then 1 (2: nothing could be done; "
+        "130: interrupted).",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
+    )
+    command.add_argument("--output", type=_parquet, metavar="FILE.parquet", required=True, help="file to write")
+
+
+def _add_evaluate(commands, parents):
+    command = commands.add_parser(
+        "evaluate",
+        parents=parents,
+        help="score a model on a corpus",
+        description="Predicts a split of a corpus and scores it: Spearman's rho per emotion and mean. Broken clips are "
+        "left out and listed at the end, and the exit code is then 1 (2: nothing could be done; 130: interrupted).",
+        allow_abbrev=False,
+    )
+    command.add_argument("--split", default="devel", help="train, devel or test (default: devel)")
+    command.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FACT",
+        help="score each group of clips by a fact of the corpus (sex, speaker, ...), and test whether groups differ",
+    )
+    command.add_argument(
+        "--resample",
+        metavar="FACT",
+        help="resample all clips with the same value of this fact together, speaker as a rule (default: single clips)",
+    )
+    command.add_argument("--output_dir", metavar="DIR", help="write predictions and results to this folder")
+
+
+def _add_export(commands):
+    command = commands.add_parser(
+        "export",
+        help="write a model as an ONNX file, to use it without PyTorch",
+        description="Writes DIR/onnx/model.onnx, with preprocessing, and DIR/onnx/emoshare_runtime.py, which runs it "
+        "with numpy, soundfile and onnxruntime alone. Says which operators the file needs, and how far its shares are "
+        "from the model's.",
+        allow_abbrev=False,
+    )
+    command.add_argument("model", metavar="MODEL", help="Hub id ORG/NAME or folder of an EmoShare model")
+    command.add_argument("--revision", help="its branch, tag or commit")
+    command.add_argument("--output", metavar="DIR", required=True, help="folder, the model's own or another one")
+    command.add_argument(
+        "--int8", action="store_true", help="write DIR/onnx/model_int8.onnx too: a quarter of the size, not exact"
+    )
+
+
+def _add_ensemble(commands, parents):
+    command = commands.add_parser(
+        "ensemble",
+        parents=parents,
+        help="check and average the predictions of several runs",
+        description="Checks the predictions of runs on devel and test against the corpus (each clip once, in its "
+        "order, shares in [0, 1]) and writes their mean in the challenge's format; those of a single run are checked "
+        "and copied. Prints Spearman's rho on devel of each run and of the mean. If the runs were chosen by their "
+        "scores on devel, where their epochs were chosen too, the score of the ensemble is optimistic: only the test "
+        "split shows how good it is.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "run_dirs", nargs="+", metavar="RUN_DIR", help="folders with predictions_devel.csv and predictions_test.csv"
+    )
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for predictions and results")
+
+
+def _add_merge(commands):
+    command = commands.add_parser(
+        "merge",
+        help="make a model that needs no PEFT of one with adapters",
+        description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the model. "
+        "It predicts the same but for rounding, and does not need PEFT. A model that was saved without its backbone is "
+        "written without it again.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--model", required=True, help="Hub id ORG/NAME or folder of an EmoShare model")
+    command.add_argument("--revision", help="its branch, tag or commit")
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
+    command.set_defaults(device="cpu", batch_size=1)
+
+
+def _add_serve(commands, parents):
+    command = commands.add_parser(
+        "serve",
+        parents=parents,
+        help="answer requests for shares over HTTP",
+        description="Answers POST /predict with the shares of a clip, and GET /health, /metrics and /docs. Requests "
+        "that come at the same time go through the model together. SIGTERM and Ctrl-C end it when what was accepted "
+        "has been answered.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    command.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    command.add_argument(
+        "--allow_url",
+        action="append",
+        default=[],
+        metavar="HOST_OR_URL",
+        help="HOST, HOST:PORT or https://HOST/PATH: audio may be named by URLs there; can be given several times "
+        "(default: nowhere)",
+    )
+    for name, default, text in (
+        ("max_megabytes", 25, "size of an upload"),
+        ("max_seconds", 600, "length of a clip"),
+        ("max_waiting", 64, "clips that have no answer yet"),
+        ("upload_seconds", 60, "seconds that an upload may take"),
+    ):
+        command.add_argument(
+            f"--{name}", type=_positive, default=default, metavar="NUMBER", help=f"{text}, at most (default: {default})"
+        )
+
+
+def _port(text):
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from 0 to 65535")
+    return int(text)
+
+
+def _output(path):
+    return _ending(path, *TURN_SUFFIXES)
+
+
+def _parquet(path):
+    return _ending(path, ".parquet")
+
+
+def _ending(path, *suffixes):
+    if not path.lower().endswith(tuple(suffix.lower() for suffix in suffixes)):
+        raise argparse.ArgumentTypeError(f"got {path!r}; expected a name that ends in {' or '.join(suffixes)}")
+    return path
+
+
+def _device(name):
+    return int(name) if name.removeprefix("-").isdigit() else name
+
+
+def _not_negative(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number, 0 or more")
+    return int(text)
+
+
+def _positive(text):
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number, 1 or more")
+    return int(text)

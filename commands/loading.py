@@ -1,0 +1,75 @@
+"""The model that a command was given."""
+
+import json
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+
+from ..feature_extraction_emoshare import EmoShareFeatureExtractor
+from ..training.precision import set_precision_of_evaluation
+
+HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
+
+
+def load_pipeline(arguments, dtype="auto"):
+    model, feature_extractor = load_model(arguments, dtype)
+    with errors_of_loading(arguments):
+        emotion_share = pipeline(
+            "emotion-share",
+            model=model,
+            feature_extractor=feature_extractor,
+            device=arguments.device,
+            batch_size=arguments.batch_size,
+        )
+        set_precision_of_evaluation(emotion_share.model)
+    return emotion_share
+
+
+def load_model(arguments, dtype):
+    """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
+    _check_model_folder(arguments)
+    source = {"revision": arguments.revision, "trust_remote_code": False}
+    with errors_of_loading(arguments):
+        model_type = AutoConfig.from_pretrained(arguments.model, **source).model_type
+        if model_type != "emoshare":
+            raise ValueError(f"its model_type is {model_type!r}; expected 'emoshare'")
+        feature_extractor = AutoFeatureExtractor.from_pretrained(arguments.model, **source)
+        if not isinstance(feature_extractor, EmoShareFeatureExtractor):
+            raise ValueError(f"its feature extractor is {type(feature_extractor).__name__}, and not EmoShare's")
+        return AutoModel.from_pretrained(arguments.model, dtype=dtype, **source), feature_extractor
+
+
+@contextmanager
+def errors_of_loading(arguments):
+    try:
+        yield
+    # RuntimeError: torch has no such device, or no room there. ImportError: a model with adapters, and no PEFT.
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if os.path.isdir(arguments.model):
+            raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
+        first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
+        where = "there is no such folder here, and from the Hub: " if isinstance(error, OSError) else ""
+        raise ValueError(f"cannot load {arguments.model}: {where}{first}") from error
+
+
+def _check_model_folder(arguments):
+    """Says of a folder what is missing, and of a mistyped one that it does not exist, before the Hub is asked."""
+    folder = Path(arguments.model)
+    if arguments.model and folder.is_dir():
+        if arguments.revision is not None:
+            raise ValueError(f"--revision: is for repositories on the Hub; {folder} is a folder")
+        for name in ("config.json", "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise ValueError(f"cannot load {folder}: it has no {name}, so it is not a complete model")
+            try:
+                fields = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"cannot load {folder}: {name} is not valid JSON ({error})") from error
+            if not isinstance(fields, dict):
+                raise ValueError(f"cannot load {folder}: {name} is not a JSON object")
+    elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
+        flag = "MODEL" if arguments.command == "export" else "--model"
+        raise ValueError(f"{flag}: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")

@@ -1,0 +1,22 @@
+"""`emoshare merge`."""
+
+from pathlib import Path
+
+from ..dataset_script.whole_files import writing
+from .loading import load_pipeline
+
+
+def run(arguments):
+    """`emoshare merge`: writes a model with adapters as one whose layers are tuned, which does not need PEFT."""
+    output_dir = Path(arguments.output_dir)
+    if output_dir.resolve() == Path(arguments.model).resolve():
+        raise ValueError(f"--output_dir: {output_dir} is the model itself, which would be overwritten")
+    emotion_share = load_pipeline(arguments, dtype="float32")
+    config = emotion_share.model.config
+    if not config.lora_rank:
+        raise ValueError(f"--model: {arguments.model} has no adapters")
+    emotion_share.model.merge_adapters()
+    with writing(output_dir):
+        emotion_share.save_pretrained(output_dir, include_backbone=config.include_backbone)
+    print(f"Model without adapters: {output_dir}")
+    return 0
