@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .architectures_emoshare import ARCHITECTURES
 from .backbone_emoshare import family_of
 from .checks_emoshare import check_choice, check_known, checked_dtype, is_known
-from .fields_emoshare import CHOICES, DEFAULTS, EMOTIONS
+from .fields_emoshare import CHOICES, DEFAULTS, label_fields, labels_by_index
 from .losses_emoshare import LIKELIHOODS, takes
 from .repository_emoshare import (
     AUTO_MAP,
@@ -25,6 +25,47 @@ from .repository_emoshare import (
 )
 
 logger = logging.get_logger(__name__)
+
+# Transformers fetches the code of a repository by following relative imports, which are lines of text to it. Where that
+# was interrupted, it looks for what is missing in the module that it is asked for, and not in those that are there. It
+# is asked for the config first: so all other modules are named here.
+OTHER_MODULES = """
+import .audio_emoshare
+import .batched_features_emoshare
+import .containers_emoshare
+import .descriptors_emoshare
+import .embeddings_emoshare
+import .encoder_layers_emoshare
+import .feature_extraction_emoshare
+import .filter_banks_emoshare
+import .finetuning_emoshare
+import .frames_emoshare
+import .head_emoshare
+import .mel_emoshare
+import .modeling_emoshare
+import .offload_emoshare
+import .onnx_export_emoshare
+import .onnx_graph_emoshare
+import .onnx_layers_emoshare
+import .other_formats_emoshare
+import .outputs_emoshare
+import .passes_emoshare
+import .pipeline_emoshare
+import .pooling_emoshare
+import .resampling_emoshare
+import .saving_emoshare
+import .segments_emoshare
+import .stream_emoshare
+import .threads_emoshare
+import .upper_layers_emoshare
+import .votes_emoshare
+import .wav2vec2_bert_emoshare
+import .wav2vec2_convolutions_emoshare
+import .wav2vec2_emoshare
+import .whisper_emoshare
+import .windows_emoshare
+"""
+
 
 LARGEST_SIZE = 2**31 - 1
 MOST_LAYERS = 1000  # a damaged config may ask for any number, and to build them would take forever
@@ -212,7 +253,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if problem_type != "regression":
             raise ValueError(f"problem_type: got {problem_type!r}; shares are predicted by 'regression' only")
-        super().__init__(problem_type=problem_type, **_label_fields(id2label, kwargs))
+        super().__init__(problem_type=problem_type, **label_fields(id2label, kwargs))
         self.check()
 
     @classmethod
@@ -266,7 +307,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         Raises ValueError on an illegal field, and makes `label2id` match `id2label`. Transformers sets fields that are
         given to `from_pretrained` after construction, so models and `save_pretrained` check again.
         """
-        self.id2label = _labels_by_index(self.id2label)
+        self.id2label = labels_by_index(self.id2label)
         self.label2id = {label: index for index, label in self.id2label.items()}
         self._validate_backbone()
         self._validate_finetuning()
@@ -451,30 +492,3 @@ def _sizes(field, sizes):
     if not isinstance(sizes, list | tuple):
         raise ValueError(f"{field}: got {sizes!r}; expected a list of sizes")
     return tuple(sizes)
-
-
-def _label_fields(id2label, fields):
-    """`fields` with `id2label` and a `label2id` that matches it; without either if only `num_labels` was given."""
-    if id2label is None:
-        if fields.get("num_labels") not in (None, len(EMOTIONS)):
-            return fields
-        id2label = dict(enumerate(EMOTIONS))
-    id2label = _labels_by_index(id2label)
-    label2id = {label: index for index, label in id2label.items()}
-    if fields.get("label2id") not in (None, label2id):
-        raise ValueError(f"label2id: got {fields['label2id']}, which is not the inverse of id2label {id2label}")
-    return {**fields, "id2label": id2label, "label2id": label2id}
-
-
-def _labels_by_index(id2label):
-    try:
-        id2label = {int(index): label for index, label in id2label.items()}
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"id2label: got {id2label!r}; expected a dict of index and label") from error
-    if sorted(id2label) != list(range(len(id2label))) or not id2label:
-        raise ValueError(f"id2label: got indices {sorted(id2label)}; expected 0, 1, 2, ... without gaps")
-    if not all(isinstance(label, str) for label in id2label.values()):
-        raise ValueError(f"id2label: got the labels {list(id2label.values())}; expected text")
-    if len(set(id2label.values())) != len(id2label):
-        raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
-    return dict(sorted(id2label.items()))

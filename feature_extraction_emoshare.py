@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -17,17 +16,31 @@ from .backbone_emoshare import family_of
 from .batched_features_emoshare import BatchedSpectra, BatchedWaveforms
 from .checks_emoshare import check_choice, check_known
 from .descriptors_emoshare import descriptors
-from .fields_emoshare import ACOUSTIC_BANDS, FEATURE_TYPES
+from .fields_emoshare import FEATURE_TYPES
 from .filter_banks_emoshare import FilterBanks
+from .mel_emoshare import cosine_transform, mel_spectrogram
 from .repository_emoshare import ACCESS, PushToHub
 from .whisper_emoshare import WhisperLogMels
 from .windows_emoshare import cut
 
 logger = logging.get_logger(__name__)
 
+# As in configuration_emoshare.py: a feature extractor may be loaded without a config.
+OTHER_MODULES = """
+import .architectures_emoshare
+import .encoder_layers_emoshare
+import .frames_emoshare
+import .losses_emoshare
+import .offload_emoshare
+import .onnx_layers_emoshare
+import .wav2vec2_bert_emoshare
+import .wav2vec2_convolutions_emoshare
+import .wav2vec2_emoshare
+"""
+
+
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
-ACOUSTIC_MAX_HZ = 8000.0
 # Added to mel energies before the logarithm: to those of the clip at unit variance, or of the clip as it is. For a clip
 # at -30 dBFS, the two are the same.
 LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
@@ -375,7 +388,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         )
         if is_waveform:
             return waveforms
-        mel = _mel_spectrogram(*self._frame_geometry())
+        mel = mel_spectrogram(*self._frame_geometry())
         return BatchedSpectra(
             waveforms,
             mel.spectrogram.window,
@@ -383,7 +396,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             self.hop_length,
             self._log_floor(),
             variance_floor=VARIANCE_FLOOR if self._is_standardized() else None,
-            cosine_transform=None if self.feature_type == "mel" else torch.from_numpy(_cosine_transform()),
+            cosine_transform=None if self.feature_type == "mel" else torch.from_numpy(cosine_transform()),
             describe=self._describe if self.feature_type == "descriptors" else None,
         )
 
@@ -413,42 +426,15 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             return _standardized(waveform) if self.do_normalize and not self._is_relative() else waveform
         waveform = torch.from_numpy(waveform)
         # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
-        power = _mel_spectrogram(*self._frame_geometry())(waveform)
+        power = mel_spectrogram(*self._frame_geometry())(waveform)
         features = (power + self._log_floor()).log().T.numpy()  # (frames, 40)
         if self._is_standardized():
             features = _standardized(features)
         if self.feature_type != "mel":
-            features = features @ _cosine_transform()
+            features = features @ cosine_transform()
         if self.feature_type == "descriptors":
             features = self._describe(waveform, torch.from_numpy(features), torch.tensor(len(features))).numpy()
         return features
-
-
-@lru_cache
-def _mel_spectrogram(sampling_rate, frame_length, hop_length):
-    return _torchaudio().transforms.MelSpectrogram(
-        sampling_rate,
-        n_fft=frame_length,
-        hop_length=hop_length,
-        f_min=0.0,
-        f_max=ACOUSTIC_MAX_HZ,
-        n_mels=ACOUSTIC_BANDS,
-        center=False,
-    )
-
-
-@lru_cache
-def _cosine_transform():
-    return _torchaudio().functional.create_dct(ACOUSTIC_BANDS, ACOUSTIC_BANDS, norm="ortho").numpy()
-
-
-def _torchaudio():
-    # Waveforms do not need torchaudio, and Transformers wants remote code to import optional packages inside try.
-    try:
-        import torchaudio
-    except ImportError as error:
-        raise ImportError("acoustic features (feature_type 'mel', 'mfcc' and 'descriptors') need torchaudio") from error
-    return torchaudio
 
 
 def _has_preprocessor_config(name_or_path, access):

@@ -57,3 +57,31 @@ FEATURE_TYPES = {
     "whisper_log_mels": ("log-mels", 80),
 }
 ACOUSTIC_FEATURES = ("mel", "mfcc", "descriptors")
+
+
+def label_fields(id2label, fields):
+    """`fields` with `id2label` and a `label2id` that matches it; without either if only `num_labels` was given."""
+    if id2label is None:
+        if fields.get("num_labels") not in (None, len(EMOTIONS)):
+            return fields
+        id2label = dict(enumerate(EMOTIONS))
+    id2label = labels_by_index(id2label)
+    label2id = {label: index for index, label in id2label.items()}
+    if fields.get("label2id") not in (None, label2id):
+        raise ValueError(f"label2id: got {fields['label2id']}, which is not the inverse of id2label {id2label}")
+    return {**fields, "id2label": id2label, "label2id": label2id}
+
+
+def labels_by_index(id2label):
+    """`id2label` with its indices as `int`, in their order; raises ValueError if it is no such thing."""
+    try:
+        id2label = {int(index): label for index, label in id2label.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"id2label: got {id2label!r}; expected a dict of index and label") from error
+    if sorted(id2label) != list(range(len(id2label))) or not id2label:
+        raise ValueError(f"id2label: got indices {sorted(id2label)}; expected 0, 1, 2, ... without gaps")
+    if not all(isinstance(label, str) for label in id2label.values()):
+        raise ValueError(f"id2label: got the labels {list(id2label.values())}; expected text")
+    if len(set(id2label.values())) != len(id2label):
+        raise ValueError(f"id2label: got a label twice in {list(id2label.values())}")
+    return dict(sorted(id2label.items()))

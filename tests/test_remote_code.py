@@ -4,13 +4,14 @@ import ast
 import json
 import re
 import shutil
+from pathlib import Path
 from sys import stdlib_module_names
 
 import pytest
 import torch
 from conftest import ROOT, run_python, speech
 from transformers import AutoModel, pipeline
-from transformers.dynamic_module_utils import get_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 MODULES = sorted(path.name for path in ROOT.glob("*_emoshare.py"))
 RUNTIME = "emoshare_runtime.py"
@@ -95,7 +96,7 @@ def test_everything_loads_without_the_package_and_copies_work(model_folder, wav,
 
 
 @pytest.mark.slow
-def test_a_copy_whose_source_is_gone_names_no_missing_module(model_folder, wav, tmp_path):
+def test_a_copy_whose_source_is_gone_has_all_that_a_config_brings(model_folder, wav, tmp_path):
     script = tmp_path / "downstream.py"
     script.write_text(
         """
@@ -110,11 +111,9 @@ AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
     )
     source = shutil.copytree(model_folder, tmp_path / "source")
     result = run_python(script, source, tmp_path / "copy", cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
-    assert "is saved without pipeline_emoshare.py" in result.stderr
-    assert "without modeling_emoshare.py" not in result.stderr
-    config = json.loads((tmp_path / "copy" / "config.json").read_text())
-    assert config["custom_pipelines"] == {}
-    assert not (tmp_path / "copy" / "pipeline_emoshare.py").exists()
+    assert set(re.findall(r"is saved without (\S+),", result.stderr)) == {"handler.py", RUNTIME}
+    assert sorted(path.name for path in (tmp_path / "copy").glob("*_emoshare.py")) == MODULES
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["custom_pipelines"]
 
 
 def test_the_installed_package_needs_no_trust(model_folder):
@@ -140,6 +139,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("handler.py", {"torch", "transformers", "numpy"}),
         ("head_emoshare.py", {"torch", "transformers"}),
         ("losses_emoshare.py", set()),
+        ("mel_emoshare.py", set()),
         ("offload_emoshare.py", set()),
         ("modeling_emoshare.py", {"torch", "transformers"}),
         ("onnx_export_emoshare.py", {"torch"}),
@@ -167,6 +167,19 @@ def test_modules_that_travel_need_no_more_than_they_may(module, allowed):
 def test_every_flat_module_travels(model_folder):
     # The runtime of ONNX files is no module of the repository: an export copies it.
     assert sorted(path.name for path in model_folder.glob("*.py")) == sorted([*MODULES, RUNTIME, "handler.py"])
+
+
+@pytest.mark.parametrize("entry", ["configuration_emoshare.py", "feature_extraction_emoshare.py"])
+def test_an_entry_module_names_all_that_it_needs(entry):
+    """Otherwise a repository whose download was interrupted might never load: see `OTHER_MODULES`."""
+    needed = {Path(path).name for path in get_relative_import_files(ROOT / entry)} - {entry}
+    assert {f"{name}.py" for name in get_relative_imports(ROOT / entry)} == needed
+
+
+def test_the_config_names_every_module():
+    assert {f"{name}.py" for name in get_relative_imports(ROOT / "configuration_emoshare.py")} == {*MODULES} - {
+        "configuration_emoshare.py"
+    }
 
 
 def test_the_model_card_names_what_they_import():
