@@ -21,7 +21,7 @@ LAYERS, RANK = 2, 4  # what is tuned, of three layers
 BACKBONES = ("hubert", "wavlm", "wav2vec2-bert", "whisper")  # one of each kind of attention
 CLIPS = [speech(seconds, seed) for seed, seconds in enumerate((0.5, 1.3, 0.8))]
 LABELS = torch.tensor([[0.1, 0.8], [0.6, 0.3], [0.9, 0.5]])
-FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "joy", 1: "anger"}}
+FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "anger", 1: "joy"}}
 OF_BACKBONE = {"whisper": {"backbone_padding": "clip"}}
 KINDS = {"layers": 0, "adapters": RANK}
 
@@ -173,9 +173,10 @@ def test_both_pipelines_take_a_tuned_model(hubert, tmp_path):
     hubert.model.save_pretrained(tmp_path, include_backbone=False)
     hubert.extractor.save_pretrained(tmp_path)
     expected = dict(zip(hubert.model.config.labels, shares(hubert, CLIPS[:1])[0].tolist(), strict=True))
-    for task in ("emotion-share", "audio-classification"):
-        result = pipeline(task, model=str(tmp_path))(CLIPS[0])
-        assert {share["label"]: share["score"] for share in result} == pytest.approx(expected, abs=1e-6)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 3e-3)):
+        for task in ("emotion-share", "audio-classification"):
+            result = pipeline(task, model=str(tmp_path), dtype=dtype)(CLIPS[0])
+            assert {share["label"]: share["score"] for share in result} == pytest.approx(expected, abs=tolerance)
 
 
 WITHOUT_THE_PACKAGE = """
@@ -189,15 +190,19 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 def check(folder):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     inputs = load_file(f"{folder}.safetensors")
-    expected = inputs.pop("shares")
+    expected, clip = inputs.pop("shares"), inputs.pop("clip").numpy()
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected), folder
+    for task in ("emotion-share", "audio-classification"):
+        shares = pipeline(task, model=folder, trust_remote_code=True)(clip)
+        shares = torch.tensor([share["score"] for share in sorted(shares, key=lambda share: share["label"])])
+        torch.testing.assert_close(shares, expected[0], atol=1e-6, rtol=0)
 
 with_adapters, others = (group.split(",") for group in sys.argv[1:])
 sys.modules["peft"] = None
@@ -229,7 +234,9 @@ def test_tuned_models_load_in_another_process_without_the_package(adapted, layer
         (merged, "merged", True),
     ]:
         each.model.save_pretrained(tmp_path / name, include_backbone=include_backbone)
-        save_file({**inputs_of(each.extractor, CLIPS), "shares": shares(each)}, tmp_path / f"{name}.safetensors")
+        each.extractor.save_pretrained(tmp_path / name)
+        expected = {"clip": torch.from_numpy(CLIPS[0]), "shares": shares(each)}
+        save_file({**inputs_of(each.extractor, CLIPS), **expected}, tmp_path / f"{name}.safetensors")
         folders[each is adapted].append(str(tmp_path / name))
     script = tmp_path / "downstream.py"
     script.write_text(WITHOUT_THE_PACKAGE)
