@@ -122,6 +122,7 @@ FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
 # Makes Transformers leave repositories as they are whose weights are pickles. By default, it asks a service to convert
 # them, which gets the token of private ones, and downloads the weights a second time from the pull request.
 CONVERSION_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"
+AS_FOR_WEIGHTS = ("cache_dir", "local_files_only")
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
@@ -224,6 +225,8 @@ def load_backbone(name_or_path, backbone_config, revision=None, is_cut=False, **
             config=backbone_config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
+            # Where PEFT is installed, Transformers looks for adapters first, and would use neither of these.
+            adapter_kwargs={name: hub_arguments[name] for name in AS_FOR_WEIGHTS if name in hub_arguments},
             **hub_arguments,
         )
     mismatched = sorted(loading["mismatched_keys"])
