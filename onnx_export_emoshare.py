@@ -121,6 +121,12 @@ def _check_goes_together(model, feature_extractor):
             f"feature_type: {feature_extractor.feature_type!r} makes features of width "
             f"{feature_extractor.feature_size}; this model takes {model.config.feature_size}"
         )
+    longest, most = feature_extractor.num_frames(feature_extractor.max_window_samples), model.config.max_frames
+    if model.config.normalization == "sequence" and longest > most:
+        raise ValueError(
+            f"chunk_length_s: windows have up to {longest} frames; with normalization='sequence', this model takes at "
+            f"most max_frames={most}"
+        )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:
         found = ", ".join(sorted(map(str, dtypes)))

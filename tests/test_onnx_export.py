@@ -234,6 +234,7 @@ def test_layer_norm_in_the_front_end_and_relative_positions(tmp_path):
         ({}, {}, "feature_type: got 'waveform'; this model takes acoustic features"),
         ({"feature_size": 30}, {"feature_type": "mel"}, "'mel' makes features of width 40; this model takes 30"),
         ({"backbone_config": backbone_config()}, {"feature_type": "mel"}, "got 'mel'; this model takes waveform"),
+        ({"normalization": "sequence"}, {"feature_type": "mel"}, "chunk_length_s: windows have up to 798 frames; with"),
     ],
 )
 def test_what_does_not_go_together_is_refused(model_fields, extractor_fields, message, tmp_path):
