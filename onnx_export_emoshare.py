@@ -147,8 +147,15 @@ def _write_float32(model, feature_extractor, path):
             dynamic_shapes=({0: batch, 1: samples}, {0: batch}),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-        names = {"input_names": ["waveforms", "lengths"], "output_names": graph.output_names}
-        onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["waveforms", "lengths"],
+            output_names=graph.output_names,
+            dynamic_shapes=({0: "batch", 1: "samples"}, {0: None}),  # their names; the second one's follows
+        )
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # lines and folders of the code that made them
     onnx.model.producer_name, onnx.model.producer_version = "emoshare", None

@@ -115,6 +115,11 @@ def test_the_file_says_what_a_program_needs_to_know(name, repository):
         "hop_length": 160,
         "pool_size": 2,
     }
+    sizes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*written.graph.input, *written.graph.output)
+    }
+    assert (sizes["waveforms"], sizes["lengths"], sizes["shares"]) == (["batch", "samples"], ["batch"], ["batch", 2])
     said = "".join(entry.value for node in written.graph.node for entry in node.metadata_props)
     assert "/" not in said  # no folders of the machine that wrote it
 
