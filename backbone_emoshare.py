@@ -65,6 +65,12 @@ class BackboneFamily(Protocol):
         Transformers wrote them wherever exactness allows it, which is what exporting needs.
         """
 
+    def exportable(self, backbone):
+        """
+        A copy on the CPU, in eval mode, that `torch.export` can run `hidden_states` of. A family may do without this
+        method: models with its backbones cannot be exported then.
+        """
+
     def cut(self, backbone, layer):
         """
         A view of a backbone that has the layers which `hidden_states` runs for this one, and a config that says so; the

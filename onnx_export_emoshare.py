@@ -121,6 +121,12 @@ def _check_goes_together(model, feature_extractor):
             f"feature_type: {feature_extractor.feature_type!r} makes features of width "
             f"{feature_extractor.feature_size}; this model takes {model.config.feature_size}"
         )
+    longest, most = feature_extractor.num_frames(feature_extractor.max_window_samples), model.config.max_frames
+    if model.config.normalization == "sequence" and longest > most:
+        raise ValueError(
+            f"chunk_length_s: windows have up to {longest} frames; with normalization='sequence', this model takes at "
+            f"most max_frames={most}"
+        )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:
         found = ", ".join(sorted(map(str, dtypes)))
@@ -141,8 +147,15 @@ def _write_float32(model, feature_extractor, path):
             dynamic_shapes=({0: batch, 1: samples}, {0: batch}),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-        names = {"input_names": ["waveforms", "lengths"], "output_names": graph.output_names}
-        onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["waveforms", "lengths"],
+            output_names=graph.output_names,
+            dynamic_shapes=({0: "batch", 1: "samples"}, {0: None}),  # their names; the second one's follows
+        )
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # lines and folders of the code that made them
     onnx.model.producer_name, onnx.model.producer_version = "emoshare", None

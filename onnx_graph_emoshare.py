@@ -19,11 +19,8 @@ from .pooling_emoshare import SLOPE_STEPS, FunctionalsPooling
 class WaveformsToShares(nn.Module):
     """
     Args:
-        model: `EmoShareModel`, which stays as it is.
+        model: `EmoShareModel` in float32, which stays as it is; its family must have `exportable`.
         features: module that makes of waveforms what the model takes, as `EmoShareFeatureExtractor.as_module` gives it.
-
-    Raises:
-        ValueError: if the model's backbone cannot be exported.
     """
 
     def __init__(self, model, features):
@@ -35,7 +32,7 @@ class WaveformsToShares(nn.Module):
         if model.backbone is not None:
             self.family = model.family
             self.backbone = self.family.exportable(self.family.cut(model.backbone, model.config.backbone_layer))
-        self.heads = copy.deepcopy(model.heads).float()
+        self.heads = copy.deepcopy(model.heads).cpu()
         for head in self.heads:
             _replace(head)
         self.output_names = ["shares"]

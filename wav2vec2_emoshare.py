@@ -115,7 +115,7 @@ class Wav2Vec2Family:
         return cut_encoder(backbone, layer)
 
     def exportable(self, backbone):
-        """A copy for export, in eval mode: prepared without `fast`, its front end as an `ExportableFrontEnd`."""
+        """A copy for export: prepared without `fast`, and with an `ExportableFrontEnd`."""
         copied = self.build(copy.deepcopy(backbone.config))
         self.prepare(copied, fast=False)
         copied.load_state_dict(backbone.state_dict())

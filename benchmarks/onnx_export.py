@@ -28,10 +28,10 @@ from emoshare.dataset_script.synthetic import SyntheticCorpus, synthesize
 from emoshare.emoshare_runtime import EmotionShareRuntime
 
 TIMED_SECONDS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-TRAINED_ON, TRIED_ON = 64, 64
+TRAINED_ON, TRIED_ON = 48, 48
 SHORT = 2.0  # seconds of these clips
-STEPS, RATE = 100, 3e-3
-ROUNDS = 4
+STEPS, RATE = 60, 3e-3
+ROUNDS = 3
 
 
 def main():
@@ -79,7 +79,7 @@ def train(model, extractor, clips, shares):
         loss = model(frame_features=features, labels=shares).loss
         loss.backward()
         optimizer.step()
-    print(f"heads trained for {STEPS} steps, to a mean squared error of {loss.item():.4f}")
+    print(f"heads trained for {STEPS} steps, to a mean squared error of {loss.item():.4f}", flush=True)
     model.eval()
 
 
@@ -99,7 +99,7 @@ def print_rank_correlation(exact, rounded, clips):
     print(
         f"- shares differ by {off.mean():.4f} in the mean, {off.max():.4f} at the most; they deviate by {deviation:.3f}"
     )
-    print(f"- and from those in batches of 8 by {np.abs(together - found).max():.4f} at the most\n")
+    print(f"- and from those in batches of 8 by {np.abs(together - found).max():.4f} at the most\n", flush=True)
 
 
 def as_array(results):

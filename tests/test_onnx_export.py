@@ -115,6 +115,11 @@ def test_the_file_says_what_a_program_needs_to_know(name, repository):
         "hop_length": 160,
         "pool_size": 2,
     }
+    sizes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*written.graph.input, *written.graph.output)
+    }
+    assert (sizes["waveforms"], sizes["lengths"], sizes["shares"]) == (["batch", "samples"], ["batch"], ["batch", 2])
     said = "".join(entry.value for node in written.graph.node for entry in node.metadata_props)
     assert "/" not in said  # no folders of the machine that wrote it
 
@@ -234,6 +239,7 @@ def test_layer_norm_in_the_front_end_and_relative_positions(tmp_path):
         ({}, {}, "feature_type: got 'waveform'; this model takes acoustic features"),
         ({"feature_size": 30}, {"feature_type": "mel"}, "'mel' makes features of width 40; this model takes 30"),
         ({"backbone_config": backbone_config()}, {"feature_type": "mel"}, "got 'mel'; this model takes waveform"),
+        ({"normalization": "sequence"}, {"feature_type": "mel"}, "chunk_length_s: windows have up to 798 frames; with"),
     ],
 )
 def test_what_does_not_go_together_is_refused(model_fields, extractor_fields, message, tmp_path):
