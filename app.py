@@ -18,6 +18,7 @@ from base64 import b64decode
 from collections import deque
 from html import escape
 from pathlib import Path
+from threading import Lock
 
 import altair
 import gradio
@@ -97,17 +98,19 @@ const button = element.querySelector("button"), alert = element.querySelector("s
 const worklet = `registerProcessor("listener", class extends AudioWorkletProcessor {{
     process([[samples]]) {{ if (samples) this.port.postMessage(samples); return true; }}
 }})`;
-let input = null, context = null, pending = [], isFirst = true, isLast = false, isWaiting = false;
+let input = null, context = null, source = null, listener = null;  // browsers forget nodes that nothing refers to
+let pending = [], number = 0, isFirst = true, isLast = false, isWaiting = false;
 
 async function start() {{
     const audio = {{echoCancellation: false, noiseSuppression: false, autoGainControl: false}};
     input = await navigator.mediaDevices.getUserMedia({{audio}});
     context = new AudioContext();
     await context.audioWorklet.addModule(URL.createObjectURL(new Blob([worklet], {{type: "text/javascript"}})));
-    const listener = new AudioWorkletNode(context, "listener", {{channelCount: 1, channelCountMode: "explicit"}});
+    listener = new AudioWorkletNode(context, "listener", {{channelCount: 1, channelCountMode: "explicit"}});
     [pending, isFirst, isLast, button.textContent] = [[], true, false, "Stop"];
     listener.port.onmessage = ({{data}}) => {{ if (input) {{ pending.push(data); send(); }} }};
-    context.createMediaStreamSource(input).connect(listener);
+    source = context.createMediaStreamSource(input);
+    source.connect(listener);
 }}
 
 function stop() {{
@@ -123,9 +126,10 @@ function send() {{
     const values = pending.flatMap(samples => [...samples]);
     const samples = Int16Array.from(values, value => Math.max(-1, Math.min(1, value)) * 32767);
     const bytes = Array.from(new Uint8Array(samples.buffer), byte => String.fromCharCode(byte)).join("");
-    const piece = {{samples: btoa(bytes), sampling_rate: context.sampleRate, is_first: isFirst, is_last: isLast}};
+    const sampling_rate = context.sampleRate;
+    number += 1;
+    trigger("heard", {{number, samples: btoa(bytes), sampling_rate, is_first: isFirst, is_last: isLast}});
     [pending, isFirst, isLast, isWaiting] = [[], false, false, true];
-    trigger("heard", piece);
 }}
 
 watch("value", () => {{
@@ -223,6 +227,7 @@ def page(emotion_share, card):
 def live(emotion_share, card):
     """Puts a microphone on the page, and the shares of what it hears while it hears it."""
     heard = gradio.State()  # what `listen` returned last, for each visitor
+    one_at_a_time = Lock()
     with gradio.Row(elem_id="live"):
         with gradio.Column():
             microphone = gradio.HTML(
@@ -237,18 +242,18 @@ def live(emotion_share, card):
                 gradio.Markdown(title)
                 plots.append(gradio.Plot(elem_id=name, show_label=False, container=False))
 
-    def draw(heard, answer, event: gradio.EventData):
-        number = int(answer.partition(" ")[0] or 0) + 1  # a new one, so that the browser notices
+    def draw(heard, event: gradio.EventData):
+        number = event._data["number"]  # of the piece, so that the browser notices the answer
         try:
-            heard, problem, *charts = listen(emotion_share, heard, event._data)
+            with one_at_a_time:
+                heard, problem, *charts = listen(emotion_share, heard, event._data)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             problem = alert_html("The recording has ended.", str(error) or type(error).__name__)
             return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
         return heard, str(number), problem, *charts
 
-    microphone.heard(
-        draw, [heard, microphone], [heard, microphone, problem, *plots], show_progress="hidden", concurrency_limit=1
-    )
+    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway.
+    microphone.heard(draw, heard, [heard, microphone, problem, *plots], show_progress="hidden", queue=False)
 
 
 def listen(emotion_share, heard, piece):

@@ -91,10 +91,10 @@ class EmotionSharePipeline(ChunkPipeline):
         Args:
             inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
             segments (`list[dict]`, *optional*): the turns of one recording, in any order, which may overlap: `"start"`
-                and `"end"` in seconds and, if known, `"speaker"`. Each is cut out of the recording at the feature
-                extractor's sampling rate, from the sample nearest to its start to the one nearest to its end, and
-                predicted as a clip of its own. The recording is read once, in blocks. A turn that is shorter than the
-                model needs gets no shares, and is warned of.
+                and `"end"` in seconds and, if known, `"speaker"`; `"place"` is what messages call the turn. Each is cut
+                out of the recording at the feature extractor's sampling rate, from the sample nearest to its start to
+                the one nearest to its end, and predicted as a clip of its own. The recording is read once, in blocks. A
+                turn that is shorter than the model needs gets no shares, and is warned of.
             strict (`bool`, *optional*, defaults to `False`): refuse a file that holds less than it promises, because it
                 was cut off or is damaged; otherwise what can be decoded of it is heard, with a warning that names the
                 file. As in `load_audio`, which also says what else is warned of.

@@ -1,5 +1,6 @@
 """The demo in a real browser: app.py alone in a folder, as a Space has it, where this package cannot be imported."""
 
+import math
 import os
 import shutil
 import socket
@@ -216,15 +217,19 @@ def test_a_recording_is_heard(page, space, emotion_share):
 def test_shares_are_drawn_while_somebody_speaks(page):
     page.get_by_role("tab", name="Live").click()
     page.locator("#live").get_by_text("It hears little.").wait_for()
-    page.locator("#microphone").get_by_role("button", name="Speak").click()
-    start = time.monotonic()
     cells = page.locator("#live_timeline .mark-rect.role-mark path")
-    expect(cells).to_have_count(3 * 9, timeout=30_000)  # cells of three seconds
+    clicked = time.monotonic()
+    page.locator("#microphone").get_by_role("button", name="Speak").click()
+    cells.first.wait_for()
+    first_drawn = time.monotonic()
+    page.wait_for_timeout(3000)
+    least = time.monotonic() - first_drawn
     page.locator("#microphone").get_by_role("button", name="Stop").click()
-    seconds = time.monotonic() - start
-    page.wait_for_timeout(1500)
+    most = time.monotonic() - clicked
     # What was spoken is there to its end, and nothing besides: none of it is lost, or heard twice.
-    assert abs(cells.count() / 9 - seconds) < 2
+    expect(cells.nth(9 * math.floor(least))).to_be_attached()
+    page.wait_for_timeout(500)
+    assert cells.count() <= 9 * math.ceil(most)
     bars = page.locator("#live_shares [aria-roledescription=bar]")
     labels = bars.evaluate_all("bars => bars.map(bar => bar.getAttribute('aria-label'))")
     assert [label.partition("emotion: ")[2] for label in labels] == list(EMOTIONS)
@@ -262,10 +267,10 @@ def test_live_shares_are_those_of_the_whole_recording(emotion_share):
 
 def test_of_a_long_recording_the_last_minute_is_drawn_and_ten_minutes_are_heard(emotion_share, monkeypatch):
     monkeypatch.setattr(type(emotion_share), "forward", lambda self, inputs: {**inputs, "logits": torch.zeros(1, 9)})
-    heard, (first, *further) = None, pieces(np.full(601 * 1000, 0.1), 1000, [30_000] * 20)
+    heard, (first, *further) = None, pieces(np.full(601 * 1000, 0.1), 1000, [150_000] * 4)
     for piece in (first, *further[:-1]):
         heard, alert, _, chart = app.listen(emotion_share, heard, piece)
-        assert "The shares are 30 seconds behind." in alert  # so much in one piece
+        assert "The shares are 150 seconds behind." in alert  # so much in one piece
     cells = chart.to_dict()
     assert cells["encoding"]["x"]["scale"]["domain"] == [539.0, 599.0]
     assert len(cells["data"]["values"]) == 60 * 9
