@@ -314,6 +314,11 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         for field, excluded in (("backbone_config", None), ("freeze_backbone", False), ("backbone_layer", "weighted")):
             if getattr(self, field) == excluded:
                 raise ValueError(f"finetuned_layers: got {number}, but {field} is {excluded!r}; expected 0")
+        if self.backbone_padding == "30s":
+            raise ValueError(
+                f"backbone_padding: got '30s' with {number} finetuned_layers, which would also hear the silence after "
+                "a clip, whose hidden states are not stored; expected 'clip'"
+            )
         layer = self.backbone_layer
         num_layers = family_of(self.backbone_config).num_layers(self.backbone_config) if layer == -1 else layer
         if number > num_layers:

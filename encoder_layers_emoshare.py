@@ -71,8 +71,8 @@ class EncoderLayers(nn.ModuleList):
 class PackedLinear(nn.Linear):
     """
     A linear layer of the encoder. On a CPU, `nn.Linear` rearranges its bfloat16 weights for the processor's matrix unit
-    at every call; this one does it once, as long as the weights are frozen and unchanged, with the operators that
-    `torch.compile` uses for it. It keeps a second copy of them in memory.
+    at every call; without gradients, this one does it once, as long as the weights are unchanged, with the operators
+    that `torch.compile` uses for it. It keeps a second copy of them in memory.
 
     PyTorch counts the changes of a tensor, but not those through `weight.data`. These are found by comparing weights of
     every row and column; one that changes a single weight can remain unseen, so write in `torch.no_grad()` instead.
@@ -100,8 +100,9 @@ class PackedLinear(nn.Linear):
             and rows.device.type == self.weight.device.type == "cpu"
             and rows.dtype == self.weight.dtype == torch.bfloat16
             and not (torch.is_grad_enabled() and rows.requires_grad)
-            # Weights that are trained change, and inference tensors do not count their changes.
-            and not (self.weight.requires_grad or self.weight.is_inference())
+            # Weights change at each step of training, and inference tensors do not count their changes.
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
+            and not self.weight.is_inference()
             and _has_packed_linear()
         )
 

@@ -83,7 +83,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             copy of it. Transformers' `Wav2Vec2FeatureExtractor` does so, and models of earlier versions were trained
             with it: a saved preprocessor config without this field means `"absolute"`. Without effect if
             `do_normalize` is `False`: the level then matters. `"filter_banks"` and `"whisper_log_mels"` are
-            Transformers' own, and know neither: their floor is felt by digital silence alone.
+            Transformers' own and know neither: the floor of the first is felt by digital silence alone, and the others
+            hear the level.
         num_mel_bins (`int`, *optional*):
             Bands of `"filter_banks"` and `"whisper_log_mels"`, 80 if not given; no other feature type has this field.
 

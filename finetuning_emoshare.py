@@ -2,8 +2,8 @@
 Backbones that are frozen but for what is trained with the heads: their upper layers, or adapters (LoRA) in these.
 
 Adapters are PEFT's, and the weights of a model with adapters have the names that they have without, so that whoever
-knows the backbone's weights finds them. Beside those of a linear layer stand `lora_A.default.weight`, (rank, width in),
-and `lora_B.default.weight`, (width out, rank): the layer's output gets 2 B A of its input added.
+knows the backbone's weights finds them. An adapter's own are `lora_A.default.weight`, (rank, width in), and
+`lora_B.default.weight`, (width out, rank), after the name of its linear layer, to whose output it adds 2 B A x.
 """
 
 import re
@@ -59,7 +59,7 @@ def frozen_pattern(backbone, config):
     A regular expression of the names, in the model's `state_dict`, of what is frozen of its backbone, with arguments as
     in `tuned_modules`.
     """
-    tuned = "|".join(re.escape(name) for name in sorted(tuned_names(backbone, config)))
+    tuned = "|".join(map(re.escape, sorted(tuned_names(backbone, config))))
     return rf"^backbone\.(?!(?:{tuned})$)"
 
 
@@ -86,8 +86,8 @@ def add_adapters(backbone, config):
     for _, adapted in _adapted_layers(backbone):
         for linear in (*adapted.lora_A.values(), *adapted.lora_B.values()):
             linear.float().__class__ = AdapterLinear
-        # PEFT would rename the weights of the layer that it wraps. With one dict of them for both, they are the
-        # wrapper's too; and its layer is none of its submodules.
+        # PEFT's wrapper has the layer as a submodule, so that its weights would be `base_layer.weight`. Here, the two
+        # share one dict of weights, and whoever lists the modules sees the wrapper alone.
         base_layer = adapted._modules.pop("base_layer")
         vars(adapted).update(base_layer=base_layer, _parameters=base_layer._parameters)
 

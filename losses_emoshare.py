@@ -2,8 +2,6 @@
 
 from inspect import signature
 
-import torch
-
 # The pairwise sigmoids of `rank` are this wide, in standard deviations of a label's predicted shares in the batch.
 RANK_TEMPERATURE = 0.2
 # Predicted shares that differ by less count as if they differed by this much, so that gradients stay finite.
@@ -204,31 +202,3 @@ def _log_rising(start, steps):
 
 def _end_of_stirling(value):
     return (1 / 12 - 1 / (360 * value * value)) / value
-
-
-def loss_of_shares(name, logits, labels, weights=None, listeners=None, concentrations=None):
-    """
-    A loss of predicted against true shares, whatever it takes.
-
-    Args:
-        name: of the loss, a key of `LOSSES`.
-        logits, labels, weights, listeners, concentrations: as in `EmoShareModel.loss`, result and errors too.
-    """
-    if labels.shape != logits.shape:
-        raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-    if weights is not None and weights.dim() == 2:
-        return _loss_of_each_label(name, logits, labels, weights, listeners, concentrations)
-    optional = {"listeners": listeners, "concentrations": concentrations}
-    taken = {optional_name: value for optional_name, value in optional.items() if takes(name, optional_name)}
-    return LOSSES[name](logits, labels, weights, **taken)
-
-
-def _loss_of_each_label(name, logits, labels, weights, listeners, concentrations):
-    """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-    columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-    losses = [
-        loss_of_shares(name, *label, listeners, column)
-        for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-    ]
-    totals = (weights * ~labels.isnan()).sum(dim=0)
-    return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)

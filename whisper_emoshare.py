@@ -100,7 +100,7 @@ class WhisperLogMels:
                 f"raw_speech: got {num_samples / SAMPLING_RATE:.1f} s; Whisper hears {LONGEST_S} s at most; cut it "
                 "with windows(), as the emotion-share pipeline does"
             )
-        with_silence = min(num_samples + 2 * LOG_MELS_AFTER_END * HOP, longest)
+        with_silence = min(num_samples + LOG_MELS_AFTER_END * HOP, longest)
         made = _own_extractor(extractor.num_mel_bins)(
             waveform, sampling_rate=SAMPLING_RATE, max_length=with_silence, return_tensors="pt"
         )
@@ -190,7 +190,7 @@ class WhisperFamily:
         view._modules = {**backbone._modules, "layers": type(backbone.layers)(list(backbone.layers)[:layer])}
         view.config = copy.copy(backbone.config)
         view.config.encoder_layers = layer
-        view.config.is_cut = True
+        view.config.is_cut = True  # its last hidden states are those of a layer in the middle, before the last norm
         return view
 
     def hidden_states(self, backbone, input_features, lengths, layers):
@@ -261,7 +261,7 @@ class WhisperFamily:
 def _with_silence(log_mels, lengths):
     """(batch, log-mels, bands) -> the same for 30 s: each clip's last log-mel, which is of silence, is repeated."""
     rows = torch.arange(2 * POSITIONS, device=log_mels.device).clamp(max=lengths[:, None] - 1)
-    return log_mels.gather(1, rows[..., None].expand(-1, -1, log_mels.shape[-1]))
+    return log_mels.take_along_dim(rows[..., None], dim=1)
 
 
 def _embedded(backbone, log_mels, lengths):

@@ -9,6 +9,7 @@ from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
 
 CLIPS_CSV = "lab/clips.csv"
 LISTENERS = "listeners"  # the fact that says how many listeners a clip's shares are of
+LANGUAGE = "language"  # the fact by which a grid's report also gives scores
 # Facts whose numbers are names, of which none is more than another.
 NAMING = re.compile(r"speaker|actor|(^|[^a-z])id$", re.IGNORECASE)
 

@@ -9,6 +9,7 @@ import numpy as np
 from ..dataset_script.corpora import CORPORA, is_published
 from ..dataset_script.whole_files import whole_file
 from ..evaluation.card import shown_settings
+from ..evaluation.groups import MIN_CLIPS, groups_of
 from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.predictions import read_submission
@@ -105,7 +106,7 @@ class _Page:
     def sections(self):
         sections = [self.head()]
         if self.runs:
-            sections += [self.table_1(), self.table_2(), self.folds()]
+            sections += [self.table_1(), self.table_2(), self.languages(), self.folds()]
         if self.best:
             sections += [self.figure_2(), self.figure_3(), self.layers(), self.significance(), self.claims()]
             sections += [self.training()]
@@ -146,6 +147,35 @@ class _Page:
     def table_2(self):
         return self.section("Table 2: averages", table=table_2(self.systems, self.labels, self.is_papers))
 
+    def languages(self):
+        """Nothing unless the scored clips are in several languages that are known."""
+        if self.scored.languages is None:
+            return ""
+        names, language_of_clip = groups_of(self.scored.languages, are_names=True)
+        clips = {name: np.flatnonzero(language_of_clip == number) for number, name in enumerate(names)}
+        clips = {name: own for name, own in clips.items() if len(own) >= MIN_CLIPS}
+        if len(clips) < 2:
+            return ""
+        header = ["features", "architecture", *(f"{name}, {len(own):,} clips" for name, own in clips.items())]
+        rows = [[system.row, system.title, *self.scores_of(system, clips.values())] for system in self.systems]
+        left_out = len(self.scored.references) - sum(map(len, clips.values()))
+        return self.section(
+            "Languages",
+            resamples=f"{RESAMPLES:,}",
+            left_out=f"{left_out:,}",
+            fewest=str(MIN_CLIPS),
+            table=markdown_table(header, rows),
+        )
+
+    def scores_of(self, system, parts):
+        """ρ of some of the clips with its interval, as text, for each of `parts`: indices of clips."""
+        predictions = np.array([self.scored.predictions(run) for run in system.runs])
+        groups = None if self.scored.groups is None else np.asarray(self.scored.groups)
+        for own in parts:
+            units = None if groups is None else groups[own]
+            scores = mean_scores(predictions[:, own], self.scored.references[own], self.labels, units, RESAMPLES)
+            yield _with_interval(scores[MEAN])
+
     def folds(self):
         if not self.has_folds:
             return ""
@@ -178,9 +208,7 @@ class _Page:
         rhos = system.rhos_of_folds()
         known = rhos[~np.isnan(rhos)]
         deviation = np.std(known, ddof=1) if len(known) > 1 else math.nan
-        interval = f"{number(pooled.low)} to {number(pooled.high)}"
-        of_all = [f"{number(mean(rhos))} ± {number(deviation)}", f"{number(pooled.rho)} ({interval})"]
-        return [*map(number, rhos), *of_all]
+        return [*map(number, rhos), f"{number(mean(rhos))} ± {number(deviation)}", _with_interval(pooled)]
 
     def groups_of(self, fold):
         """The column for a fold's groups: their names, or their number where there are many; none without groups."""
@@ -334,6 +362,10 @@ def _corpus_title(info, arguments):
 
 def _sizes(sizes):
     return ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+
+
+def _with_interval(score):
+    return f"{number(score.rho)} ({number(score.low)} to {number(score.high)})"
 
 
 def _one_line(text):

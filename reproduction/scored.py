@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..dataset_script.facts import LANGUAGE
 from ..dataset_script.folds import divide
 from ..evaluation.groups import resampled_units
 from ..evaluation.predictions import read_predictions
@@ -37,6 +38,7 @@ class Devel:
         references: (clips, labels) true shares of the scored clips, NaN where one is not known.
         groups: (clips,) what each belongs to that is resampled as a whole; `None` where clips are resampled.
         units: what intervals are over, as text.
+        languages: of each scored clip, `None` where it is not known; `None` if the corpus has no such fact.
         shares: true shares by what the figure of their distribution calls the clips.
         sizes: of what clips there are, as text.
     """
@@ -50,6 +52,7 @@ class Devel:
         self.shares = {"train": corpus.shares("train"), "devel": self.references}
         self.groups = resampled_units(corpus, "devel", resample)
         self.units = _units(self.groups, resample) or f"{len(self.references):,} devel clips"
+        self.languages = _languages(corpus, ["devel"])
         self.sizes = ", ".join(f"{len(clips):,} {split}" for split, clips in corpus.splits.items())
 
     def runs(self, cells):
@@ -76,7 +79,7 @@ class Folds:
         group_by: the fact whose values are each in one fold, or `None`.
         of_groups: for each fold these values, as texts; `None` if clips were not grouped.
         title: what the folds are, as text.
-        name, references, groups, units, shares, sizes: as those of `Devel`, of all folds in their order.
+        name, references, groups, units, languages, shares, sizes: as those of `Devel`, of all folds in their order.
     """
 
     name = "the test folds"
@@ -93,6 +96,7 @@ class Folds:
         of_units = [resampled_units(corpus, split, units) for split in corpus.splits]
         self.groups = None if units is None else np.concatenate(of_units)
         self.units = _units(self.groups, units) or f"{len(self.references):,} clips"
+        self.languages = _languages(corpus, corpus.splits)
         self.of_groups, by = None, ""
         if data.group_by is not None:
             values = [facts[data.group_by] for facts in corpus.metadata.values()]
@@ -141,6 +145,12 @@ class Folds:
 def _units(groups, fact):
     """What intervals are over, as text; `None` where clips are resampled."""
     return None if groups is None else f"{len(set(groups)):,} groups by {fact}"
+
+
+def _languages(corpus, splits):
+    if LANGUAGE not in corpus.facts:
+        return None
+    return [language for split in splits for language in corpus.metadata[split][LANGUAGE]]
 
 
 def _text(value):

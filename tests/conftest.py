@@ -62,7 +62,8 @@ def backbone_config(model_type="hubert", **fields):
         fields = {"num_conv_pos_embeddings": 5, **fields}  # here the number of stacked convolutions, as published
     elif model_type == "whisper":
         fields = {"encoder_ffn_dim": 32, "decoder_layers": 1, "decoder_attention_heads": 2, **fields}
-        fields = {"vocab_size": 8, "pad_token_id": 0, **fields}
+        tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+        fields = {"vocab_size": 8, **tokens, **fields}
     else:
         fields = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, **fields}
     return AutoConfig.for_model(model_type, **{**SMALL_BACKBONE, **fields})

@@ -12,10 +12,10 @@ from emoshare.training.arguments import arguments_of
 from emoshare.training.corpus import corpus_of_run
 
 
-def fabricated_corpus(labels, sizes=None, unknown=(), name="csv", speakers=0):
+def fabricated_corpus(labels, sizes=None, unknown=(), name="csv", speakers=0, languages=()):
     """
     A `Corpus` of shares in steps of 1/20; those of `unknown` labels, and of all in test, are not known. With
-    `speakers`, each clip has one of so many, who speak in turn.
+    `speakers`, each clip has one of so many, who speak in turn; with `languages`, one of these, in turn too.
     """
     rng = np.random.default_rng(0)
     splits = {}
@@ -26,8 +26,11 @@ def fabricated_corpus(labels, sizes=None, unknown=(), name="csv", speakers=0):
             columns[label] = [None] * size if split == "test" or label in unknown else shares.tolist()
         if speakers:
             columns["speaker"] = [f"s{number % speakers}" for number in range(size)]
+        if languages:
+            columns["language"] = [languages[number % len(languages)] for number in range(size)]
         splits[split] = Dataset.from_dict(columns)
-    return Corpus(name, DatasetDict(splits), list(labels), ["speaker"] if speakers else [])
+    facts = [fact for fact, given in {"speaker": speakers, "language": languages}.items() if given]
+    return Corpus(name, DatasetDict(splits), list(labels), facts)
 
 
 def plan_cell(folder, features, architecture="cnn_lstm", seed=0, layer="-1", backbone="acoustic", **flags):

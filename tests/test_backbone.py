@@ -65,6 +65,21 @@ def test_every_model_type_is_found_and_has_consistent_numbers(model_type):
     assert family.num_frames(config, lengths).tolist() == [family.num_frames(config, int(own)) for own in lengths]
 
 
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_adapters_find_all_linear_layers_of_attention(model_type):
+    config = backbone_config(model_type)
+    family = family_of(config)
+    backbone = family.build(config)
+    for layer in family.layers(backbone, 0, -1):
+        (attention,) = {name.rpartition(".")[0] for name in family.attention_projections}
+        modules = layer.get_submodule(attention).named_modules()
+        linear = {name for name, module in modules if isinstance(module, nn.Linear)}
+        # In WavLM's and w2v-BERT's attention, what positions go through has none.
+        left = linear - {name.rpartition(".")[2] for name in family.attention_projections}
+        assert left <= {"gru_rel_pos_linear", "linear_pos"}
+        assert len(linear - left) == 4
+
+
 def test_an_unsupported_backbone_is_named_with_those_that_are_supported():
     with pytest.raises(ValueError, match=r"^backbone_config: model type 'sew' is not supported; .*hubert, "):
         family_of(AutoConfig.for_model("sew"))

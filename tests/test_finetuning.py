@@ -21,7 +21,8 @@ LAYERS, RANK = 2, 4  # what is tuned, of three layers
 BACKBONES = ("hubert", "wavlm", "wav2vec2-bert", "whisper")  # one of each kind of attention
 CLIPS = [speech(seconds, seed) for seed, seconds in enumerate((0.5, 1.3, 0.8))]
 LABELS = torch.tensor([[0.1, 0.8], [0.6, 0.3], [0.9, 0.5]])
-FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "joy", 1: "anger"}}
+FIELDS = {**SMALL_HEAD, "finetuned_layers": LAYERS, "id2label": {0: "anger", 1: "joy"}}
+OF_BACKBONE = {"whisper": {"backbone_padding": "clip"}}
 KINDS = {"layers": 0, "adapters": RANK}
 
 
@@ -30,7 +31,8 @@ def tune(folder, model_type, rank, **fields):
     torch.manual_seed(1)
     AutoModel.from_config(backbone_config(model_type, num_hidden_layers=3)).save_pretrained(folder)
     torch.manual_seed(2)
-    model = EmoShareModel.from_backbone_pretrained(folder, lora_rank=rank, **{**FIELDS, **fields})
+    fields = {**FIELDS, **OF_BACKBONE.get(model_type, {}), **fields}
+    model = EmoShareModel.from_backbone_pretrained(folder, lora_rank=rank, **fields)
     extractor = EmoShareFeatureExtractor.for_backbone(folder, model.config.backbone_config)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
@@ -39,7 +41,9 @@ def tune(folder, model_type, rank, **fields):
         model(**inputs_of(extractor, CLIPS), labels=LABELS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return SimpleNamespace(model=model.eval(), extractor=extractor, backbone=folder, before=before, rank=rank)
+    return SimpleNamespace(
+        model=model.eval(), extractor=extractor, backbone=folder, before=before, rank=rank, fields=fields
+    )
 
 
 def inputs_of(extractor, clips):
@@ -140,11 +144,11 @@ def test_the_weights_of_a_backbone_keep_their_names(tuned):
 @of_adapters
 def test_new_adapters_follow_the_seed_and_change_nothing(tuned):
     torch.manual_seed(2)
-    plain = EmoShareModel.from_backbone_pretrained(tuned.backbone, **{**FIELDS, "finetuned_layers": 0}).eval()
+    plain = EmoShareModel.from_backbone_pretrained(tuned.backbone, **{**tuned.fields, "finetuned_layers": 0}).eval()
     models = []
     for _ in range(2):
         torch.manual_seed(2)
-        models.append(EmoShareModel.from_backbone_pretrained(tuned.backbone, lora_rank=RANK, **FIELDS).eval())
+        models.append(EmoShareModel.from_backbone_pretrained(tuned.backbone, lora_rank=RANK, **tuned.fields).eval())
     for model in models:
         torch.testing.assert_close(shares(tuned, model=model), shares(tuned, model=plain), atol=1e-6, rtol=0)
         assert all(torch.equal(weight, tuned.before[name]) for name, weight in model.state_dict().items())
@@ -169,9 +173,10 @@ def test_both_pipelines_take_a_tuned_model(hubert, tmp_path):
     hubert.model.save_pretrained(tmp_path, include_backbone=False)
     hubert.extractor.save_pretrained(tmp_path)
     expected = dict(zip(hubert.model.config.labels, shares(hubert, CLIPS[:1])[0].tolist(), strict=True))
-    for task in ("emotion-share", "audio-classification"):
-        result = pipeline(task, model=str(tmp_path))(CLIPS[0])
-        assert {share["label"]: share["score"] for share in result} == pytest.approx(expected, abs=1e-6)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 3e-3)):
+        for task in ("emotion-share", "audio-classification"):
+            result = pipeline(task, model=str(tmp_path), dtype=dtype)(CLIPS[0])
+            assert {share["label"]: share["score"] for share in result} == pytest.approx(expected, abs=tolerance)
 
 
 WITHOUT_THE_PACKAGE = """
@@ -185,15 +190,19 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 def check(folder):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     inputs = load_file(f"{folder}.safetensors")
-    expected = inputs.pop("shares")
+    expected, clip = inputs.pop("shares"), inputs.pop("clip").numpy()
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected), folder
+    for task in ("emotion-share", "audio-classification"):
+        shares = pipeline(task, model=folder, trust_remote_code=True)(clip)
+        shares = torch.tensor([share["score"] for share in sorted(shares, key=lambda share: share["label"])])
+        torch.testing.assert_close(shares, expected[0], atol=1e-6, rtol=0)
 
 with_adapters, others = (group.split(",") for group in sys.argv[1:])
 sys.modules["peft"] = None
@@ -218,12 +227,17 @@ def test_tuned_models_load_in_another_process_without_the_package(adapted, layer
     """Bit for bit; those with adapters ask for PEFT in a line where it is not there, and others do not need it."""
     merged = SimpleNamespace(model=copy.deepcopy(adapted.model).merge_adapters(), extractor=adapted.extractor)
     folders = {True: [], False: []}
-    for name, each in {"adapters": adapted, "layers": layers_tuned, "merged": merged}.items():
-        for include_backbone in (True, False):
-            folder = tmp_path / f"{name} {include_backbone}"
-            each.model.save_pretrained(folder, include_backbone=include_backbone)
-            save_file({**inputs_of(each.extractor, CLIPS), "shares": shares(each)}, f"{folder}.safetensors")
-            folders[name == "adapters"].append(str(folder))
+    for each, name, include_backbone in [
+        (adapted, "adapters", False),
+        (adapted, "adapters and backbone", True),
+        (layers_tuned, "layers", False),
+        (merged, "merged", True),
+    ]:
+        each.model.save_pretrained(tmp_path / name, include_backbone=include_backbone)
+        each.extractor.save_pretrained(tmp_path / name)
+        expected = {"clip": torch.from_numpy(CLIPS[0]), "shares": shares(each)}
+        save_file({**inputs_of(each.extractor, CLIPS), **expected}, tmp_path / f"{name}.safetensors")
+        folders[each is adapted].append(str(tmp_path / name))
     script = tmp_path / "downstream.py"
     script.write_text(WITHOUT_THE_PACKAGE)
     groups = [",".join(folders[has_adapters]) for has_adapters in (True, False)]

@@ -334,7 +334,7 @@ def test_packed_weights_give_what_weights_as_they_are_give(shape, widths, bias, 
     torch.testing.assert_close(linear(rows).double(), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_weights_are_packed_once_and_only_while_frozen(monkeypatch):
+def test_weights_are_packed_once_and_not_while_they_train(monkeypatch):
     packed = []
     reorder = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda w: packed.append(w) or reorder(w))
@@ -343,14 +343,24 @@ def test_weights_are_packed_once_and_only_while_frozen(monkeypatch):
     linear(rows).sum().backward()
     assert linear.weight.grad is not None
     assert packed == []
+    is_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    torch.optim.Adam(linear.parameters(), lr=0.1).step()
+    with torch.no_grad():  # such as to score an epoch
+        before = linear(rows)
+    assert len(packed) == is_supported
+    torch.optim.Adam(linear.parameters(), lr=0.1).step()
+    with torch.no_grad():
+        assert not torch.equal(linear(rows), before)
+        torch.testing.assert_close(linear(rows), nn.functional.linear(rows, linear.weight, linear.bias))
+    assert len(packed) == 2 * is_supported
     linear.requires_grad_(False)
     with torch.inference_mode():
         linear(rows), linear(rows)
-    assert len(packed) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert len(packed) == 2 * is_supported
     with torch.no_grad():
         linear.weight.data[3] *= 2  # which the weight's version does not count
         torch.testing.assert_close(linear(rows), nn.functional.linear(rows, linear.weight, linear.bias))
-        assert len(packed) == 2 * torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert len(packed) == 3 * is_supported
     torch.compile(linear, backend="eager", fullgraph=True)(rows)
     rows.requires_grad_()
     linear(rows).sum().backward()

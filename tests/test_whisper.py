@@ -2,13 +2,25 @@
 
 import copy
 import itertools
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_HEAD, SMALL_HEAD_FLAGS, backbone_config, read_csv, run_script, small_model
+from conftest import (
+    ROOT,
+    SMALL_HEAD,
+    SMALL_HEAD_FLAGS,
+    backbone_config,
+    read_csv,
+    run_python,
+    run_script,
+    small_model,
+    write_corpus,
+)
 from safetensors.torch import load_file, save_file
+from test_wav2vec2_bert import WITHOUT_THE_PACKAGE
 from torch import nn
 from transformers import (
     AutoModel,
@@ -21,6 +33,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
+from emoshare.cli import main
 from emoshare.frames_emoshare import length_mask
 from emoshare.training.store_names import StoreNames
 from emoshare.whisper_emoshare import WhisperFamily
@@ -163,7 +176,7 @@ def test_no_layer_runs_above_the_one_that_is_asked_for():
         assert runs == expected
 
 
-@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1)])
+@pytest.mark.parametrize(("first", "layer"), [(0, -1), (1, -1), (1, 2), (2, 3), (1, 1), (3, -1)])
 def test_upper_layers_give_states_and_gradients_of_a_pass_through_all(first, layer):
     backbone = exact(plain_encoder(), "clip")
     log_mels, lengths = batch_of(clips_of(LENGTHS))
@@ -296,9 +309,9 @@ def test_both_pipelines_and_heads_alone_give_the_same_scores(model_folder):
         assert model.config.backbone_padding == model.backbone.config.backbone_padding == model_folder.name[:-1]
         for task, options in [("emotion-share", {}), ("audio-classification", {"top_k": 9})]:
             pipe = pipeline(task, model=str(model_folder / name))
-            for batch_size in (1, 3):
-                results = pipe(clips, batch_size=batch_size, **options)
-                scores.append([{share["label"]: share["score"] for share in result} for result in results])
+            batch_size = 1 if name == "whole" else 3
+            results = pipe(clips, batch_size=batch_size, **options)
+            scores.append([{share["label"]: share["score"] for share in result} for result in results])
     for of_way in scores:
         for own, expected in zip(of_way, scores[0], strict=True):
             assert own == pytest.approx(expected, abs=1e-5)
@@ -382,20 +395,32 @@ def test_what_is_longer_than_30_s_is_refused():
 
 
 @pytest.mark.slow
-def test_training_stores_the_features_of_either_way_and_predicts_what_the_pipeline_does(
-    whisper, corpus_folder, tmp_path
-):
-    flags = ["--dataset", "compare2023", "--data_dir", corpus_folder, "--backbone", whisper, *SMALL_HEAD_FLAGS]
+def test_trained_by_the_command_it_predicts_with_and_without_the_package(whisper, wav, tmp_path):
+    """Heads alone, so that each load fetches the encoder."""
+    corpus, output_dir = write_corpus(tmp_path / "corpus", {"train": 4, "devel": 4, "test": 2}), tmp_path / "output"
+    flags = ["--dataset", "compare2023", "--data_dir", corpus, "--backbone", whisper, *SMALL_HEAD_FLAGS]
     flags += ["--num_train_epochs", "1", "--bootstrap", "0", "--mixed_precision", "no", "--feature_dtype", "float32"]
-    flags += ["--feature_cache_dir", tmp_path / "features", "--backbone_padding", "clip", "--push_backbone", "false"]
-    run_script(ROOT / "train.py", *flags, "--output_dir", tmp_path / "output", cwd=tmp_path)
-    (header, *rows) = read_csv(tmp_path / "output" / "predictions_devel.csv")
-    emotion_share = pipeline("emotion-share", model=str(tmp_path / "output"))
+    flags += ["--backbone_padding", "clip", "--push_backbone", "false", "--output_dir", output_dir]
+    run_script(ROOT / "train.py", *flags, cwd=tmp_path)
+    assert "| backbone_padding | clip |" in (output_dir / "README.md").read_text()
+    emotion_share = pipeline("emotion-share", model=str(output_dir))
     assert emotion_share.model.backbone.config.backbone_padding == "clip"
-    for filename, *predicted in rows[:3]:
-        scores = {s["label"]: s["score"] for s in emotion_share(str(corpus_folder / "wav" / filename))}
-        assert scores == pytest.approx(dict(zip(header[1:], map(float, predicted), strict=True)), abs=1e-4)
-    assert "| backbone_padding | clip |" in (tmp_path / "output" / "README.md").read_text()
+    header, *rows = read_csv(output_dir / "predictions_devel.csv")
+    for filename, *predicted in rows:
+        scores = {share["label"]: share["score"] for share in emotion_share(str(corpus / "wav" / filename))}
+        assert scores == pytest.approx(dict(zip(header[1:], map(float, predicted), strict=True)), abs=1e-5)
+
+    expected = emotion_share(str(wav))
+    assert main(["predict", "--model", str(output_dir), str(wav), "--output", str(tmp_path / "shares.csv")]) == 0
+    header, row = read_csv(tmp_path / "shares.csv")
+    predicted = dict(zip(header[1:], map(float, row[1:]), strict=True))
+    assert predicted == {share["label"]: pytest.approx(share["score"], abs=1e-5) for share in expected}
+
+    script = tmp_path / "downstream.py"
+    script.write_text(WITHOUT_THE_PACKAGE.replace("Wav2Vec2BertFamily", "WhisperFamily"))
+    result = run_python(script, output_dir, wav, cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
+    for shares in json.loads(result.stdout):
+        assert shares == [{**own, "score": pytest.approx(own["score"], abs=1e-5)} for own in expected]
 
 
 def test_stores_of_either_way_have_names_of_their_own():
@@ -403,3 +428,21 @@ def test_stores_of_either_way_have_names_of_their_own():
     models[1].load_state_dict(models[0].state_dict())
     names = [StoreNames(model, extractor(), "float32")._name("clips", -1) for model in models]
     assert names[0] != names[1]
+
+
+def test_layers_are_tuned_on_the_clips_frames_alone():
+    fields = {"backbone_config": backbone_config("whisper"), "finetuned_layers": 1}
+    with pytest.raises(ValueError, match=r"^backbone_padding: got '30s' with 1 finetuned_layers, .* expected 'clip'"):
+        EmoShareConfig(**fields)
+    model = small_model(**fields, backbone_padding="clip")
+    log_mels, lengths = batch_of(clips_of(LENGTHS))
+    mask = length_mask(lengths, log_mels.shape[1])
+    by_layer, num_frames = model.frame_features(log_mels, mask, [1])
+    mask_of_frames = length_mask(num_frames, by_layer[1].shape[1])
+    from_states = model.trained_part()(frame_features=by_layer[1].detach(), attention_mask=mask_of_frames).logits
+    from_inputs = model(input_features=log_mels, attention_mask=mask).logits
+    torch.testing.assert_close(from_states, from_inputs, atol=1e-6, rtol=0)
+    weights = list(model.backbone.layers[1].parameters())
+    ours, theirs = (torch.autograd.grad(logits.square().sum(), weights) for logits in (from_states, from_inputs))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)

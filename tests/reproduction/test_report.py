@@ -5,9 +5,11 @@ import pytest
 from conftest import read_csv
 from fabricated_grid import cells_of_folds, fabricated_corpus, finish_cell, plan_cell
 from PIL import Image
+from scipy.stats import spearmanr
 
 from emoshare import EMOTIONS
 from emoshare.evaluation import figures as shares_figure
+from emoshare.evaluation.predictions import read_predictions
 from emoshare.evaluation.selections import SELECTIONS
 from emoshare.reproduction import figures, report
 from emoshare.reproduction.grid import Grid
@@ -73,6 +75,56 @@ def test_a_whole_grid(tmp_path):
         assert f"(figures/{name})" in page
         if name.endswith(".png"):
             assert np.ptp(np.asarray(Image.open(tmp_path / "report" / "figures" / name).convert("L"))) > 100
+
+
+@pytest.fixture
+def _no_figures(monkeypatch):
+    for module in (figures, shares_figure):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: path.touch())
+
+
+def rhos_by_language(page):
+    """Of each system, by language."""
+    header, _, *rows = re.findall(r"^\| (.*) \|$", section(page, "Languages"), re.MULTILINE)
+    languages = [name.split(", ") for name in header.split(" | ")[2:]]
+    return languages, [[float(cell.split()[0]) for cell in row.split(" | ")[2:]] for row in rows]
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_scores_by_language(tmp_path):
+    corpus = fabricated_corpus(LABELS, {"train": 20, "devel": 90}, languages=("Zulu", "Twi", None, "Twi"))
+    split = corpus.splits["devel"]
+    rare = ["Igbo" if number < 3 else value for number, value in enumerate(split["language"])]
+    corpus.splits["devel"] = split.remove_columns("language").add_column("language", rare)
+    cells = cells_of(tmp_path, corpus, seeds=(0, 1))
+    page = page_of(tmp_path / "report", cells, corpus)
+    languages, rhos = rhos_by_language(page)
+    assert languages == [["Twi", "44 clips"], ["Zulu", "22 clips"]]
+    assert "fewer than 10 clips: 24." in section(page, "Languages")
+    true, filenames = corpus.shares("devel"), corpus.filenames("devel")
+    for number, runs in enumerate([cells[:2], cells[2:]]):
+        for (language, _), rho in zip(languages, rhos[number], strict=True):
+            own = np.array([value == language for value in rare])
+            of_runs = [read_predictions(cell.folder / "predictions_devel.csv", filenames, LABELS) for cell in runs]
+            expected = [spearmanr(shares[own, label], true[own, label])[0] for shares in of_runs for label in (0, 1)]
+            assert rho == pytest.approx(np.mean(expected), abs=5e-4)
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_scores_by_language_of_all_folds(tmp_path):
+    corpus = fabricated_corpus(LABELS, speakers=6, languages=("Twi", "Zulu"))
+    cells = cells_of_folds(tmp_path, corpus, 3, "mel", noise=0.1, bootstrap=0)
+    page = page_of(tmp_path / "report", cells, corpus_of_run(corpus, cells[0].arguments.data))
+    languages, ((twi, zulu),) = rhos_by_language(page)
+    assert languages == [["Twi", "50 clips"], ["Zulu", "50 clips"]]
+    assert min(twi, zulu) > 0.5
+
+
+@pytest.mark.usefixtures("_no_figures")
+@pytest.mark.parametrize("languages", [(), ("Twi",), ("Twi", None)])
+def test_a_single_language_has_no_section(languages, tmp_path):
+    corpus = fabricated_corpus(LABELS, languages=languages)
+    assert "## Languages" not in page_of(tmp_path / "report", cells_of(tmp_path, corpus), corpus)
 
 
 @pytest.mark.slow
