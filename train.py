@@ -19,10 +19,10 @@ A corpus of your own, on two CPU processes:
 The story of a run, which `training/run.py` spells out in this order:
     start       processes, device, precision and seeds                              training/launch.py
     corpus      clips, shares and facts are loaded and checked                      dataset_script/
-    model       untrained heads, around a frozen backbone or on acoustic features   training/model.py
-    features    the backbone runs once over every clip; its features are stored     training/features.py
+    model       untrained heads, around a backbone or on acoustic features          training/model.py
+    features    what is frozen runs once over every clip; its features are stored   training/features.py
     training    heads side by side; each emotion keeps its own best devel epoch,
-                or what --selection says                                            training/trainer.py
+                or what --selection says; layers that are tuned train with them     training/trainer.py
     scores      devel and test are predicted, devel is scored with intervals        evaluation/
     files       model, card, figure, predictions; the results are written last      evaluation/
     controls    what the scores should be compared with, if asked for               evaluation/controls.py

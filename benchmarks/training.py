@@ -72,6 +72,9 @@ def speech_frames(clips):
 class RandomStore(torch.utils.data.Dataset):
     """Random float16 features, as a `FrameFeatureStore` gives them."""
 
+    input_name = "frame_features"
+    reading_threads = 2
+
     def __init__(self, frames):
         rng = np.random.default_rng(0)
         self.num_frames = frames

@@ -249,8 +249,8 @@ class HeadTrainer:
         description = f"Epoch {number + 1}/{self.run.num_train_epochs}"
         with threads_for(self.model) as num_threads:
             for step, batch in enumerate(tqdm(self.loader, desc=description, unit=" batches", leave=False)):
-                if self.encoder is None:
-                    batch["frame_features"] = batch["frame_features"].to(self.dtype)
+                name = self.loader.store.input_name
+                batch[name] = batch[name].to(self.dtype if self.encoder is None else torch.float32)
                 batch = self.augmentation(batch, step)
                 place = (self.run.seed, number, step, self.accelerator.process_index)
                 where = Accumulation.at(step, self.run.gradient_accumulation_steps, len(self.loader))

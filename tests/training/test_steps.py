@@ -15,6 +15,7 @@ from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.predictions import predict
 from emoshare.evaluation.scores import Scorer
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
+from emoshare.training.augmentation import Augmentation
 from emoshare.training.batches import FeatureLoader
 from emoshare.training.features import extract_frame_features
 from emoshare.training.inputs import InputStore
@@ -232,6 +233,26 @@ def test_the_last_step_of_an_epoch_may_have_fewer_batches():
     found = [Accumulation.at(batch, 3, 8) for batch in range(8)]
     assert [where.batches for where in found] == [3] * 6 + [2] * 2
     assert [where.is_last for where in found] == [False, False, True] * 2 + [False, True]
+
+
+def test_stored_features_are_changed_in_float32(corpus, backbone, tmp_path, monkeypatch):
+    """Below tuned layers, whatever dtype they are stored in."""
+    model, seen = tuned_model(backbone), []
+    stores = stores_of(corpus, model, tmp_path / "stores", "float16")
+    change = Augmentation.__call__
+
+    def note(augmentation, batch, step):
+        changed = change(augmentation, batch, step)
+        seen.append((batch["frame_features"], changed["frame_features"]))
+        return changed
+
+    monkeypatch.setattr(Augmentation, "__call__", note)
+    options = {"mixup": 0.5, "time_mask": 0.2, "feature_mask": 0.1, "time_stretch": 0.2}
+    fit(model, stores, tmp_path / "run", num_train_epochs=1, **options)
+    assert seen
+    for before, after in seen:
+        assert before.dtype == after.dtype == torch.float32
+        assert before.shape != after.shape or not torch.equal(before, after)
 
 
 def test_all_emotions_keep_the_epoch_of_the_best_mean(backbone):
