@@ -43,6 +43,8 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
     assert {
         "emoshare/modeling_emoshare.py",
         "emoshare/train.py",
+        "emoshare/handler.py",
+        "emoshare/serving/application.py",
         "emoshare/training/trainer.py",
         "emoshare/evaluation/paper_results.json",
         "emoshare/evaluation/model_card.md",

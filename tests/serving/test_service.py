@@ -91,7 +91,7 @@ def files(tmp_path_factory):
     """A folder, and the address at which its files can be fetched."""
     folder = tmp_path_factory.mktemp("files")
     server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: Files(*given, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

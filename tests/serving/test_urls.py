@@ -42,7 +42,7 @@ def files():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
     server.seen, server.is_over = [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
     server.is_over.set()
