@@ -85,6 +85,8 @@ def test_an_accelerator_gets_the_same_batches_which_threads_read_ahead(seed):
     frames = np.random.default_rng(0).integers(50, 400, size=40)
 
     class Store:
+        reading_threads = 2
+
         num_frames, clip_of_window, weights = frames, np.arange(40), np.ones(40)
         shares = np.zeros((40, 2))
 
