@@ -252,8 +252,16 @@ def live(emotion_share, card):
             return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
         return heard, str(number), problem, *charts
 
-    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway.
-    microphone.heard(draw, heard, [heard, microphone, problem, *plots], show_progress="hidden", queue=False)
+    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway. By
+    # default, Gradio would ignore the next piece if it took the one before for unanswered.
+    microphone.heard(
+        draw,
+        heard,
+        [heard, microphone, problem, *plots],
+        show_progress="hidden",
+        queue=False,
+        trigger_mode="multiple",
+    )
 
 
 def listen(emotion_share, heard, piece):
