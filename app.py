@@ -41,7 +41,7 @@ LIVE_HOP_SECONDS = 1.0  # from one estimate to the next while somebody speaks
 LIVE_SECONDS = 60  # that are drawn
 MOST_SECONDS_BEHIND = 3  # before the page says that the machine is too slow
 LIVE_CHARTS = {
-    "live_shares": "## Share of listeners who would perceive it in the last second",
+    "live_shares": "## Shares of the last second",
     "live_timeline": "## The last minute",
 }
 CHUNK_SECONDS = 0.5  # of audio that the browser sends at a time, at least
