@@ -41,7 +41,7 @@ LIVE_HOP_SECONDS = 1.0  # from one estimate to the next while somebody speaks
 LIVE_SECONDS = 60  # that are drawn
 MOST_SECONDS_BEHIND = 3  # before the page says that the machine is too slow
 LIVE_CHARTS = {
-    "live_shares": "## Share of listeners who would perceive it in the last second",
+    "live_shares": "## Shares of the last second",
     "live_timeline": "## The last minute",
 }
 CHUNK_SECONDS = 0.5  # of audio that the browser sends at a time, at least
@@ -252,8 +252,16 @@ def live(emotion_share, card):
             return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
         return heard, str(number), problem, *charts
 
-    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway.
-    microphone.heard(draw, heard, [heard, microphone, problem, *plots], show_progress="hidden", queue=False)
+    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway. By
+    # default, Gradio would ignore the next piece if it took the one before for unanswered.
+    microphone.heard(
+        draw,
+        heard,
+        [heard, microphone, problem, *plots],
+        show_progress="hidden",
+        queue=False,
+        trigger_mode="multiple",
+    )
 
 
 def listen(emotion_share, heard, piece):
