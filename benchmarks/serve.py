@@ -159,7 +159,7 @@ def print_stop(server, url, clips):
     """SIGTERM while every client waits for an answer: each gets it, and whoever comes later is refused."""
     command = [sys.executable, HERE / "clients.py", url, clips, CLIENTS, CLIENTS]
     clients = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    while waiting(url) < CLIENTS / 2:
+    while waiting(url) < CLIENTS / 4:
         assert clients.poll() is None, "they had their answers too soon"
     server.send_signal(signal.SIGTERM)
     answers = json.loads(clients.communicate()[0])["answers"]
