@@ -5,6 +5,7 @@ This takes the libraries onnx, onnxscript and onnxruntime. They are imported whe
 repository whose code imports what is not installed.
 """
 
+import copy
 import json
 import logging
 import os
@@ -134,6 +135,8 @@ def _check_goes_together(model, feature_extractor):
 
 
 def _write_float32(model, feature_extractor, path):
+    if model.config.lora_rank:
+        model = copy.deepcopy(model).merge_adapters()
     graph = WaveformsToShares(model, feature_extractor.as_module()).eval().requires_grad_(False)
     # Tracing takes a size of 1 for a special case, so that it is shown at least two clips, frames and steps. The graph
     # holds for fewer, which `_difference` tries.

@@ -56,7 +56,7 @@ ERRORS = {
 
 
 class Options(BaseModel):
-    """Those of the pipeline's call, which also checks their values."""
+    """Those of the pipeline's call whose results are JSON; the pipeline also checks their values."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,6 +64,9 @@ class Options(BaseModel):
     chunk_length_s: float | None = Field(None, allow_inf_nan=False, description="longest window in seconds")
     stride_length_s: float | None = Field(
         None, allow_inf_nan=False, description="seconds at either end of a window that are heard but not counted"
+    )
+    hop_length_s: float | None = Field(
+        None, allow_inf_nan=False, description="seconds from one window to the next, which then overlap"
     )
     return_timeline: bool | None = Field(None, description="return the shares of each window too")
     return_attention: bool | None = Field(None, description="return what each emotion's head attended to")

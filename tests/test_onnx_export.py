@@ -228,6 +228,20 @@ def test_layer_norm_in_the_front_end_and_relative_positions(tmp_path):
     assert_equal_to_the_model(session_of(file.path), model, feature_extractor)
 
 
+def test_adapters_become_a_part_of_the_layers_of_the_file_alone(tmp_path):
+    backbone = backbone_config(num_hidden_layers=1)
+    tuned = {"finetuned_layers": 1, "lora_rank": 2}
+    config = EmoShareConfig(backbone_config=backbone, architecture="cnn_lstm", **SMALL_HEAD, **ONE_LABEL, **tuned)
+    model, feature_extractor = EmoShareModel(config).eval(), EmoShareFeatureExtractor()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    (file,) = model.export_onnx(tmp_path, feature_extractor)
+    assert model.config.lora_rank == 2
+    assert_equal_to_the_model(session_of(file.path), model, feature_extractor)
+
+
 # what is refused
 
 
