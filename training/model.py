@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,9 +54,7 @@ def build_model(arguments, labels):
         try:
             model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
         except ValueError as error:  # the one field whose flag has another name
-            raise ValueError(re.sub("^finetuned_layers:", "--finetune_last_layers:", str(error))) from error
-        if arguments.finetune_last_layers:
-            _check_layers_run(model)
+            raise ValueError(str(error).replace("finetuned_layers", "--finetune_last_layers")) from error
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
             model.config.backbone_config,
@@ -70,13 +67,6 @@ def build_model(arguments, labels):
         for index, seed in enumerate(head_seeds):
             model.initialize_head(index, seed)
     return model, feature_extractor
-
-
-def _check_layers_run(model):
-    """Before anything is extracted for them: tuned layers run by themselves, or raise ValueError with the reason."""
-    frames = torch.zeros(1, 1, model.config.feature_size, dtype=model.backbone.dtype)
-    with torch.no_grad():
-        model.trained_part().upper_layers(frames, torch.ones(1, dtype=torch.int64))
 
 
 def load_left_out_backbone(model):
