@@ -182,12 +182,14 @@ def _write_int8(source, target):
     """
     Dynamic quantisation: weights in 8 bits, with a scale for each output; what they are multiplied with is rounded to 8
     bits when it is there. Of the weights' range, 7 bits are used: processors without VNNI add pairs of products in 16
-    bits, which would overflow.
+    bits, which would overflow. Of the backbone's front end, whose maps have values too large for one scale, and of
+    convolutions, only the weights are in 8 bits, and computing is in float32.
     """
     quantization, onnx = (import_module(name) for name in ("onnxruntime.quantization", "onnx"))
     model = onnx.load(source)
     # It advises to infer shapes first, unless its own tool for that has left this mark. The exporter has written them.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    _keep_weights_in_int8(model, onnx)
     weights = {
         tensor.name
         for tensor in model.graph.initializer
@@ -208,6 +210,29 @@ def _write_int8(source, target):
         nodes_to_exclude=of_no_weight,
         use_external_data_format=_num_bytes(source) > 4 * LARGEST_FILE,
     )
+
+
+def _keep_weights_in_int8(model, onnx):
+    """Replaces, in place, the weights of the front end and of convolutions by 8 bits and a scale for each output."""
+    of_convolutions = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    for tensor in list(model.graph.initializer):
+        if tensor.name not in of_convolutions and not tensor.name.startswith("backbone.feature_extractor.weights."):
+            continue
+        weight = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        axis = 0 if tensor.name in of_convolutions else 1  # of the outputs
+        others = tuple(dim for dim in range(weight.dim()) if dim != axis)
+        scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=1e-12) / 127
+        name = tensor.name
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(
+            [
+                onnx.numpy_helper.from_array((weight / scale).round().to(torch.int8).numpy(), f"{name}_int8"),
+                onnx.numpy_helper.from_array(scale.flatten().numpy(), f"{name}_scale"),
+            ]
+        )
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        node = onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantized", axis=axis)
+        model.graph.node.insert(0, node)
 
 
 def _described(path, model, feature_extractor):

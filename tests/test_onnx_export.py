@@ -211,8 +211,9 @@ def test_a_backbone_with_its_preprocessing(hubert):
 def test_int8_is_near_and_quantises_all_large_products(hubert):
     model, feature_extractor, (_, file) = hubert
     weights = {tensor.data_type for tensor in onnx.load(file.path).graph.initializer if np.prod(tensor.dims) > 1000}
-    assert weights == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT}  # the positional convolution stays as it is
-    assert {"MatMulInteger", "DynamicQuantizeLSTM"} <= set(file.operators)
+    assert onnx.TensorProto.INT8 in weights
+    assert weights <= {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT}  # some weights of a convolution are computed
+    assert {"MatMulInteger", "DynamicQuantizeLSTM", "DequantizeLinear"} <= set(file.operators)
     assert not {"Gemm", "LSTM"} & set(file.operators)
     assert_equal_to_the_model(session_of(file.path), model, feature_extractor, tolerance=0.02)
     assert 1e-6 < file.difference < 0.02
