@@ -46,6 +46,7 @@ def test_the_wheel_is_complete_and_importable(clone, tmp_path):
         "emoshare/handler.py",
         "emoshare/serving/application.py",
         "emoshare/training/trainer.py",
+        "emoshare/conversations/segment_files.py",
         "emoshare/evaluation/paper_results.json",
         "emoshare/evaluation/model_card.md",
         "emoshare/evaluation/model_card_calibration.md",
