@@ -380,7 +380,12 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
 
         Returns:
             `nn.Module` from (batch, samples) float32 and lengths (batch,) int64, to features and their lengths.
+
+        Raises:
+            ValueError: for features that are made by the backbone's own extractor.
         """
+        if self.feature_type in BACKBONE_INPUTS:
+            raise ValueError(f"feature_type: {self.feature_type!r} cannot be exported yet")
         is_waveform, is_relative = self.feature_type == "waveform", self._is_relative()
         waveforms = BatchedWaveforms(
             do_normalize=self.do_normalize if is_waveform else is_relative,

@@ -60,6 +60,7 @@ def test_a_run_is_published_in_one_commit(hub, pushed):
         "shares_devel.png",
         *(path.name for path in ROOT.glob("*_emoshare.py")),
         "emoshare_runtime.py",
+        "handler.py",
     }
     for name, (content, _) in files.items():
         assert content == (output_dir / name).read_bytes()

@@ -34,6 +34,7 @@ else:
     raise AssertionError("the package can be imported")
 
 import soundfile
+from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline,
 )
@@ -69,7 +70,8 @@ for name in ("pipeline", "second"):
 # What an Inference Endpoint does with the repository, and with a copy of a copy.
 content, waveform = Path(wav).read_bytes(), soundfile.read(wav, dtype="float32")[0].tolist()
 for path in (folder, f"{copies}/second"):
-    spec = importlib.util.spec_from_file_location("handler", f"{path}/handler.py")
+    file = f"{path}/handler.py" if Path(path).is_dir() else hf_hub_download(path, "handler.py")
+    spec = importlib.util.spec_from_file_location("handler", file)
     handler = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(handler)
     answer = handler.EndpointHandler(path)

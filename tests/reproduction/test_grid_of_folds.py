@@ -52,9 +52,9 @@ def grid(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_grid_of_folds_extracts_each_clip_once_and_resumes_where_it_was_killed(grid, monkeypatch, capsys):
-    extracted, windows = [], features._windows
+    extracted, windows = [], features.windows_of
     monkeypatch.setattr(
-        features, "_windows", lambda row, *rest: extracted.append(row["filename"]) or windows(row, *rest)
+        features, "windows_of", lambda row, *rest: extracted.append(row["filename"]) or windows(row, *rest)
     )
     train_epoch, epochs = HeadTrainer.train_epoch, []
 
