@@ -8,6 +8,11 @@ def length_mask(lengths, size):
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def padding_mask(lengths, size):
+    """As `length_mask`, or `None` if nothing is padded."""
+    return length_mask(lengths, size) if bool((lengths != size).any()) else None
+
+
 def lengths_of(inputs, attention_mask):
     """
     Args:

@@ -13,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
 from .filter_banks_emoshare import BANDS, geometry
-from .frames_emoshare import length_mask
+from .frames_emoshare import padding_mask
 
 
 class Wav2Vec2BertFamily:
@@ -109,7 +109,7 @@ class Wav2Vec2BertFamily:
         with running(layers):
             outputs = backbone(
                 input_features,
-                attention_mask=_mask(lengths, input_features),
+                attention_mask=padding_mask(lengths, input_features.shape[1]),
                 output_hidden_states=any(layer != -1 for layer in layers),
                 return_dict=True,
             )
@@ -125,21 +125,8 @@ class Wav2Vec2BertFamily:
         return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]
 
     def upper_states(self, backbone, hidden_states, lengths, first, layer):
-        """
-        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
-
-        Args:
-            backbone: after `prepare`.
-            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
-                as long as it is finite.
-            lengths: (batch,) int64, each clip's number of frames.
-            first: the number of a hidden state, 0 or more.
-            layer: -1 or k >= `first`, as for `hidden_states`.
-
-        Returns:
-            (batch, frames, width), arbitrary past a clip's last frame.
-        """
-        mask, encoder, states = _mask(lengths, hidden_states), backbone.encoder, hidden_states
+        """As `BackboneFamily.upper_states`."""
+        mask, encoder, states = padding_mask(lengths, hidden_states.shape[1]), backbone.encoder, hidden_states
         positions = None if encoder.embed_positions is None else encoder.embed_positions(states)
         attention_mask = create_bidirectional_mask(backbone.config, states, mask)
         for module in self.layers(backbone, first, layer):
@@ -150,11 +137,6 @@ class Wav2Vec2BertFamily:
                 conv_attention_mask=mask,
             )
         return states
-
-
-def _mask(lengths, frames):
-    """(batch, frames) bool, true on each clip's own frames; `None` if nothing is padded."""
-    return length_mask(lengths, frames.shape[1]) if bool((lengths != frames.shape[1]).any()) else None
 
 
 def _without_memory(positions, frames):

@@ -15,7 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
-from .frames_emoshare import length_mask
+from .frames_emoshare import length_mask, padding_mask
 from .wav2vec2_convolutions_emoshare import ExportableFrontEnd, FrontEnd, clip_samples, positional_convolution
 
 logger = logging.get_logger(__name__)
@@ -162,23 +162,8 @@ class Wav2Vec2Family:
         return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]
 
     def upper_states(self, backbone, hidden_states, lengths, first, layer):
-        """
-        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
-
-        Args:
-            backbone: after `prepare`.
-            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
-                as long as it is finite.
-            lengths: (batch,) int64, each clip's number of frames.
-            first: the number of a hidden state, 0 or more.
-            layer: -1 or k >= `first`, as for `hidden_states`.
-
-        Returns:
-            (batch, frames, width), arbitrary past a clip's last frame.
-        """
-        mask = None
-        if bool((lengths != hidden_states.shape[1]).any()):
-            mask = length_mask(lengths, hidden_states.shape[1])
+        """As `BackboneFamily.upper_states`."""
+        mask = padding_mask(lengths, hidden_states.shape[1])
         layers = self.layers(backbone, first, layer)
         if backbone.config.model_type == "wavlm":
             states = _through_wavlm(layers, hidden_states, mask, backbone.encoder)

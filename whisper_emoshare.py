@@ -16,7 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from .encoder_layers_emoshare import EncoderLayers
-from .frames_emoshare import length_mask
+from .frames_emoshare import length_mask, padding_mask
 
 SAMPLING_RATE, WINDOW, HOP = 16000, 400, 160  # of log-mels: in Hz, samples in a window, samples from one to the next
 LONGEST_S = 30
@@ -221,7 +221,7 @@ class WhisperFamily:
         else:
             own = lengths - LOG_MELS_AFTER_END
             states = _embedded(backbone, input_features[:, : int(own.max())], own)
-            mask = _mask(num_frames, states)
+            mask = padding_mask(num_frames, states.shape[1])
         found = _run(backbone, states, mask, 0, layers)
         return {layer: states[:, : int(num_frames.max())] for layer, states in found.items()}
 
@@ -234,18 +234,7 @@ class WhisperFamily:
 
     def upper_states(self, backbone, hidden_states, lengths, first, layer):
         """
-        Runs the upper layers of a prepared backbone, as `hidden_states` does, on what it returned of a lower one.
-
-        Args:
-            backbone: after `prepare`.
-            hidden_states: (batch, frames, width), those of `first`; what is past a clip's last frame does not matter,
-                as long as it is finite.
-            lengths: (batch,) int64, each clip's number of frames.
-            first: the number of a hidden state, 0 or more.
-            layer: -1 or k >= `first`, as for `hidden_states`.
-
-        Returns:
-            (batch, frames, width), arbitrary past a clip's last frame.
+        As `BackboneFamily.upper_states`.
 
         Raises:
             ValueError: if the layers also hear the silence after a clip, whose hidden states are not there.
@@ -255,7 +244,8 @@ class WhisperFamily:
                 "backbone_padding: got '30s'; the layers of Whisper also hear the silence after a clip, so that they "
                 "cannot run on the clip's frames alone; expected 'clip'"
             )
-        return _run(backbone, hidden_states, _mask(lengths, hidden_states), first, [layer])[layer]
+        mask = padding_mask(lengths, hidden_states.shape[1])
+        return _run(backbone, hidden_states, mask, first, [layer])[layer]
 
 
 def _with_silence(log_mels, lengths):
@@ -280,11 +270,6 @@ def _embedded(backbone, log_mels, lengths):
     frames = gelu(backbone.conv2(frames.masked_fill(rest, 0))).mT
     frames = frames + backbone.embed_positions(torch.arange(frames.shape[1], device=frames.device))
     return dropout(frames, p=backbone.dropout, training=backbone.training)
-
-
-def _mask(num_frames, states):
-    """(batch, frames) bool, true on each clip's own frames; `None` if nothing is padded."""
-    return length_mask(num_frames, states.shape[1]) if bool((num_frames != states.shape[1]).any()) else None
 
 
 def _run(backbone, states, mask, first, layers):

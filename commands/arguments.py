@@ -17,24 +17,32 @@ def parser():
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    of_model, on_corpus = _model_flags("--model", batch_size=1), _corpus_flags()
-    _add_predict(commands, [of_model])
-    _add_serve(commands, [_model_flags("model", batch_size=8)])
-    _add_embed(commands, [of_model])
-    _add_evaluate(commands, [of_model, on_corpus])
-    _add_export(commands)
+    named, first = _source_flags("--model"), _source_flags("model")
+    running, on_corpus, on_clips = _running_flags(batch_size=1), _corpus_flags(), _clip_arguments()
+    _add_predict(commands, [named, running, on_clips])
+    _add_serve(commands, [first, _running_flags(batch_size=8)])
+    _add_embed(commands, [named, running, on_clips])
+    _add_evaluate(commands, [named, running, on_corpus])
+    _add_export(commands, [first])
     _add_ensemble(commands, [on_corpus])
-    _add_merge(commands)
+    _add_merge(commands, [named])
     commands.add_parser("train", help="train a model: takes the flags of train.py", add_help=False)
     commands.add_parser("reproduce", help="the paper's tables: takes the flags of reproduce.py", add_help=False)
     return parser
 
 
-def _model_flags(name, batch_size):
+def _source_flags(name):
+    """Where the model is: as a flag, or as what stands after the command."""
     flags = argparse.ArgumentParser(add_help=False)
     required = {"required": True} if name.startswith("-") else {"metavar": name.upper()}
     flags.add_argument(name, help="Hub id ORG/NAME or folder of an EmoShare model", **required)
     flags.add_argument("--revision", help="its branch, tag or commit")
+    flags.set_defaults(model_argument=required.get("metavar", name))
+    return flags
+
+
+def _running_flags(batch_size):
+    flags = argparse.ArgumentParser(add_help=False)
     flags.add_argument(
         "--batch_size",
         type=_positive,
@@ -62,6 +70,14 @@ def _corpus_flags():
     return flags
 
 
+def _clip_arguments():
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
+    )
+    return flags
+
+
 def _add_predict(commands, parents):
     command = commands.add_parser(
         "predict",
@@ -70,9 +86,6 @@ def _add_predict(commands, parents):
         description="Predicts the shares of clips, and writes a row per clip as soon as it is predicted. Broken files "
         "are listed at the end, and the exit code is then 1 (2: nothing could be done; 130: interrupted).",
         allow_abbrev=False,
-    )
-    command.add_argument(
-        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
     )
     command.add_argument(
         "--output",
@@ -107,9 +120,6 @@ def _add_embed(commands, parents):
         "130: interrupted).",
         allow_abbrev=False,
     )
-    command.add_argument(
-        "inputs", nargs="+", metavar="FILE_OR_FOLDER", help="audio files, and folders to search for audio files"
-    )
     command.add_argument("--output", type=_parquet, metavar="FILE.parquet", required=True, help="file to write")
 
 
@@ -139,17 +149,16 @@ def _add_evaluate(commands, parents):
     command.add_argument("--output_dir", metavar="DIR", help="write predictions and results to this folder")
 
 
-def _add_export(commands):
+def _add_export(commands, parents):
     command = commands.add_parser(
         "export",
+        parents=parents,
         help="write a model as an ONNX file, to use it without PyTorch",
         description="Writes DIR/onnx/model.onnx, with preprocessing, and DIR/onnx/emoshare_runtime.py, which runs it "
         "with numpy, soundfile and onnxruntime alone. Says which operators the file needs, and how far its shares are "
         "from the model's.",
         allow_abbrev=False,
     )
-    command.add_argument("model", metavar="MODEL", help="Hub id ORG/NAME or folder of an EmoShare model")
-    command.add_argument("--revision", help="its branch, tag or commit")
     command.add_argument("--output", metavar="DIR", required=True, help="folder, the model's own or another one")
     command.add_argument(
         "--int8", action="store_true", help="write DIR/onnx/model_int8.onnx too: a quarter of the size, not exact"
@@ -174,17 +183,16 @@ def _add_ensemble(commands, parents):
     command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for predictions and results")
 
 
-def _add_merge(commands):
+def _add_merge(commands, parents):
     command = commands.add_parser(
         "merge",
+        parents=parents,
         help="make a model that needs no PEFT of one with adapters",
         description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the model. "
         "It predicts the same but for rounding, and does not need PEFT. A model that was saved without its backbone is "
         "written without it again.",
         allow_abbrev=False,
     )
-    command.add_argument("--model", required=True, help="Hub id ORG/NAME or folder of an EmoShare model")
-    command.add_argument("--revision", help="its branch, tag or commit")
     command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
     command.set_defaults(device="cpu", batch_size=1)
 

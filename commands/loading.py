@@ -71,5 +71,6 @@ def _check_model_folder(arguments):
             if not isinstance(fields, dict):
                 raise ValueError(f"cannot load {folder}: {name} is not a JSON object")
     elif folder.exists() or not HUB_ID.fullmatch(arguments.model):
-        flag = "MODEL" if arguments.command == "export" else "--model"
-        raise ValueError(f"{flag}: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME")
+        raise ValueError(
+            f"{arguments.model_argument}: got {arguments.model!r}; expected a folder, or a Hub id ORG/NAME"
+        )

@@ -340,6 +340,11 @@ def test_what_cannot_be_served_is_said(arguments, message, model_folder, capfd):
     assert error.startswith(f"emoshare serve: error: {message}")
 
 
+def test_a_model_that_is_not_there_is_named_as_it_was_given(capfd):
+    assert main(["serve", "./missing", "--port=0"]) == 2
+    assert capfd.readouterr().err.startswith("emoshare serve: error: MODEL: got './missing'; expected a folder")
+
+
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(model_folder, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
