@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
@@ -284,13 +284,18 @@ def _is_no_report(record):
 @contextmanager
 def clear_errors_of_weights(name_or_path):
     """
-    While weights are loaded: what PyTorch and safetensors raise for a file that is damaged becomes a short ValueError.
+    While weights are loaded: what PyTorch and safetensors raise for a file that is damaged becomes a short ValueError,
+    and what the Hub's client raises for a connection that breaks off an OSError.
 
     Args:
         name_or_path: the repository or folder that they are loaded from.
     """
     try:
         yield
+    except HTTPError as error:
+        if isinstance(error, OSError):  # an answer of the Hub, which Transformers explains
+            raise
+        raise OSError(f"{name_or_path}: the connection to the Hub broke off ({error}); please try again") from error
     # Scanners of remote code mistrust modules that import pickle, so its error comes by way of torch.
     except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):

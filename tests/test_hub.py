@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_HEAD_FLAGS, run_python, write_corpus
 from huggingface_hub import ModelCard
-from loopback_hub import TOKEN, LoopbackHub, Repository
+from loopback_hub import TOKEN, Handler, LoopbackHub, Repository
 from safetensors.torch import load
 from test_remote_code import WITHOUT_THE_PACKAGE
 from transformers import pipeline
@@ -143,6 +143,33 @@ print(json.dumps(loaded(sys.argv[1])))
     shares = json.loads(result.stdout.splitlines()[-1])
     expected = pipeline("emotion-share", model=str(model_folder))(str(wav))
     assert shares == [{**share, "score": pytest.approx(share["score"], abs=1e-6)} for share in expected]
+
+
+class HubWithoutAdapters(LoopbackHub):
+    """Closes the connection when it is asked for adapters, which Transformers does where PEFT is installed."""
+
+    class handler(Handler):  # noqa: N801
+        def do_HEAD(self):  # noqa: N802
+            if self.path.endswith("/adapter_config.json"):
+                self.close_connection = True
+            else:
+                self.handle_request()
+
+
+def test_a_connection_that_breaks_off_ends_in_one_line(model_folder, tmp_path):
+    script = """
+from emoshare import EmoShareModel
+try:
+    EmoShareModel.from_pretrained("org/model")
+except OSError as error:
+    assert str(error).startswith("org/model: the connection to the Hub broke off ("), error
+else:
+    raise AssertionError
+"""
+    with HubWithoutAdapters() as hub:
+        repository = hub.repositories["org/model"] = Repository(private=False)
+        repository.commit({path.name: (path.read_bytes(), False) for path in model_folder.iterdir()})
+        run_python("-c", script, cwd=tmp_path, **hub.environment(tmp_path / "home"))
 
 
 # Access
