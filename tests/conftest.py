@@ -195,6 +195,14 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """A run in this process takes all cores; it must not leave them to the tests after it, which would be slow then."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def wav(tmp_path_factory):
     """A speech-like WAV file of 1.3 s, 16 kHz mono."""

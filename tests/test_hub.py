@@ -30,11 +30,11 @@ def train_and_push(tmp_path_factory, backbone_folder):
     folder = tmp_path_factory.mktemp("pushed")
     corpus = write_corpus(folder / "corpus", {"train": 8, "devel": 6}, labels=["joy", "awe"])
 
-    def train(hub, name, token="hf_loopback", check=True, flags=PUSH, backbone=backbone_folder):
+    def train(hub, name, token="hf_loopback", check=True, flags=PUSH, backbone=backbone_folder, start=()):
         arguments = ["--dataset", "csv", "--data_dir", corpus, "--backbone", backbone, *SMALL_HEAD_FLAGS]
         arguments += ["--num_train_epochs", "1", "--bootstrap", "20", "--output_dir", folder / name, *flags]
         environment = hub.environment(folder / f"cache_{name}", token)
-        return folder / name, run_python(ROOT / "train.py", *arguments, cwd=folder, check=check, **environment)
+        return folder / name, run_python(*start, ROOT / "train.py", *arguments, cwd=folder, check=check, **environment)
 
     return train
 
@@ -96,10 +96,19 @@ def test_without_a_token_nothing_is_trained(hub, train_and_push):
     assert not list(output_dir.rglob("*.arrow"))
 
 
+WITH_SHORT_WAITS = """
+import runpy, sys, time
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.01))  # the Hub's client waits for seconds before it tries again
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_an_upload_that_breaks_off_publishes_nothing_and_can_be_repeated(train_and_push, tmp_path):
     with LoopbackHub() as hub:
         hub.cut_uploads = 1000
-        output_dir, result = train_and_push(hub, "broken", check=False)
+        output_dir, result = train_and_push(hub, "broken", check=False, start=("-c", WITH_SHORT_WAITS))
         assert result.returncode != 0
         assert (output_dir / "model.safetensors").exists()
         assert [list(files) for _, files in hub.repositories[MODEL_ID].commits] == [[]]

@@ -3,16 +3,13 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import torch_threads
+from conftest import run_script
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
@@ -26,22 +23,19 @@ CLIPS = ("short", "middle", "long")
 HEARD_BY_PIPELINE = (*CLIPS, "several_windows")
 TRUE_SHARES = (0.1, math.nan, 0.7)  # of every clip, as far as a model has labels
 SPLITS = ("train", "devel", "test")
-# What train.py does, with the features of version 1: today's feature extractors have another floor by default.
+# What train.py does, with the features of version 1: today's feature extractors have another floor by default. A run
+# takes as many threads as there are cores that it may use.
 TRAIN = """
-import sys
+import os, sys
 from functools import partialmethod
 from emoshare import EmoShareFeatureExtractor
 from emoshare.training.command import main
 
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 EmoShareFeatureExtractor.__init__ = partialmethod(EmoShareFeatureExtractor.__init__, floor="absolute")
 main(sys.argv[1:])
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with torch_threads(1):
-        yield
 
 
 def load(name):
@@ -137,23 +131,12 @@ def test_the_pipeline_gives_the_same_scores(name):
 def run(request, tmp_path_factory):
     """The folder of a run of version 1, and what today's code writes with the same flags, on one thread."""
     expected, output_dir = VERSION_1 / "runs" / request.param, tmp_path_factory.mktemp("run") / request.param
-    train(expected / "flags.yaml", output_dir)
+    script = output_dir.with_suffix(".py")
+    script.write_text(TRAIN)
+    # The flags' paths are relative to the folder. A GPU would round in another way.
+    flags = (expected / "flags.yaml", "--output_dir", output_dir)
+    run_script(script, *flags, cwd=VERSION_1, CUDA_VISIBLE_DEVICES="")
     return expected, output_dir
-
-
-def train(flags, output_dir):
-    # A run takes as many threads as there are cores that it may use; a GPU would round in another way.
-    core = sorted(os.sched_getaffinity(0))[os.getpid() % len(os.sched_getaffinity(0))]
-    result = subprocess.run(
-        [sys.executable, "-c", TRAIN, flags, "--output_dir", output_dir],
-        cwd=VERSION_1,  # the flags' paths are relative to it
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def read_rows(path):

@@ -13,7 +13,6 @@ from conftest import (
     full_disk,
     read_csv,
     speech,
-    torch_threads,
     write_corpus,
     write_csv,
 )
@@ -26,12 +25,6 @@ from emoshare.dataset_script import audio, digests, load_corpus
 from emoshare.evaluation.scores import read_made_from
 from emoshare.training import features, model, run
 from emoshare.training.command import main
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    with torch_threads(1):  # a run sets its own number
-        yield
 
 
 @pytest.fixture
