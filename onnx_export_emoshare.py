@@ -28,7 +28,8 @@ FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
 OPSET = 20  # the first one with GELU
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # by which the shares of a file in float32 may differ from the model's
-QUANTISED = ("MatMul", "Gemm", "LSTM")
+COMPUTED_IN_INT8 = ("MatMul", "Gemm")  # where they are linear layers of an encoder
+PREPROCESSING, FRONT_END, HEADS = "features.", "backbone.feature_extractor.", "heads."  # how names of weights begin
 LARGEST_FILE = 2_000_000_000  # bytes; weights of more are in a second file, because ONNX's format takes no more
 
 
@@ -180,59 +181,61 @@ def _metadata(model, feature_extractor):
 
 def _write_int8(source, target):
     """
-    Dynamic quantisation: weights in 8 bits, with a scale for each output; what they are multiplied with is rounded to 8
-    bits when it is there. Of the weights' range, 7 bits are used: processors without VNNI add pairs of products in 16
-    bits, which would overflow. Of the backbone's front end, whose maps have values too large for one scale, and of
-    convolutions, only the weights are in 8 bits, and computing is in float32.
+    Linear layers of the encoder compute in 8 bits: their weights have a scale for each output, and what they are
+    multiplied with is rounded when it is there. Of the weights' range, 7 bits are used: processors without VNNI add
+    pairs of products in 16 bits, which would overflow. All other weights are stored in 8 bits, and computed with in
+    float32: the heads, whose shares are to keep their order, and the front end, whose maps have values too large for
+    one scale.
     """
     quantization, onnx = (import_module(name) for name in ("onnxruntime.quantization", "onnx"))
     model = onnx.load(source)
     # It advises to infer shapes first, unless its own tool for that has left this mark. The exporter has written them.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    _keep_weights_in_int8(model, onnx)
-    weights = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-        and len(tensor.dims) == 2
-        and not tensor.name.startswith("features.")
-    }
-    of_no_weight = [
-        node.name for node in model.graph.node if node.op_type != "LSTM" and not weights & {*node.input[1:2]}
-    ]
+    of_encoder = _weights_of_encoder(model.graph)
+    for tensor in list(model.graph.initializer):
+        is_matrix = len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT
+        if is_matrix and tensor.name not in of_encoder and not tensor.name.startswith(PREPROCESSING):
+            _store_in_int8(tensor, model.graph, onnx)
+    others = [node.name for node in model.graph.node if not of_encoder & {*node.input[1:2]}]
     quantization.quantize_dynamic(
         model,
         target,
         per_channel=True,
         reduce_range=True,
         weight_type=quantization.QuantType.QInt8,
-        op_types_to_quantize=list(QUANTISED),
-        nodes_to_exclude=of_no_weight,
+        op_types_to_quantize=list(COMPUTED_IN_INT8),
+        nodes_to_exclude=others,
         use_external_data_format=_num_bytes(source) > 4 * LARGEST_FILE,
     )
 
 
-def _keep_weights_in_int8(model, onnx):
-    """Replaces, in place, the weights of the front end and of convolutions by 8 bits and a scale for each output."""
-    of_convolutions = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
-    for tensor in list(model.graph.initializer):
-        if tensor.name not in of_convolutions and not tensor.name.startswith("backbone.feature_extractor.weights."):
-            continue
-        weight = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        axis = 0 if tensor.name in of_convolutions else 1  # of the outputs
-        others = tuple(dim for dim in range(weight.dim()) if dim != axis)
-        scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=1e-12) / 127
-        name = tensor.name
-        model.graph.initializer.remove(tensor)
-        model.graph.initializer.extend(
-            [
-                onnx.numpy_helper.from_array((weight / scale).round().to(torch.int8).numpy(), f"{name}_int8"),
-                onnx.numpy_helper.from_array(scale.flatten().numpy(), f"{name}_scale"),
-            ]
-        )
-        inputs = [f"{name}_int8", f"{name}_scale"]
-        node = onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantized", axis=axis)
-        model.graph.node.insert(0, node)
+def _weights_of_encoder(graph):
+    """Names of the weights of linear layers before the heads and behind the front end."""
+    weights, found, of_heads = {tensor.name for tensor in graph.initializer}, set(), set()
+    for node in graph.node:  # each one after those that it depends on
+        if any(name.startswith(HEADS) or name in of_heads for name in node.input):
+            of_heads.update(node.output)
+        elif node.op_type in COMPUTED_IN_INT8 and not node.input[1].startswith((FRONT_END, PREPROCESSING)):
+            found.update(weights & {node.input[1]})
+    return found
+
+
+def _store_in_int8(tensor, graph, onnx):
+    """Replaces a weight, in place, by 8 bits and a scale for each slice along its longest dimension."""
+    name, weight = tensor.name, torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    axis = max(range(weight.dim()), key=lambda dim: weight.shape[dim])
+    others = tuple(dim for dim in range(weight.dim()) if dim != axis)
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp(min=1e-12) / 127
+    graph.initializer.remove(tensor)
+    graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array((weight / scale).round().to(torch.int8).numpy(), f"{name}_int8"),
+            onnx.numpy_helper.from_array(scale.flatten().numpy(), f"{name}_scale"),
+        ]
+    )
+    inputs = [f"{name}_int8", f"{name}_scale"]
+    node = onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantized", axis=axis)
+    graph.node.insert(0, node)
 
 
 def _described(path, model, feature_extractor):

@@ -97,7 +97,7 @@ def test_the_command_writes_what_the_model_says(repository):
         assert f"{folder / 'onnx' / name}: " in printed
     assert "MB, opset 20" in printed
     assert "LSTM (4)" in printed
-    assert "DynamicQuantizeLSTM (4)" in printed
+    assert "DequantizeLinear (" in printed
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
@@ -171,7 +171,7 @@ def test_the_runtime_gives_what_the_pipeline_gives(repository, tmp_path):
     for name in ("alone", "list", "generator"):
         assert_same(found[name], expected, 1e-5)
     assert_same(found["forms"], [expected[0]] * 5, 1e-5)
-    assert_same(found["int8"], expected, 0.05)
+    assert_same(found["int8"], expected, 0.02)
     detailed = emotion_share(paths[-1], return_timeline=True, top_k=1)
     assert_same([found["timeline"]["shares"]], [detailed["shares"]], 1e-5)
     for part, of_pipeline in zip(found["timeline"]["timeline"], detailed["timeline"], strict=True):
@@ -208,15 +208,25 @@ def test_a_backbone_with_its_preprocessing(hubert):
     assert file.operators["Softmax"] == 1  # of the one layer that is read, and not of the one above it
 
 
-def test_int8_is_near_and_quantises_all_large_products(hubert):
-    model, feature_extractor, (_, file) = hubert
-    weights = {tensor.data_type for tensor in onnx.load(file.path).graph.initializer if np.prod(tensor.dims) > 1000}
-    assert onnx.TensorProto.INT8 in weights
-    assert weights <= {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT}  # some weights of a convolution are computed
-    assert {"MatMulInteger", "DynamicQuantizeLSTM", "DequantizeLinear"} <= set(file.operators)
-    assert not {"Gemm", "LSTM"} & set(file.operators)
+def test_int8_is_near_and_computes_in_8_bits_what_is_of_the_encoder_alone(hubert):
+    model, feature_extractor, (exact, file) = hubert
+    graph = onnx.load(file.path).graph
+    assert {tensor.data_type for tensor in graph.initializer if np.prod(tensor.dims) > 1000} == {onnx.TensorProto.INT8}
+    linear = [name for name, module in model.backbone.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = [name for name in linear if not name.startswith("encoder.layers.1.")]  # which is not read
+    assert file.operators["MatMulInteger"] == len(linear)
+    assert file.operators["LSTM"] == exact.operators["LSTM"]
     assert_equal_to_the_model(session_of(file.path), model, feature_extractor, tolerance=0.02)
     assert 1e-6 < file.difference < 0.02
+
+
+def test_int8_computes_with_heads_in_float32(tmp_path):
+    """Those of a transformer, too, whose weights have lost their names in the file."""
+    model = small_model(architecture="transformer", **ONE_LABEL)
+    _, file = model.export_onnx(tmp_path, EmoShareFeatureExtractor("mel", chunk_length_s=2.0), int8=True)
+    assert "MatMulInteger" not in file.operators
+    assert "DequantizeLinear" in file.operators
+    assert file.difference < 0.01
 
 
 def test_layer_norm_in_the_front_end_and_relative_positions(tmp_path):
