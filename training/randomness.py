@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..head_emoshare import Dropout
 
@@ -62,3 +63,28 @@ def random_at(device, seed, *place):
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(generator_at(seed, ENCODER, *place).integers(2**63)))
         yield
+
+
+class FastMasks(TorchDispatchMode):
+    """
+    Within it, dropout on a CPU draws its masks in a fifth of the time: from 16 bits for each value, which are the
+    default generator's. PyTorch draws them one by one, on one thread, and they are a quarter of a step of an encoder's
+    upper layers in bfloat16. Probabilities are rounded to multiples of 2**-16.
+
+    It belongs around the backward pass too, where gradient checkpointing draws the same masks again.
+    """
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten.bernoulli_.float and arguments[0].device.type == "cpu":
+            return _draw_mask(*arguments, **(keywords or {}))
+        return function(*arguments, **(keywords or {}))
+
+
+def _draw_mask(mask, probability=0.5, generator=None):
+    """Fills a tensor with ones, which have this probability, and zeros."""
+    ones = round(probability * 2**16)
+    if ones in (0, 2**16):
+        return mask.fill_(ones != 0)
+    drawn = torch.empty(mask.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    values = drawn.view(torch.int16)[: mask.numel()].view(mask.shape)  # from -2**15 to 2**15 - 1
+    return mask.copy_(values < ones - 2**15)

@@ -12,7 +12,7 @@ import torch
 from ..frames_emoshare import length_mask
 from ..threads_emoshare import side_by_side
 from .optimization import PLAIN, PartOptimizer
-from .randomness import dropout_at, random_at
+from .randomness import FastMasks, dropout_at, random_at
 from .selection import AVERAGED_EPOCHS, BestEpoch, RunningAverage
 
 
@@ -171,7 +171,7 @@ class EncoderInTraining(PartInTraining):
         Returns:
             What the heads take, (batch, frames, width) float32, and each clip's number of frames, (batch,) int64.
         """
-        with autocast(self.model.device, self.dtype):
+        with autocast(self.model.device, self.dtype), FastMasks():
             inputs = batch[self.model.main_input_name].float()
             features = self.model.frame_features(inputs, batch["attention_mask"])
         return features.by_layer[self.model.config.backbone_layer].float(), features.lengths
@@ -201,7 +201,7 @@ class EncoderInTraining(PartInTraining):
         for copy in copies:
             gradient += copy.grad
             copy.grad = None
-        with intra_op_threads(num_threads):
+        with intra_op_threads(num_threads), FastMasks():
             features.backward(gradient)
         return losses
 

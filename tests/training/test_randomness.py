@@ -1,7 +1,8 @@
+import pytest
 import torch
 from conftest import small_model
 
-from emoshare.training.randomness import dropout_at, generator_at
+from emoshare.training.randomness import FastMasks, dropout_at, generator_at
 
 
 def test_numbers_follow_the_seed_and_the_place_alone():
@@ -38,3 +39,31 @@ def test_afterwards_a_model_draws_from_the_global_state_again():
     torch.manual_seed(1)
     assert torch.equal(first, model(input_features=features).logits)
     first.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_fast_masks_have_their_probability_everywhere_and_follow_the_global_state(p, dtype):
+    values = torch.ones(500, 401, dtype=dtype, requires_grad=True)
+
+    def dropped():
+        torch.manual_seed(1)
+        with FastMasks():
+            return torch.nn.functional.dropout(values, p)
+
+    first = dropped()
+    assert torch.equal(first, dropped())
+    kept = (first != 0).flatten()
+    assert set(first.detach().flatten().tolist()) == {0, (values[0, 0] / (1 - p)).item()}
+    columns = kept[:200_000].view(-1, 4).double()  # four values are drawn at a time
+    assert (columns.mean(dim=0) - (1 - p)).abs().max() < 0.01
+    assert (torch.corrcoef(columns.T) - torch.eye(4)).abs().max() < 0.02
+    first.sum().backward()
+    assert torch.equal(values.grad, first)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, 1e-9, 1 - 1e-9])
+def test_fast_masks_of_certainties(probability):
+    with FastMasks():
+        mask = torch.empty(1001).bernoulli_(probability)
+    assert torch.equal(mask, torch.full_like(mask, round(probability)))
