@@ -182,10 +182,10 @@ def _metadata(model, feature_extractor):
 def _write_int8(source, target):
     """
     Linear layers of the encoder compute in 8 bits: their weights have a scale for each output, and what they are
-    multiplied with is rounded when it is there. Of the weights' range, 7 bits are used: processors without VNNI add
-    pairs of products in 16 bits, which would overflow. All other weights are stored in 8 bits, and computed with in
-    float32: the heads, whose shares are to keep their order, and the front end, whose maps have values too large for
-    one scale.
+    multiplied with is rounded when it is there, to 7 bits: processors without VNNI add pairs of products in 16 bits,
+    which would overflow. The bit is worth more to the weights, whose rounding moves shares the most. All other weights
+    are stored in 8 bits, and computed with in float32: the heads, whose shares are to keep their order, and the front
+    end, whose maps have values too large for one scale.
     """
     quantization, onnx = (import_module(name) for name in ("onnxruntime.quantization", "onnx"))
     model = onnx.load(source)
@@ -197,16 +197,19 @@ def _write_int8(source, target):
         if is_matrix and tensor.name not in of_encoder and not tensor.name.startswith(PREPROCESSING):
             _store_in_int8(tensor, model.graph, onnx)
     others = [node.name for node in model.graph.node if not of_encoder & {*node.input[1:2]}]
+    is_large = _num_bytes(source) > 4 * LARGEST_FILE
     quantization.quantize_dynamic(
         model,
         target,
         per_channel=True,
-        reduce_range=True,
         weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=list(COMPUTED_IN_INT8),
         nodes_to_exclude=others,
-        use_external_data_format=_num_bytes(source) > 4 * LARGEST_FILE,
+        use_external_data_format=is_large,
     )
+    model = onnx.load(target)
+    _round_inputs_to_7_bits(model.graph, onnx)
+    onnx.save(model, target, save_as_external_data=is_large, location=f"{target.name}.data")
 
 
 def _weights_of_encoder(graph):
@@ -236,6 +239,37 @@ def _store_in_int8(tensor, graph, onnx):
     inputs = [f"{name}_int8", f"{name}_scale"]
     node = onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantized", axis=axis)
     graph.node.insert(0, node)
+
+
+def _round_inputs_to_7_bits(graph, onnx):
+    """Replaces, in place, ONNX's operator that rounds a tensor to 8 bits by what makes the numbers 0 to 128 of it."""
+    constants = {"int8_zero": 0.0, "int8_steps": 127.0, "int8_smallest": 1e-12}
+    graph.initializer.extend(onnx.helper.make_tensor(name, 1, (), [value]) for name, value in constants.items())
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "DynamicQuantizeLinear":
+            nodes.append(node)
+            continue
+        (values,), (rounded, scale, zero) = node.input, node.output
+        steps = [
+            ("ReduceMax", [values], "max", {"keepdims": 0}),
+            ("ReduceMin", [values], "min", {"keepdims": 0}),
+            ("Max", [f"{scale}_max", "int8_zero"], "high", {}),
+            ("Min", [f"{scale}_min", "int8_zero"], "low", {}),
+            ("Sub", [f"{scale}_high", f"{scale}_low"], "range", {}),
+            ("Max", [f"{scale}_range", "int8_smallest"], "width", {}),
+            ("Div", [f"{scale}_width", "int8_steps"], None, {}),
+            ("Div", [f"{scale}_low", scale], "quotient", {}),
+            ("Neg", [f"{scale}_quotient"], "offset", {}),
+            ("Round", [f"{scale}_offset"], "whole", {}),
+        ]
+        for operator, inputs, name, attributes in steps:
+            output = scale if name is None else f"{scale}_{name}"
+            nodes.append(onnx.helper.make_node(operator, inputs, [output], **attributes))
+        nodes.append(onnx.helper.make_node("Cast", [f"{scale}_whole"], [zero], to=onnx.TensorProto.UINT8))
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [values, scale, zero], [rounded]))
+    graph.ClearField("node")
+    graph.node.extend(nodes)
 
 
 def _described(path, model, feature_extractor):

@@ -215,6 +215,7 @@ def test_int8_is_near_and_computes_in_8_bits_what_is_of_the_encoder_alone(hubert
     linear = [name for name, module in model.backbone.named_modules() if isinstance(module, torch.nn.Linear)]
     linear = [name for name in linear if not name.startswith("encoder.layers.1.")]  # which is not read
     assert file.operators["MatMulInteger"] == len(linear)
+    assert "DynamicQuantizeLinear" not in file.operators  # to 8 bits, which overflow on some processors
     assert file.operators["LSTM"] == exact.operators["LSTM"]
     assert_equal_to_the_model(session_of(file.path), model, feature_extractor, tolerance=0.02)
     assert 1e-6 < file.difference < 0.02
