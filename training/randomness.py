@@ -67,7 +67,7 @@ def random_at(device, seed, *place):
 
 class FastMasks(TorchDispatchMode):
     """
-    Within it, dropout on a CPU draws its masks in a fifth of the time: from 16 bits for each value, which are the
+    Within it, dropout on a CPU draws its masks in a third of the time: from 16 bits for each value, which are the
     default generator's. PyTorch draws them one by one, on one thread, and they are a quarter of a step of an encoder's
     upper layers in bfloat16. Probabilities are rounded to multiples of 2**-16.
 
