@@ -209,7 +209,9 @@ def _write_int8(source, target):
     )
     model = onnx.load(target)
     _round_inputs_to_7_bits(model.graph, onnx)
-    onnx.save(model, target, save_as_external_data=is_large, location=f"{target.name}.data")
+    data = target.with_name(f"{target.name}.data")
+    data.unlink(missing_ok=True)  # what is saved there would be added to what it has
+    onnx.save(model, target, save_as_external_data=is_large, location=data.name)
 
 
 def _weights_of_encoder(graph):

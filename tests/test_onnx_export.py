@@ -221,6 +221,17 @@ def test_int8_is_near_and_computes_in_8_bits_what_is_of_the_encoder_alone(hubert
     assert 1e-6 < file.difference < 0.02
 
 
+def test_int8_of_a_large_model_has_its_weights_once_in_a_second_file(tmp_path, monkeypatch):
+    model, feature_extractor = small_model(architecture="statistics", **ONE_LABEL), EmoShareFeatureExtractor("mel")
+    _, whole = model.export_onnx(tmp_path / "whole", feature_extractor, int8=True)
+    monkeypatch.setattr(onnx_export_emoshare, "LARGEST_FILE", 0)
+    _, file = model.export_onnx(tmp_path / "in two", feature_extractor, int8=True)
+    names = {path.name for path in file.path.parent.glob("model_int8*")}
+    assert names == {"model_int8.onnx", "model_int8.onnx.data"}
+    assert file.difference == whole.difference
+    assert file.num_bytes < 1.2 * whole.num_bytes
+
+
 def test_int8_computes_with_heads_in_float32(tmp_path):
     """Those of a transformer, too, whose weights have lost their names in the file."""
     model = small_model(architecture="transformer", **ONE_LABEL)
