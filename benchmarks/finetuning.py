@@ -6,7 +6,8 @@ Upper layers of the encoder that train with the heads: from stored hidden states
 The encoder has the size of HuBERT Base and random weights; its last three layers train. A step is forward, backward and
 update, of clips of 4 s. From waveforms, it takes the same model, whose frozen part is fast and in eval mode; or, as
 one's own code has it, Transformers' HuBERT in training mode, with the lower part frozen. Heads of one trunk, and nine
-heads of the released sizes, which take most of the time of a step.
+heads of the released sizes, which take most of the time of a step. The limit is how many operations the encoder has in
+the one and the other.
 
 Then, in processes of their own: the peak of memory of a step of 32 clips, against that of the heads alone and the state
 of Adam for the tuned layers. Then how near losses and gradients from the store are to those from waveforms, in each
@@ -22,6 +23,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from inference import encoder_operations, front_end_counts
 from machine import DEVICE, PeakMemory, describe, least_cpu_seconds, seconds_of
 from marked_frames import marked_frames, through
 from transformers import AutoModel, HubertConfig
@@ -48,6 +50,7 @@ def main():
     for dtype in dict.fromkeys([training_dtype("auto", DEVICE), torch.float32]):
         for separate_heads in (False, True):
             print_steps(dtype, separate_heads)
+    print_limit()
     print_memory()
     print_differences()
     print_task()
@@ -111,6 +114,15 @@ def print_steps(dtype, separate_heads):
         f"| {name} | {store:.2f} s | {ours:.2f} s | {plain:.2f} s | {ours / store:.2f}x, {plain / store:.2f}x |",
         flush=True,
     )
+
+
+def print_limit():
+    """Without the heads, and if every operation took as long; a backward pass counts as two forward passes."""
+    front_end, _, frames = front_end_counts(HubertConfig(), SAMPLES)
+    lower = encoder_operations(HubertConfig(num_hidden_layers=HubertConfig().num_hidden_layers - LAYERS), frames)
+    tuned = 3 * (encoder_operations(HubertConfig(), frames) - lower)
+    ratio = (front_end + lower + tuned) / tuned
+    print(f"\nOperations of the encoder: from waveforms {ratio:.2f} times those from the store")
 
 
 def encoder_of(model, dtype):
