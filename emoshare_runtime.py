@@ -55,7 +55,10 @@ class EmotionShareRuntime:
         path = Path(folder) / file_name
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected the folder of an exported EmoShare model")
-        session_options = {"providers": ["CPUExecutionProvider"], **session_options}
+        options = onnxruntime.SessionOptions()
+        # Weights that are stored in 8 bits and computed with in float32 are converted once, and not at every call.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        session_options = {"providers": ["CPUExecutionProvider"], "sess_options": options, **session_options}
         self.session = onnxruntime.InferenceSession(path, **session_options)
         metadata = self.session.get_modelmeta().custom_metadata_map
         if "labels" not in metadata:

@@ -253,23 +253,21 @@ def _round_inputs_to_7_bits(graph, onnx):
             nodes.append(node)
             continue
         (values,), (rounded, scale, zero) = node.input, node.output
-        steps = [
-            ("ReduceMax", [values], "max", {"keepdims": 0}),
-            ("ReduceMin", [values], "min", {"keepdims": 0}),
-            ("Max", [f"{scale}_max", "int8_zero"], "high", {}),
-            ("Min", [f"{scale}_min", "int8_zero"], "low", {}),
-            ("Sub", [f"{scale}_high", f"{scale}_low"], "range", {}),
-            ("Max", [f"{scale}_range", "int8_smallest"], "width", {}),
-            ("Div", [f"{scale}_width", "int8_steps"], None, {}),
-            ("Div", [f"{scale}_low", scale], "quotient", {}),
-            ("Neg", [f"{scale}_quotient"], "offset", {}),
-            ("Round", [f"{scale}_offset"], "whole", {}),
-        ]
-        for operator, inputs, name, attributes in steps:
-            output = scale if name is None else f"{scale}_{name}"
+        for operator, inputs, output, attributes in (
+            ("ReduceMax", [values], f"{scale}_max", {"keepdims": 0}),
+            ("ReduceMin", [values], f"{scale}_min", {"keepdims": 0}),
+            ("Max", [f"{scale}_max", "int8_zero"], f"{scale}_high", {}),
+            ("Min", [f"{scale}_min", "int8_zero"], f"{scale}_low", {}),
+            ("Sub", [f"{scale}_high", f"{scale}_low"], f"{scale}_range", {}),
+            ("Max", [f"{scale}_range", "int8_smallest"], f"{scale}_width", {}),
+            ("Div", [f"{scale}_width", "int8_steps"], scale, {}),
+            ("Div", [f"{scale}_low", scale], f"{scale}_quotient", {}),
+            ("Neg", [f"{scale}_quotient"], f"{scale}_offset", {}),
+            ("Round", [f"{scale}_offset"], f"{scale}_whole", {}),
+            ("Cast", [f"{scale}_whole"], zero, {"to": onnx.TensorProto.UINT8}),
+            ("QuantizeLinear", [values, scale, zero], rounded, {}),
+        ):
             nodes.append(onnx.helper.make_node(operator, inputs, [output], **attributes))
-        nodes.append(onnx.helper.make_node("Cast", [f"{scale}_whole"], [zero], to=onnx.TensorProto.UINT8))
-        nodes.append(onnx.helper.make_node("QuantizeLinear", [values, scale, zero], [rounded]))
     graph.ClearField("node")
     graph.node.extend(nodes)
 

@@ -4,11 +4,10 @@ import torch
 from torch import nn
 
 
-def seen_by_kernel(frames, taps, stride=1):
+def seen_by_kernel(frames, taps):
     """What a convolution's kernel sees: (batch, frames, channels) -> (batch, frames out, taps * channels)."""
-    frames_out = (frames.shape[1] - taps) // stride + 1
-    last = (frames_out - 1) * stride + 1
-    return torch.cat([frames[:, tap : tap + last : stride] for tap in range(taps)], dim=-1)
+    frames_out = frames.shape[1] - taps + 1
+    return torch.cat([frames[:, tap : tap + frames_out] for tap in range(taps)], dim=-1)
 
 
 def kernel_matrix(convolution):

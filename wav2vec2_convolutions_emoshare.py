@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .frames_emoshare import length_mask
 from .offload_emoshare import weights_in_place
-from .onnx_layers_emoshare import kernel_matrix, seen_by_kernel
+from .onnx_layers_emoshare import kernel_matrix
 
 # Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded. It reaches
 # modules deep inside a Transformers model, whose `forward` has no argument for it.
@@ -96,10 +96,7 @@ class FrontEnd(nn.Module):
         # one of the sequence. Rows that see two clips are past the last frame of the first.
         first, *others = self.conv_layers
         batch, samples = waveforms.shape
-        hop = math.prod(layer.conv.stride[0] for layer in self.conv_layers)
-        rows = -(-samples // hop)
-        overlap = first.conv.kernel_size[0] - first.conv.stride[0]
-        waveforms = nn.functional.pad(waveforms, (0, rows * hop + overlap - samples))
+        waveforms, rows = _in_whole_hops(self.conv_layers, waveforms)
         maps = _first_convolution(first, waveforms, lengths, weights[0]).flatten(0, 1)
         for layer, weight in zip(others, weights[1:], strict=True):
             maps = _convolution(layer.conv, maps, weight)
@@ -107,9 +104,7 @@ class FrontEnd(nn.Module):
                 maps = layer.layer_norm(maps)
             maps = _activate(layer.activation, maps)
         maps = nn.functional.pad(maps, (0, 0, 0, batch * rows - len(maps))).unflatten(0, (batch, rows))
-        for layer in self.conv_layers:
-            samples = (samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
-        return maps[:, :samples]
+        return maps[:, : _num_frames(self.conv_layers, samples)]
 
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
@@ -117,28 +112,48 @@ class FrontEnd(nn.Module):
 
 
 class ExportableFrontEnd(nn.Module):
-    """
-    A `FrontEnd` for export: its convolutions are one matrix product each, which onnxruntime quantises as it does those
-    of linear layers.
-    """
+    """A `FrontEnd` for export: as `FrontEnd.padded_batch`, without views whose strides ONNX does not have."""
 
     def __init__(self, front_end):
         super().__init__()
-        self.first, *others = front_end.conv_layers
-        self.others = nn.ModuleList(others)
-        self.weights = nn.ParameterList(kernel_matrix(layer.conv) for layer in others)
+        self.conv_layers = front_end.conv_layers
+        self.weights = nn.ModuleList(
+            nn.ParameterList(kernel_matrix(layer.conv).split(layer.conv.stride[0] * layer.conv.in_channels))
+            for layer in self.conv_layers[1:]
+        )
 
     def forward(self, input_values):
         """(batch, samples) -> (batch, channels, frames)"""
-        maps = _first_convolution(self.first, input_values, clip_samples.get(), self.first.conv.weight[:, 0])
-        for layer, weight in zip(self.others, self.weights, strict=True):
-            maps = seen_by_kernel(maps, layer.conv.kernel_size[0], layer.conv.stride[0]) @ weight
-            if layer.conv.bias is not None:
-                maps = maps + layer.conv.bias
+        first, *others = self.conv_layers
+        waveforms, _ = _in_whole_hops(self.conv_layers, input_values)
+        maps = _first_convolution(first, waveforms, clip_samples.get(), first.conv.weight[:, 0])
+        for layer, weights in zip(others, self.weights, strict=True):
+            maps = _convolution_of_whole_strides(layer.conv, maps, weights)
             if hasattr(layer, "layer_norm"):
                 maps = layer.layer_norm(maps)
             maps = layer.activation(maps)
-        return maps.transpose(1, 2)
+        return maps[:, : _num_frames(self.conv_layers, input_values.shape[1])].transpose(1, 2)
+
+
+def _in_whole_hops(conv_layers, waveforms):
+    """
+    Pads waveforms, (batch, samples), until each layer's output is a whole number of the strides after it.
+
+    Returns:
+        The waveforms, and how many frames the last layer makes of each, those that see padding included.
+    """
+    first, samples = conv_layers[0].conv, waveforms.shape[1]
+    hop = math.prod(layer.conv.stride[0] for layer in conv_layers)
+    rows = (samples + hop - 1) // hop  # and not -(-samples // hop): ONNX divides towards zero
+    overlap = first.kernel_size[0] - first.stride[0]
+    return nn.functional.pad(waveforms, (0, rows * hop + overlap - samples)), rows
+
+
+def _num_frames(conv_layers, samples):
+    """Frames that the layers make of so many samples, none of them padding."""
+    for layer in conv_layers:
+        samples = (samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+    return samples
 
 
 def _first_convolution(layer, waveforms, lengths, weight):
@@ -234,6 +249,26 @@ def _convolution(convolution, maps, weight):
         else:
             products.addmm_(rows, weight[:, columns].T)
     return products
+
+
+def _convolution_of_whole_strides(convolution, maps, weights):
+    """
+    As `_convolution`, of a whole number of strides. Where a kernel is longer than its stride, the rows of its further
+    taps are copied; to copy all that a kernel sees into one matrix would take three times as long.
+
+    Args:
+        convolution: Conv1d without padding.
+        maps: (batch, frames, channels in).
+        weights: of every `stride` taps, (taps * channels in, channels out).
+
+    Returns:
+        (batch, frames / stride, channels out), arbitrary where the kernel sees more than `maps`.
+    """
+    rows = maps.unflatten(1, (-1, convolution.stride[0])).flatten(2)  # (batch, frames out, stride * channels in)
+    products = rows @ weights[0]
+    for shift, weight in enumerate(weights[1:], start=1):
+        products = products + nn.functional.pad(rows, (0, len(weight) - rows.shape[2], -shift, shift)) @ weight
+    return products if convolution.bias is None else products + convolution.bias
 
 
 def positional_convolution(convolution, frames, weight, bias):

@@ -10,6 +10,7 @@ from types import MethodType
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from transformers import AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
@@ -115,10 +116,16 @@ class Wav2Vec2Family:
         return cut_encoder(backbone, layer)
 
     def exportable(self, backbone):
-        """A copy for export: prepared without `fast`, and with an `ExportableFrontEnd`."""
+        """
+        A copy for export: prepared without `fast`, and with an `ExportableFrontEnd`. Its attention is `"eager"`, whose
+        masks take fewer operators, and its positional convolution's weight is not normed at every call.
+        """
         copied = self.build(copy.deepcopy(backbone.config))
         self.prepare(copied, fast=False)
         copied.load_state_dict(backbone.state_dict())
+        copied.set_attn_implementation("eager")
+        for module in filter(is_parametrized, list(copied.modules())):
+            remove_parametrizations(module, "weight")
         copied.feature_extractor = ExportableFrontEnd(copied.feature_extractor)
         return copied.eval()
 
