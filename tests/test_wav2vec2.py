@@ -231,6 +231,20 @@ def test_the_front_end_of_accelerators_gives_the_frames_of_each_clip_alone(model
             torch.testing.assert_close(own[: len(alone)], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize(("kernels", "strides"), [((10, 3, 2), (5, 2, 2)), ((10, 5, 2, 1), (5, 2, 2, 1))])
+def test_what_is_exported_gives_the_frames_of_each_clip_alone(kernels, strides, norm):
+    """Kernels as long as their stride, longer, and more than twice as long."""
+    fields = {"conv_dim": [16] * len(kernels), "conv_kernel": kernels, "conv_stride": strides}
+    plain = plain_backbone(fields={**fields, "feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"})
+    exportable = FAMILY.exportable(exact(plain))
+    clips = [torch.randn(length) for length in LENGTHS]
+    with torch.inference_mode():
+        for own, clip in zip(features_of(exportable, *padded(clips, value=100.0)), clips, strict=True):
+            alone = plain(clip[None]).last_hidden_state[0]
+            torch.testing.assert_close(own[: len(alone)], alone, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("groups", "width"), [(16, 768), (16, 1024), (3, 15), (1, 70)])
 @pytest.mark.parametrize("kernel", [5, 8])
 def test_groups_that_are_filled_up_give_the_same_positional_convolution(groups, width, kernel):
