@@ -57,7 +57,8 @@ class ExportsOnnx:
     def export_onnx(self, folder, feature_extractor, int8=False):
         """
         Writes `onnx/model.onnx` into a folder, and next to it `emoshare_runtime.py`, which runs it without PyTorch and
-        Transformers. Needs the libraries onnx, onnxscript and onnxruntime.
+        Transformers. Needs the libraries onnx, onnxscript and onnxruntime. Files of an earlier export are replaced, or
+        removed.
 
         The graph takes `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, each clip's number of
         samples. It gives `shares` (batch, labels), and, where the model has them, `attention` (batch, labels, steps)
@@ -95,10 +96,20 @@ class ExportsOnnx:
             written = [_described(path, self, feature_extractor) for path in paths]
             if written[0].difference > TOLERANCE:
                 raise RuntimeError(f"the exported shares differ by {written[0].difference:.1e} from the model's")
-            for path in Path(unfinished).iterdir():
-                os.replace(path, target / path.name)
+            _put_in_place(Path(unfinished), target)
         shutil.copyfile(_runtime_of(self), target / RUNTIME)
         return [OnnxFile(**{**vars(file), "path": target / file.path.name}) for file in written]
+
+
+def _put_in_place(unfinished, target):
+    """Moves what was written to its place, and removes files of an earlier export, whose weights may be other ones."""
+    new = {path.name for path in unfinished.iterdir()}
+    for earlier in [path for name in (FLOAT32, INT8) for path in target.glob(f"{name}*")]:
+        # One whose weights are in a second file is removed first: it must never be found with those of another.
+        if earlier.name not in new or f"{earlier.name}.data" in new:
+            earlier.unlink()
+    for name in sorted(new, reverse=True):  # the second files first
+        os.replace(unfinished / name, target / name)
 
 
 def _check_libraries():

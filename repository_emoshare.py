@@ -79,7 +79,7 @@ def copy_modules(folder, name_or_path):
 
 def remember_access(name_or_path, arguments):
     """Keeps how a repository is reached, so that saving a model from it can fetch its other files in the same way."""
-    _access[str(name_or_path)] = {name: arguments[name] for name in ACCESS if name in arguments}
+    _access[str(name_or_path)] = {name: arguments[name] for name in (*ACCESS, "revision") if name in arguments}
 
 
 def copy_card(folder, name_or_path):
@@ -92,7 +92,8 @@ def copy_card(folder, name_or_path):
 
 def fetch_file(name, name_or_path):
     """
-    A file of the repository or folder that a model was loaded from; remote code takes it from its own commit.
+    A file of the repository or folder that a model was loaded from, in the same revision; remote code takes it from its
+    own commit.
 
     Returns:
         Its path, or `None` if there is none.
@@ -103,9 +104,9 @@ def fetch_file(name, name_or_path):
         local = Path(name_or_path) / name
         return local if local.is_file() else None
     # Transformers keeps a Hub repository's modules in a folder named after their commit.
-    commit = Path(__file__).parent.name if is_remote_code() else None
+    commit = {"revision": Path(__file__).parent.name} if is_remote_code() else {}
     try:
-        return hf_hub_download(name_or_path, name, revision=commit, **_access.get(str(name_or_path), {}))
+        return hf_hub_download(name_or_path, name, **{**_access.get(str(name_or_path), {}), **commit})
     except (OSError, HFValidationError) as error:
         is_missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         if not is_missing:

@@ -120,7 +120,10 @@ def groups_of(values, are_names=False):
         order = sorted(set(quarters))
         places = {value: order.index(quarter) for value, quarter in quarter_of.items()}
         members = [[value for value in known if quarter_of[value] == quarter] for quarter in order]
-        names = [f"{min(of_quarter):g} to {max(of_quarter):g}" for of_quarter in members]
+        for digits in (6, 17):  # 17 tell all numbers apart
+            names = [f"{min(quarter):.{digits}g} to {max(quarter):.{digits}g}" for quarter in members]
+            if len(set(names)) == len(names):
+                break
     return names, np.array([places[value] if is_known(value) else -1 for value in values], dtype=np.int64)
 
 

@@ -184,9 +184,10 @@ def _on_fold(cell, fold):
 
 def _combinations(entries, flags, backbone_config, sweep_layers):
     """The architecture, seed and layer of each cell of a row."""
-    own_layer = str(flags.get("backbone_layer", -1))
     combinations = [
-        (architecture, seed, own_layer) for architecture in entries["architectures"] for seed in entries["seeds"]
+        (architecture, seed, str({**flags, **(own or {})}.get("backbone_layer", -1)))
+        for architecture, own in entries["architectures"].items()
+        for seed in entries["seeds"]
     ]
     if sweep_layers and backbone_config is not None:
         swept = SWEPT_ARCHITECTURE if SWEPT_ARCHITECTURE in entries["architectures"] else combinations[0][0]
@@ -291,8 +292,8 @@ class _Reader:
         """
         try:
             arguments = arguments_of(flags, "train.py")
-            layer = arguments.model.layer
-            EmoShareConfig(backbone_config=backbone_config, backbone_layer=layer, **arguments.model.config_fields)
+            model = arguments.model
+            EmoShareConfig(backbone_config=backbone_config, **model.backbone_fields, **model.config_fields)
         except ValueError as error:
             scopes = [("features", row), ("architectures", flags["architecture"]), ("train",), ()]
             unknown = re.search("unknown key '(.*?)'", str(error))

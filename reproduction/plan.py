@@ -14,9 +14,11 @@ from ..training.precision import training_dtype
 from ..training.steps import heads_in_training, threads_for, train_step
 from ..training.store_names import StoreNames
 from ..training.user_errors import together
+from ..upper_layers_emoshare import stored_layer
 
 PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge
 PROBES = 3
+TUNING = " and what tuning the backbone takes"  # which is not measured
 
 
 def prepare_features(grid, corpus, accelerator):
@@ -33,12 +35,13 @@ def prepare_features(grid, corpus, accelerator):
     Raises:
         UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
     """
-    for row, cells in _by_row(grid).items():
-        layers = sorted({cell.layer for cell in cells if not cell.is_done}, key=str)
-        if not layers:
+    for row, cells in _by_backbone(grid):
+        unfinished = [cell for cell in cells if not cell.is_done and cell.arguments.model.finetune != "all"]
+        if not unfinished:
             continue
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
+        layers = _stored_layers(unfinished, model.config.backbone_config)
         cache_dir = arguments.feature_cache_dir
         dtype = arguments.data.feature_dtype
         whole = corpus.as_stored
@@ -59,20 +62,23 @@ def describe(grid, corpus, accelerator):
 
     Returns:
         `str`: the cells, with the time and the disk space that they take on this machine. Times are measured in a few
-        steps on random features. Training is counted with all of its epochs, though it may stop early.
+        steps on random features. Training is counted with all of its epochs, though it may stop early. What tuning a
+        backbone takes is not measured, which is said.
     """
     lines = [f"{'cell':<64} {'state':<12} {'training':>10}"]
     total, disk = 0.0, 0
     whole = corpus.as_stored
     num_clips = sum(map(len, whole.splits.values()))
-    for row, cells in _by_row(grid).items():
+    for row, cells in _by_backbone(grid):
         arguments = cells[0].arguments
         model, feature_extractor = together(partial(build_model, arguments, corpus.labels))
         together(partial(load_left_out_backbone, model))
         model.to(accelerator.device)
-        layers = {cell.layer for cell in cells}
-        size = _expected_disk(whole, model.config, feature_extractor, arguments, layers)
-        extraction = num_clips * _seconds_of(partial(_extract, model, feature_extractor)) / accelerator.num_processes
+        layers, size, extraction = _stored_layers(cells, model.config.backbone_config), 0, 0.0
+        if layers:
+            size = _expected_disk(whole, model.config, feature_extractor, arguments, layers)
+            extraction = num_clips * _seconds_of(partial(_extract, model, feature_extractor))
+            extraction /= accelerator.num_processes
         lines.append(f"{row}: features of {len(layers)} layers, {_size(size)}, {_duration(extraction)} to extract")
         total, disk = total + extraction, disk + size
         frames = feature_extractor.num_frames(_probed_samples(feature_extractor))
@@ -87,17 +93,30 @@ def describe(grid, corpus, accelerator):
                     train = len(corpus.splits["train"])
                     times[key] = _training_seconds(heads, cell.arguments, frames, train, accelerator)
                 seconds = times[key]
-            lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(seconds):>10}")
+            more = TUNING if cell.arguments.model.tunes_backbone else ""
+            lines.append(f"  {cell.folder.name:<62} {state:<12} {_duration(seconds):>10}{more}")
             total += seconds
-    lines.append(f"In all: {_duration(total)} on this machine, at most; {_size(disk)} of features")
+    more = TUNING if any(cell.arguments.model.tunes_backbone for cell in grid.cells) else ""
+    lines.append(f"In all: {_duration(total)} on this machine, at most{more}; {_size(disk)} of features")
     return "\n".join(lines)
 
 
-def _by_row(grid):
-    rows = {}
+def _by_backbone(grid):
+    """`list` of (row, cells): the cells of a row that tune the same of its backbone, so that the rest is the same."""
+    groups = {}
     for cell in grid.cells:
-        rows.setdefault(cell.feature_set, []).append(cell)
-    return rows
+        model = cell.arguments.model
+        groups.setdefault((cell.feature_set, model.finetune, model.finetune_last_layers, model.lora_rank), []).append(
+            cell
+        )
+    return [(row, cells) for (row, *_), cells in groups.items()]
+
+
+def _stored_layers(cells, backbone_config):
+    """The layers that cells read from the feature store, sorted; none where all of the backbone is trained."""
+    fields = [cell.arguments.model.backbone_fields for cell in cells]
+    configs = [EmoShareConfig(backbone_config=backbone_config, **own) for own in fields if own["freeze_backbone"]]
+    return sorted(set(map(stored_layer, configs)), key=str)
 
 
 def _expected_disk(corpus, config, feature_extractor, arguments, layers):

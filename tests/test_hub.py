@@ -233,8 +233,10 @@ assert model.backbone.dtype == torch.bfloat16 and model.heads[0].dtype == torch.
 extractor = EmoShareFeatureExtractor.for_backbone("org/hubert", model.config.backbone_config, **access)
 EmotionSharePipeline(model, extractor).save_pretrained("whole")
 Path("whole/README.md").write_text("# The card")
-publish_folder("whole", create_repository("org/own", True, sys.argv[1]), "A model", sys.argv[1])
-pipeline("emotion-share", model="org/own", token=sys.argv[1]).save_pretrained("again")
+first = publish_folder("whole", create_repository("org/own", True, sys.argv[1]), "A model", sys.argv[1]).oid
+Path("whole/README.md").write_text("# The card of another model")
+publish_folder("whole", "org/own", "Another model", sys.argv[1])
+pipeline("emotion-share", model="org/own", revision=first, token=sys.argv[1]).save_pretrained("again")
 assert Path("again/README.md").read_text() == "# The card"
 """
 

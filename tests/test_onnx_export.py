@@ -312,6 +312,15 @@ def test_a_wrong_export_leaves_the_earlier_one(tmp_path, monkeypatch):
     assert (tmp_path / "onnx" / "model.onnx").read_text() == "earlier"
 
 
+def test_files_of_an_earlier_export_go_with_it(tmp_path):
+    """What is left of it would have the weights of another training."""
+    extractor = EmoShareFeatureExtractor("mel")
+    small_model().export_onnx(tmp_path, extractor, int8=True)
+    assert (tmp_path / "onnx" / "model_int8.onnx").is_file()
+    small_model().export_onnx(tmp_path, extractor)
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["emoshare_runtime.py", "model.onnx"]
+
+
 def test_the_command_says_what_it_cannot_export(tmp_path, capsys):
     assert main(["export", "./missing", "--output", str(tmp_path)]) == 2
     assert "MODEL: got './missing'; expected a folder, or a Hub id" in capsys.readouterr().err

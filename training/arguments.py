@@ -251,6 +251,16 @@ class ModelArguments:
         return self.backbone_layer if self.backbone_layer == "weighted" else int(self.backbone_layer)
 
     @property
+    def backbone_fields(self):
+        """The fields of `EmoShareConfig` that say which layers of a backbone are read and tuned, as a dict."""
+        return {
+            "backbone_layer": self.layer,
+            "freeze_backbone": self.finetune != "all",
+            "finetuned_layers": self.finetune_last_layers,
+            "lora_rank": self.lora_rank,
+        }
+
+    @property
     def config_fields(self):
         """The fields of `EmoShareConfig` that flags of the same name give, as a dict."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if "is_config_field" in entry.metadata}

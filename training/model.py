@@ -44,9 +44,7 @@ def build_model(arguments, labels):
         feature_extractor = EmoShareFeatureExtractor(arguments.acoustic_features, **windows)
         model = EmoShareModel(EmoShareConfig(feature_size=feature_extractor.feature_size, **fields))
     else:
-        fields["backbone_layer"] = arguments.layer
-        fields["freeze_backbone"] = arguments.finetune != "all"
-        fields["finetuned_layers"], fields["lora_rank"] = arguments.finetune_last_layers, arguments.lora_rank
+        fields |= arguments.backbone_fields
         if arguments.lora_rank and find_spec("peft") is None:
             raise ValueError("--lora_rank: needs PEFT, which is not installed: pip install peft")
         is_needed = run.push_backbone or arguments.tunes_backbone

@@ -148,6 +148,8 @@ def test_groups_are_the_values_of_a_fact_or_quarters_of_its_numbers():
     names, of_clips = groups_of([20.0] * 90 + ages[:13])
     assert (names[0], sum(of_clips == 0)) == ("20 to 20", 91)
     assert groups_of([None, None])[0] == []
+    names, _ = groups_of([1690000001.0 + second for second in range(40)])  # which six digits do not tell apart
+    assert names[:2] == ["1690000001 to 1690000010", "1690000011 to 1690000020"]
 
 
 def test_numbers_of_speakers_are_groups_however_many_there_are():

@@ -2,11 +2,13 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT
+from accelerate import Accelerator
+from conftest import ROOT, SMALL_HEAD, write_corpus
 from datasets import Dataset, DatasetDict
 
-from emoshare.dataset_script import Corpus
+from emoshare.dataset_script import Corpus, load_corpus
 from emoshare.reproduction.grid import claim_folder, make_random_backbones, read_grid, with_folds
+from emoshare.reproduction.plan import describe
 
 HUBERT = {
     "model_type": "hubert",
@@ -51,6 +53,17 @@ def test_a_sweep_adds_each_layer_of_each_backbone(tmp_path):
     swept = [(cell.feature_set, cell.architecture, cell.seed, cell.layer) for cell in cells if cell.layer != -1]
     assert swept == [("HuBERT (Small)", "cnn_lstm", 0, layer) for layer in range(3)]
     assert len(cells) == 8 + 3
+
+
+def test_an_architecture_may_read_a_layer_of_its_own(tmp_path):
+    layers = {"cnn_lstm": {"backbone_layer": "weighted"}, "statistics": {"backbone_layer": 1}, "transformer": {}}
+    features = {"HuBERT (Small)": {"random_backbone": HUBERT, "backbone_layer": 0}}
+    cells = read_grid(write_grid(tmp_path, architectures=layers, features=features, seeds=[0])).cells
+    assert [(cell.architecture, cell.layer) for cell in cells] == [
+        ("cnn_lstm", "weighted"),
+        ("statistics", 1),
+        ("transformer", 0),
+    ]
 
 
 def test_random_backbones_are_made_once_and_the_same_everywhere(tmp_path):
@@ -229,3 +242,27 @@ def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
     cells = read_grid(path, data_dir="DIR").cells
     assert len(cells) == 6 * 3 * 3
     assert {cell.arguments.data.data_dir for cell in cells} == {"DIR"}
+
+
+def test_cells_that_tune_a_backbone_are_counted_by_what_they_read(tmp_path):
+    """Its upper layers read the features below them, all of it reads none; what tuning takes is not measured."""
+    write_corpus(tmp_path / "corpus", {"train": 4, "devel": 4})
+    train = {"dataset": "csv", "data_dir": str(tmp_path / "corpus"), **SMALL_HEAD}
+    tuned = {"cnn_lstm": {"finetune_last_layers": 1}, "statistics": {"finetune": "all"}, "transformer": {}}
+    features = {"HuBERT": {"random_backbone": HUBERT}}
+    grid = read_grid(write_grid(tmp_path, train=train, architectures=tuned, features=features, seeds=[0]))
+    make_random_backbones(grid)
+    corpus = load_corpus("csv", tmp_path / "corpus", tmp_path / "cache")
+    lines = describe(grid, corpus, Accelerator(cpu=True)).splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("HuBERT: ")] == [
+        "HuBERT: features of 1 layers",
+        "HuBERT: features of 0 layers",
+        "HuBERT: features of 1 layers",
+    ]
+    is_marked = {line.split()[0]: "what tuning the backbone takes" in line for line in lines[1:] if "layer-1" in line}
+    assert is_marked == {
+        "hubert-cnn_lstm-layer-1-seed0": True,
+        "hubert-statistics-layer-1-seed0": True,
+        "hubert-transformer-layer-1-seed0": False,
+    }
+    assert "at most and what tuning the backbone takes" in lines[-1]
