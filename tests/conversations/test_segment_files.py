@@ -102,6 +102,45 @@ def test_csv(encoding, tmp_path):
     assert read(tmp_path / "b.csv", "start,end\n1,2\n") == [(1.0, 2.0, None, 2)]
 
 
+SEVERAL = """\
+filename,unit,start,end,speaker,Anger
+a/one.wav,turn,0.5,1.5,ada,0.1
+a/one.wav,recording,,,,0.1
+a/two.wav,turn,2.0,3.0,,0.1
+a/two.wav,speaker,,,,0.1
+b/two.wav,turn,4.0,5.0,,0.1
+silence.wav,recording,,,,
+"""
+
+
+@pytest.mark.parametrize(
+    ("recording", "expected"),
+    [
+        ("a/one.wav", [(0.5, 1.5, "ada", 2)]),
+        ("elsewhere/one.wav", [(0.5, 1.5, "ada", 2)]),
+        (Path("a/two.wav"), [(2.0, 3.0, None, 4)]),
+        ("b/two.wav", [(4.0, 5.0, None, 6)]),
+    ],
+)
+def test_of_a_csv_with_several_recordings_the_turns_of_this_one_are_read(recording, expected, tmp_path):
+    assert read(tmp_path / "a.csv", SEVERAL, recording) == expected
+
+
+@pytest.mark.parametrize("recording", ["two.wav", "c/two.wav", "three.wav"])
+def test_a_csv_of_several_recordings_must_name_this_one_once(recording, tmp_path):
+    names = "a/one.wav, a/two.wav, b/two.wav, silence.wav"
+    with pytest.raises(ValueError, match=rf"a\.csv: has turns of {names}; expected those of {recording}$"):
+        read(tmp_path / "a.csv", SEVERAL, recording)
+
+
+def test_no_recording_takes_the_turns_of_another(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.csv: holds no segments$"):
+        read(tmp_path / "a.csv", SEVERAL, "silence.wav")
+    # A single recording may have any name.
+    alone = "\n".join(SEVERAL.splitlines()[:3])
+    assert read(tmp_path / "a.csv", alone, "clip.wav") == [(0.5, 1.5, "ada", 2)]
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_srt(newline, tmp_path):
     assert read(tmp_path / "a.srt", SRT.replace("\n", newline)) == [
