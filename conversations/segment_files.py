@@ -9,7 +9,8 @@ from ..segments_emoshare import checked_segment
 from .textgrid import read_textgrid
 
 TURN = "turn"  # what the column `unit` says of turns, in our own CSV files
-UNKNOWN_SPEAKERS = ("", "<NA>")
+UNKNOWN = "<NA>"  # what RTTM files have where nothing is known
+UNKNOWN_SPEAKERS = ("", UNKNOWN)
 SUBTITLE_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 SUBTITLE_TIMES = re.compile(rf"\s*{SUBTITLE_TIME}\s*-->\s*{SUBTITLE_TIME}(\s|$)")
 # `Ada: ...` and `[SPEAKER_00]: ...`; names have up to three words.
@@ -70,9 +71,16 @@ def _read_rttm(path, recording):
         kind, *fields = line.split() or [";;"]
         if kind != "SPEAKER":  # a comment, or what an RTTM may hold besides turns
             continue
-        if len(fields) < 7:
-            raise ValueError(f"{path}, row {row}: has {len(fields) + 1} fields; expected 8 or more, as RTTM has them")
-        name, _, start, duration, _, _, speaker, *_ = fields
+        if not 7 <= len(fields) <= 9:
+            raise ValueError(
+                f"{path}, row {row}: has {len(fields) + 1} fields; expected 8 to 10, as RTTM has them, and no blanks "
+                "in names"
+            )
+        name, channel, start, duration, _, _, speaker, *_ = fields
+        if not channel.isdecimal() and channel != UNKNOWN:
+            raise ValueError(
+                f"{path}, row {row}: channel is {channel!r}; expected a number or {UNKNOWN}, and no blanks in names"
+            )
         start = _seconds(start, "start", path, row)
         turns.append((name, (row, start, start + _seconds(duration, "duration", path, row), speaker)))
     names = dict.fromkeys(name for name, _ in turns)

@@ -84,6 +84,9 @@ def read(path, content, recording="meeting.wav", tiers=None, encoding="utf-8"):
 
 
 def test_rttm(tmp_path):
+    for channel in ("2", "<NA>"):
+        row = f"SPEAKER meeting {channel} 0.5 1.25 <NA> <NA> ada"
+        assert read(tmp_path / "a.rttm", row) == [(0.5, 1.75, "ada", 1)]
     expected = [(0.5, 1.75, "ada", 3), (1.0, 3.0, None, 6), (4.5, 5.0, "bo", 7)]
     assert read(tmp_path / "a.rttm", RTTM) == expected
     assert read(tmp_path / "a.RTTM", RTTM, recording="folder/other.flac") == [(0.0, 9.0, "eve", 5)]
@@ -194,7 +197,17 @@ def test_textgrid(tmp_path):
         ("a.csv", "start,end\n", "a.csv: holds no segments"),
         ("a.csv", "", "row 1: got the columns []"),
         ("a.rttm", "SPEAKER a 1 0.5 <NA> <NA> <NA> ada <NA> <NA>\n", "row 1: duration is '<NA>'; expected seconds"),
-        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 or more, as RTTM has them"),
+        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 to 10, as RTTM has them"),
+        (
+            "a.rttm",
+            "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA> <NA>\n",
+            "row 1: has 11 fields; expected 8 to 10, as RTTM has them, and no blanks in names",
+        ),
+        (
+            "a.rttm",
+            "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA>\n",
+            "row 1: channel is 'meeting'; expected a number or <NA>, and no blanks in names",
+        ),
         ("a.rttm", "SPEAKER a 1 0.5 0 <NA> <NA> ada <NA> <NA>\n", "row 1: starts at 0.500 s and ends at 0.500 s"),
         ("a.srt", "1\n0:00 --> 0:01\nhello\n", "row 2: got '0:00 --> 0:01'; expected times as 00:00:01,500 -->"),
         ("a.srt", "1\n00:00:02,000 --> 00:00:01,000\n", "row 2: starts at 2.000 s and ends at 1.000 s"),
