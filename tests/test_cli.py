@@ -542,6 +542,17 @@ def test_flags_of_turns_that_do_not_fit_end_the_command(arguments, message, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["turns.csv", "sub/../turns.csv", "link.csv"])
+def test_the_file_of_segments_is_not_overwritten(output, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "turns.csv").write_text("start,end\n1,2\n")
+    os.symlink("turns.csv", tmp_path / "link.csv")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "missing.wav", "--model", "missing", "--segments", "turns.csv", "--output", output])
+    assert f"--output: {output} is the file of --segments; expected another one" in capsys.readouterr().err
+
+
 # train and evaluate
 
 
