@@ -1,6 +1,6 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from numbers import Integral
@@ -158,7 +158,9 @@ class EmotionSharePipeline(ChunkPipeline):
         extractor = self.feature_extractor
         turns = checked_turns(segments, extractor.sampling_rate, extractor.min_samples)
         if any(turn.is_heard for turn in turns):
-            return super().__call__(recording, turns=turns, **kwargs)
+            with suppress(StopIteration):  # the only turn ends with the recording, and then is too short
+                return super().__call__(recording, turns=turns, **kwargs)
+            return self.postprocess([], turns=turns)
         # Transformers expects at least one window. All else is checked, and the recording read, as if there were some.
         options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
         preprocess, _, _ = self._sanitize_parameters(turns=turns, **options)
