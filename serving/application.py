@@ -48,7 +48,7 @@ ERRORS = {
     400: "the form or the JSON is broken",
     403: "a URL that this server may not fetch",
     408: "the upload was too slow",
-    413: "the upload is too large, or the clip too long",
+    413: "the upload is too large, or the clip too long, or its overlapping windows are",
     422: "an option does not fit, or the audio cannot be used",
     500: "the model failed",
     503: "too many requests wait; `Retry-After` says in how many seconds to try again",

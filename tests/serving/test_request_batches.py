@@ -10,6 +10,7 @@ from threading import Event
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import speech
 from transformers import pipeline
 
@@ -149,6 +150,27 @@ def test_a_clip_is_decoded_no_further_than_it_may_last(batches, monkeypatch):
     with pytest.raises(TooLongError):
         batches.submit(hour).windows.result(timeout=60)
     assert sum(map(len, decoded)) <= 2 * 60 * 4000
+
+
+@pytest.mark.parametrize("options", [{"hop_length_s": 0.09}, {"stride_length_s": 3.95}])
+def test_windows_that_overlap_too_much_are_refused_before_one_is_queued(options, batches, emotion_share, monkeypatch):
+    monkeypatch.setattr(emotion_share, "run_batch", None)
+    ((name, seconds),) = options.items()
+    message = rf"^audio file object: with {name}={seconds}, its windows last [\d,]+ s all in all; expected 240 s at"
+    with pytest.raises(TooLongError, match=message):
+        batches.submit(io.BytesIO(wav(30.0)), **options).windows.result(timeout=60)
+    assert batches.sizes == []
+
+
+@pytest.mark.parametrize("options", [{"hop_length_s": 1.0}, {"stride_length_s": 3.0}, {"chunk_length_s": 0.1}])
+def test_windows_of_the_longest_clip_may_overlap_as_those_of_a_stream(options, batches, emotion_share, monkeypatch):
+    monkeypatch.setattr(
+        emotion_share,
+        "run_batch",
+        lambda windows, **params: [{**window, "logits": torch.zeros(1, 9)} for window in windows],
+    )
+    result = result_of(batches, batches.submit(io.BytesIO(wav(30.0)), return_timeline=True, **options))
+    assert result["timeline"][-1]["end"] == 30.0
 
 
 def test_a_clip_that_the_model_fails_on_takes_none_with_it(batches, emotion_share, monkeypatch):
