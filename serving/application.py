@@ -100,15 +100,24 @@ class Metrics:
         async def measured(scope, receive, send):
             if scope["type"] != "http" or scope["path"] != "/predict":
                 return await app(scope, receive, send)
-            began = time.perf_counter()
+            began, statuses = time.perf_counter(), []
 
-            async def count(message):
+            def count(status):
+                statuses.append(status)
+                self.requests.labels(status).inc()
+                self.seconds.observe(time.perf_counter() - began)
+
+            async def count_and_send(message):
                 if message["type"] == "http.response.start":
-                    self.requests.labels(message["status"]).inc()
-                    self.seconds.observe(time.perf_counter() - began)
+                    count(message["status"])
                 await send(message)
 
-            return await app(scope, receive, count)
+            try:
+                await app(scope, receive, count_and_send)
+            except Exception:  # which is answered further out
+                if not statuses:
+                    count(500)
+                raise
 
         return measured
 

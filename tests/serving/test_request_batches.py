@@ -228,10 +228,9 @@ def test_closing_waits_for_every_answer(emotion_share):
 # Behind the application: what only shows while the model is busy, or fails
 
 
-def ask(batches, content, seconds_until_gone=None):
+def ask(batches, content, seconds_until_gone=None, metrics=None):
     """Status, headers and answer of a request; `None` if it has none when its client goes."""
-    metrics = Metrics()
-    app = application(batches, AllowedUrls([], 1, 1), metrics, 1 << 20, 10)
+    app = application(batches, AllowedUrls([], 1, 1), metrics or Metrics(), 1 << 20, 10)
     messages, sent = [{"type": "http.request", "body": content, "more_body": False}], []
 
     async def receive():
@@ -276,6 +275,18 @@ def test_a_model_that_fails_is_an_error_of_the_server(batches, emotion_share, mo
     monkeypatch.setattr(emotion_share, "run_batch", fail)
     status, _, answer = ask(batches, wav(0.5))
     assert (status, answer) == (500, {"detail": "the model failed on this clip (RuntimeError)"})
+
+
+def test_an_error_that_nobody_has_foreseen_is_counted(batches, emotion_share, monkeypatch):
+    def fail(windows, **params):
+        raise LookupError
+
+    monkeypatch.setattr(emotion_share, "postprocess", fail)
+    metrics = Metrics()
+    with pytest.raises(LookupError):
+        ask(batches, wav(0.5), metrics=metrics)
+    assert metrics.registry.get_sample_value("emoshare_requests_total", {"status": "500"}) == 1
+    assert metrics.registry.get_sample_value("emoshare_request_seconds_count") == 1
 
 
 def test_its_options_are_the_pipelines(emotion_share):
