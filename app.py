@@ -45,6 +45,8 @@ LIVE_CHARTS = {
     "live_timeline": "## The last minute",
 }
 CHUNK_SECONDS = 0.5  # of audio that the browser sends at a time, at least
+# Python's warnings are the process's, not a thread's: whoever catches them, or ignores them, does so alone.
+CATCHING_WARNINGS = Lock()
 
 FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
 BLUE, ORANGE = "#2166ac", "#e08214"
@@ -285,7 +287,7 @@ def listen(emotion_share, heard, piece):
         raise ValueError(f"A recording may last {MAX_MINUTES} minutes.")
     windows = stream.push(samples)
     if piece["is_last"]:
-        with warnings.catch_warnings(action="ignore"):  # of the level, which the alert says
+        with CATCHING_WARNINGS, warnings.catch_warnings(action="ignore"):  # of the level, which the alert says
             windows += stream.finish()
     seconds, problem = len(samples) / stream.sampling_rate, stream.level.problem()
     alert = ""
@@ -328,11 +330,12 @@ def show_results(emotion_share, path):
         options |= {"return_interval": True, "listeners": LISTENERS}
     sampling_rate = emotion_share.feature_extractor.sampling_rate
     try:
-        with warnings.catch_warnings(record=True) as problems:
+        with CATCHING_WARNINGS, warnings.catch_warnings(record=True) as problems:
             warnings.simplefilter("always", UserWarning)
             waveform = hear(emotion_share, path)
-            clip = {"array": waveform, "sampling_rate": sampling_rate, "path": path}
-            result = emotion_share(clip, **options)
+        # Warns of the same, in the server's log: nobody else should have to wait for the model.
+        clip = {"array": waveform, "sampling_rate": sampling_rate, "path": path}
+        result = emotion_share(clip, **options)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         alert("This clip cannot be used.", str(error) or type(error).__name__, path)
         return

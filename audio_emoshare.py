@@ -407,11 +407,11 @@ def _waveform(values, name):
     return waveform[:, None]
 
 
-def samples_with_channels(values, name):
+def samples_with_channels(values, name, most_channels=1):
     """
     Args:
-        values: samples as Gradio gives them, see `load_audio`.
-        name: for messages.
+        values, name: samples as Gradio gives them, see `load_audio`, and what messages call them.
+        most_channels: that there may be of fewer samples; more than these are taken for the samples.
 
     Returns:
         `np.ndarray`: (samples, channels), floating point.
@@ -425,7 +425,7 @@ def samples_with_channels(values, name):
     if samples.dtype in (np.int8, np.int16, np.int32):
         samples = samples / np.float32(-int(np.iinfo(samples.dtype).min))
     samples = samples[:, None] if samples.ndim == 1 else samples
-    is_of_channels = samples.ndim == 2 and samples.shape[0] >= samples.shape[1]
+    is_of_channels = samples.ndim == 2 and samples.shape[1] <= max(samples.shape[0], most_channels)
     if not is_of_channels or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(
             f"{name}: got samples of shape {samples.shape} and {samples.dtype}; expected (samples,) or (samples, "

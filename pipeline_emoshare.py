@@ -1,6 +1,7 @@
 """From audio in any form to the shares of the emotions: the "emotion-share" pipeline."""
 
-from contextlib import nullcontext
+import math
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from numbers import Integral
@@ -158,7 +159,9 @@ class EmotionSharePipeline(ChunkPipeline):
         extractor = self.feature_extractor
         turns = checked_turns(segments, extractor.sampling_rate, extractor.min_samples)
         if any(turn.is_heard for turn in turns):
-            return super().__call__(recording, turns=turns, **kwargs)
+            with suppress(StopIteration):  # the only turn ends with the recording, and then is too short
+                return super().__call__(recording, turns=turns, **kwargs)
+            return self.postprocess([], turns=turns)
         # Transformers expects at least one window. All else is checked, and the recording read, as if there were some.
         options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
         preprocess, _, _ = self._sanitize_parameters(turns=turns, **options)
@@ -332,7 +335,7 @@ class EmotionSharePipeline(ChunkPipeline):
         extractor = self.feature_extractor
         if chunk_length_s is None:
             chunk_length_s = extractor.chunk_length_s
-        chunk, stride = (round(seconds * extractor.sampling_rate) for seconds in (chunk_length_s, stride_length_s))
+        chunk, stride = map(self._num_samples, (chunk_length_s, stride_length_s))
         if not 2 * extractor.min_samples <= chunk <= extractor.max_window_samples:
             raise ValueError(
                 f"chunk_length_s: got {chunk_length_s}; expected "
@@ -344,13 +347,18 @@ class EmotionSharePipeline(ChunkPipeline):
                 f"stride_length_s: got {stride_length_s}; expected 0 or more, and less than half of chunk_length_s, "
                 f"{chunk_length_s} s"
             )
-        hop = None if hop_length_s is None else round(hop_length_s * extractor.sampling_rate)
+        hop = None if hop_length_s is None else self._num_samples(hop_length_s)
         if hop is not None and (stride > 0 or not 2 * extractor.min_samples <= hop <= chunk):
             raise ValueError(
                 f"hop_length_s: got {hop_length_s}; expected {2 * extractor.min_samples / extractor.sampling_rate} to "
                 f"chunk_length_s, {chunk_length_s} s, and no stride_length_s"
             )
         return chunk, extractor.min_samples, stride, hop
+
+    def _num_samples(self, seconds):
+        """Of a length; -1, which no length may be, if it is not finite as a number of samples."""
+        samples = seconds * self.feature_extractor.sampling_rate
+        return round(samples) if abs(samples) < math.inf else -1
 
     def _forward(self, model_inputs, output_attentions=False, return_embedding=False):
         window = {name: model_inputs.pop(name) for name in OF_WINDOW if name in model_inputs}

@@ -56,13 +56,16 @@ def checked_turns(segments, sampling_rate, min_samples):
         first, last = round(start * sampling_rate), round(end * sampling_rate)
         is_heard = last - first >= min_samples
         if not is_heard:
-            warnings.warn(
-                f"{place}: {start:.3f} to {end:.3f} s is too short, and gets no shares; the model needs "
-                f"{min_samples / sampling_rate:.3f} s",
-                stacklevel=2,
-            )
+            _warn_of_length(place, start, end, min_samples / sampling_rate)
         turns.append(Turn(start, end, speaker, first, last, place, is_heard))
     return turns
+
+
+def _warn_of_length(place, start, end, shortest):
+    warnings.warn(
+        f"{place}: {start:.3f} to {end:.3f} s is too short, and gets no shares; the model needs {shortest:.3f} s",
+        stacklevel=3,
+    )
 
 
 def checked_segment(segment, place):
@@ -94,7 +97,8 @@ def turn_windows(blocks, turns, sampling_rate, cutting):
 
     Args:
         blocks: iterable of (samples,) float32, the recording from its beginning to its end.
-        turns: `list[Turn]` in any order; they may overlap. Those that are too short are left out.
+        turns: `list[Turn]` in any order; they may overlap. Those that are too short are left out; one that only becomes
+            so because the recording ends before it does is warned of.
         sampling_rate: in Hz.
         cutting: the arguments of `WindowCutter`.
 
@@ -137,7 +141,11 @@ def _in_one_pass(blocks, turns, sampling_rate, cutting):
                 f"{position / sampling_rate:.3f} s"
             )
     for index, hearing in heard.items():
-        yield from ((index, window) for window in hearing.finish())
+        turn, shortest = turns[index], hearing.cutter.shortest
+        if position - turn.first >= shortest:
+            yield from ((index, window) for window in hearing.finish())
+        else:
+            _warn_of_length(turn.place, turn.start, position / sampling_rate, shortest / sampling_rate)
 
 
 class _Hearing:

@@ -7,6 +7,8 @@ from .resampling_emoshare import checked_rate, resampler_between
 from .windows_emoshare import WindowCutter
 
 NAME = "stream"  # in messages
+# Of a first piece with fewer samples than channels: eight are those of 7.1, and more are rather samples.
+MOST_CHANNELS = 8
 
 
 class EmotionShareStream:
@@ -44,27 +46,40 @@ class EmotionShareStream:
         self.cutter = WindowCutter(*emotion_share.cutting(chunk_length_s, hop_length_s=hop_length_s))
         self.resampler = resampler_between(self.sampling_rate, wanted)
         self.level = Level()
+        self.num_channels = None  # of the first piece
         self.is_finished = False
 
     def push(self, samples):
         """
         Args:
             samples: the next samples, any number of them: (samples,) or (samples, channels), floating point in [-1, 1],
-                or int8, int16 or int32; array, tensor or list.
+                or int8, int16 or int32; array, tensor or list. All pieces have the same number of channels. A first one
+                with fewer samples than channels is refused if these are more than 8, because it looks like (channels,
+                samples).
 
         Returns:
             `list[dict]`: the windows that are complete now, `{"start": float, "end": float, "shares": {label: float}}`,
             in seconds from the beginning.
 
         Raises:
-            ValueError: if samples are of another shape or type or not finite, or the stream is finished.
+            ValueError: if samples are of another shape or type, have other channels than those before or are not
+                finite, or the stream is finished.
         """
         if self.is_finished:
             raise ValueError(f"{NAME}: is finished, and takes no more samples")
         if len(samples) == 0:
             return []
-        mono = mono_block(samples_with_channels(samples, NAME), NAME, self.level)
+        mono = mono_block(self._with_channels(samples), NAME, self.level)
         return self._predicted(self.cutter.push(self.resampler.push(mono)))
+
+    def _with_channels(self, samples):
+        samples = samples_with_channels(samples, NAME, self.num_channels or MOST_CHANNELS)
+        self.num_channels = self.num_channels or samples.shape[1]
+        if samples.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{NAME}: got samples of shape {samples.shape}; expected (samples, {self.num_channels}), as before"
+            )
+        return samples
 
     def finish(self):
         """

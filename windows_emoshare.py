@@ -25,6 +25,20 @@ def cut(num_samples, longest, shortest):
     return list(pairwise(cuts))
 
 
+def num_heard(num_samples, longest, shortest, stride=0, hop=None):
+    """
+    How many samples all windows of a clip hear together, which is more than it has where they overlap.
+
+    Args:
+        num_samples: length of the clip.
+        longest, shortest, stride, hop: as in `WindowCutter`.
+    """
+    before, after = (stride, stride) if hop is None else (longest - hop, 0)
+    is_one = hop is None and num_samples <= longest
+    windows = cut(num_samples, longest if is_one else longest - before - after, shortest)
+    return sum(min(end + after, num_samples) - max(start - before, 0) for start, end in windows)
+
+
 class Window(NamedTuple):
     """
     Attributes:

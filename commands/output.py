@@ -77,6 +77,6 @@ def open_output(path):
         ) as file:
             yield file
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:  # of the audio
             raise
         raise OSError(error.errno, error.strerror, "standard output" if path is None else path) from error

@@ -1,5 +1,7 @@
 """`emoshare predict`."""
 
+import os
+
 from ..conversations.segment_files import read_segments
 from ..conversations.turn_files import OF_ONE_RECORDING, TURN_WRITERS
 from ..conversations.voice_activity import SpeechDetector
@@ -18,6 +20,8 @@ def run(arguments):
     suffix = f".{(arguments.output or '.csv').rpartition('.')[2].lower()}"
     if arguments.tier and not arguments.segments:
         arguments.fail("--tier: is for --segments FILE.TextGrid")
+    if arguments.segments and arguments.output and _is_same(arguments.segments, arguments.output):
+        arguments.fail(f"--output: {arguments.output} is the file of --segments; expected another one")
     if arguments.segments or arguments.vad:
         return _predict_conversations(arguments, suffix)
     if suffix not in OUTPUT_SUFFIXES:
@@ -34,6 +38,10 @@ def run(arguments):
         return write_each(
             arguments, len(clips), results, lambda clip, result: predictions.write(clip, shares_of(result, labels))
         )
+
+
+def _is_same(path, other):
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _predict_conversations(arguments, suffix):

@@ -4,12 +4,13 @@ import csv
 import re
 from pathlib import Path
 
-from ..dataset_script.tables import number_in
+from ..dataset_script.tables import FILENAME, number_in
 from ..segments_emoshare import checked_segment
 from .textgrid import read_textgrid
 
 TURN = "turn"  # what the column `unit` says of turns, in our own CSV files
-UNKNOWN_SPEAKERS = ("", "<NA>")
+UNKNOWN = "<NA>"  # what RTTM files have where nothing is known
+UNKNOWN_SPEAKERS = ("", UNKNOWN)
 SUBTITLE_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 SUBTITLE_TIMES = re.compile(rf"\s*{SUBTITLE_TIME}\s*-->\s*{SUBTITLE_TIME}(\s|$)")
 # `Ada: ...` and `[SPEAKER_00]: ...`; names have up to three words.
@@ -20,7 +21,8 @@ def read_segments(path, recording, tiers=None):
     """
     Args:
         path: of the file; its suffix says what it is, see `SEGMENT_READERS`.
-        recording: path of the recording; of an RTTM file with several, the lines with its name are read.
+        recording: path of the recording; of an RTTM file with several, the lines with its name are read, and of a CSV
+            file those with its path, or else its name, in the column `filename`.
         tiers: names of the tiers to read of a TextGrid; all tiers of intervals if not given.
 
     Returns:
@@ -28,7 +30,7 @@ def read_segments(path, recording, tiers=None):
 
     Raises:
         ValueError: naming file and row, if it cannot be understood, holds no segments, or one does not begin before it
-            ends.
+            ends; or if it is of several recordings, and not of this one.
         OSError: if it cannot be read.
     """
     path = Path(path)
@@ -37,7 +39,7 @@ def read_segments(path, recording, tiers=None):
         raise ValueError(f"{path}: expected a file of segments that ends in {', '.join(SEGMENT_READERS)}")
     if tiers is not None and suffix != ".textgrid":
         raise ValueError(f"--tier: is for a TextGrid; got {path}")
-    options = {".rttm": [Path(recording).stem], ".textgrid": [tiers]}.get(suffix, [])
+    options = {".rttm": [Path(recording).stem], ".textgrid": [tiers], ".csv": [str(recording)]}.get(suffix, [])
     segments = []
     for row, start, end, speaker in SEGMENT_READERS[suffix](path, *options):
         speaker = None if speaker in UNKNOWN_SPEAKERS else speaker
@@ -69,9 +71,16 @@ def _read_rttm(path, recording):
         kind, *fields = line.split() or [";;"]
         if kind != "SPEAKER":  # a comment, or what an RTTM may hold besides turns
             continue
-        if len(fields) < 7:
-            raise ValueError(f"{path}, row {row}: has {len(fields) + 1} fields; expected 8 or more, as RTTM has them")
-        name, _, start, duration, _, _, speaker, *_ = fields
+        if not 7 <= len(fields) <= 9:
+            raise ValueError(
+                f"{path}, row {row}: has {len(fields) + 1} fields; expected 8 to 10, as RTTM has them, and no blanks "
+                "in names"
+            )
+        name, channel, start, duration, _, _, speaker, *_ = fields
+        if not channel.isdecimal() and channel != UNKNOWN:
+            raise ValueError(
+                f"{path}, row {row}: channel is {channel!r}; expected a number or {UNKNOWN}, and no blanks in names"
+            )
         start = _seconds(start, "start", path, row)
         turns.append((name, (row, start, start + _seconds(duration, "duration", path, row), speaker)))
     names = dict.fromkeys(name for name, _ in turns)
@@ -97,8 +106,35 @@ def _read_textgrid(path, names):
     ]
 
 
-def _read_csv(path):
-    """Columns `start`, `end` and perhaps `speaker`; of our own files, without the rows of speakers and recordings."""
+def _read_csv(path, recording):
+    """
+    Columns `start`, `end` and perhaps `speaker`; of our own files, the rows of this recording, without those of its
+    speakers and the whole.
+    """
+    records = _csv_records(path)
+    wanted = _name_of(recording, dict.fromkeys(record.get(FILENAME) for _, record in records), path)
+    turns = []
+    for row, record in records:
+        if record.get("unit", TURN) == TURN and record.get(FILENAME) == wanted:
+            start, end = (_seconds(record[name], name, path, row) for name in ("start", "end"))
+            turns.append((row, start, end, record.get("speaker", "")))
+    return turns
+
+
+def _name_of(recording, names, path):
+    """Which of the names in a CSV file is the recording's. A single one may be any; `None`: it has no names."""
+    if len(names) < 2:
+        return next(iter(names), None)
+    recording = recording.strip()  # as the fields are
+    fitting = [name for name in names if name == recording]
+    fitting = fitting or [name for name in names if Path(name).name == Path(recording).name]
+    if len(fitting) != 1:
+        raise ValueError(f"{path}: has turns of {', '.join(names)}; expected those of {recording}")
+    return fitting[0]
+
+
+def _csv_records(path):
+    """The rows that are not empty, with their numbers: `{column: field}`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = list(csv.reader(file)) or [[]]
@@ -107,15 +143,13 @@ def _read_csv(path):
     header = [column.strip() for column in header]
     if not {"start", "end"} <= set(header):
         raise ValueError(f"{path}, row 1: got the columns {header}; expected start, end and, if known, speaker")
-    turns = []
+    records = []
     for row, fields in enumerate(rows, start=2):
         if len(fields) not in (0, len(header)):
             raise ValueError(f"{path}, row {row}: has {len(fields)} fields; expected {len(header)}, as in the header")
-        record = dict(zip(header, map(str.strip, fields), strict=False))
-        if record and record.get("unit", TURN) == TURN:
-            start, end = (_seconds(record[name], name, path, row) for name in ("start", "end"))
-            turns.append((row, start, end, record.get("speaker", "")))
-    return turns
+        if fields:
+            records.append((row, dict(zip(header, map(str.strip, fields), strict=True))))
+    return records
 
 
 def _read_srt(path):

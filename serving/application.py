@@ -48,7 +48,7 @@ ERRORS = {
     400: "the form or the JSON is broken",
     403: "a URL that this server may not fetch",
     408: "the upload was too slow",
-    413: "the upload is too large, or the clip too long",
+    413: "the upload is too large, or the clip too long, or its overlapping windows are",
     422: "an option does not fit, or the audio cannot be used",
     500: "the model failed",
     503: "too many requests wait; `Retry-After` says in how many seconds to try again",
@@ -100,15 +100,24 @@ class Metrics:
         async def measured(scope, receive, send):
             if scope["type"] != "http" or scope["path"] != "/predict":
                 return await app(scope, receive, send)
-            began = time.perf_counter()
+            began, statuses = time.perf_counter(), []
 
-            async def count(message):
+            def count(status):
+                statuses.append(status)
+                self.requests.labels(status).inc()
+                self.seconds.observe(time.perf_counter() - began)
+
+            async def count_and_send(message):
                 if message["type"] == "http.response.start":
-                    self.requests.labels(message["status"]).inc()
-                    self.seconds.observe(time.perf_counter() - began)
+                    count(message["status"])
                 await send(message)
 
-            return await app(scope, receive, count)
+            try:
+                await app(scope, receive, count_and_send)
+            except Exception:  # which is answered further out
+                if not statuses:
+                    count(500)
+                raise
 
         return measured
 

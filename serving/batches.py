@@ -17,15 +17,19 @@ from ..audio_emoshare import audio_blocks, audio_name
 from ..passes_emoshare import passes
 from ..pipeline_emoshare import BATCHES_READ_AHEAD, MOST_PADDING
 from ..threads_emoshare import single_threads
+from ..windows_emoshare import num_heard
 
 logger = logging.getLogger(__name__)
 
 COLLECTING_S = 0.005  # how long windows wait for others, while there are fewer of them than a batch has
 MOST_DECODERS = 8  # threads that decode
+# How often a second of the longest clip may be heard, where windows overlap: with a hop of 1 s and windows of 8 s, each
+# is heard eight times.
+MOST_HEARD = 8
 
 
 class TooLongError(ValueError):
-    """A clip lasts longer than it may."""
+    """A clip lasts longer than it may, or its windows do all in all."""
 
 
 class NoRoomError(RuntimeError):
@@ -162,6 +166,7 @@ class Batches:
         sampling_rate = self.emotion_share.feature_extractor.sampling_rate
         with _warnings_in(clip.warnings):
             waveform = self._hear(clip, sampling_rate)
+        self._check_windows(clip, len(waveform), sampling_rate)
         audio = {"array": waveform, "sampling_rate": sampling_rate, "path": audio_name(clip.audio)}
         with _warnings_in([]):  # the same ones
             for number, window in enumerate(self.emotion_share.preprocess(audio, **clip.preprocess)):
@@ -178,6 +183,19 @@ class Batches:
             if num_samples > self.max_seconds * sampling_rate:
                 raise TooLongError(f"{audio_name(clip.audio)}: lasts more than {self.max_seconds:g} s")
         return np.concatenate(blocks)
+
+    def _check_windows(self, clip, num_samples, sampling_rate):
+        """Raises `TooLongError` if windows overlap so much that the clip would be as much work as a far longer one."""
+        names = ("chunk_length_s", "stride_length_s", "hop_length_s")
+        lengths = {name: clip.preprocess[name] for name in names if name in clip.preprocess}
+        seconds = num_heard(num_samples, *self.emotion_share.cutting(**lengths)) / sampling_rate
+        if seconds > MOST_HEARD * self.max_seconds:
+            name = next(name for name in reversed(names) if name in lengths)
+            raise TooLongError(
+                f"{audio_name(clip.audio)}: with {name}={lengths[name]:g}, its windows last {seconds:,.0f} s all in "
+                f"all; expected {MOST_HEARD * self.max_seconds:,g} s at most: a longer hop_length_s, or a shorter "
+                "stride_length_s"
+            )
 
     def _run_model(self):
         is_open = True

@@ -139,7 +139,7 @@ async def _url_of(request):
             raise HTTPException(413, f"the JSON has more than {MOST_JSON:,} bytes")
     try:
         given = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: it is nested too deep
         raise HTTPException(400, f"the body is not valid JSON ({error})") from error
     if not isinstance(given, dict) or list(given) != ["url"] or not isinstance(given["url"], str):
         raise HTTPException(422, 'the JSON has no URL; expected {"url": "https://..."}, and nothing else')

@@ -113,7 +113,7 @@ class AllowedUrls:
             async with pool.stream("GET", address, headers=HEADERS) as response:
                 headers = {name.lower(): value for name, value in response.headers}
                 if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
-                    text = urljoin(text, headers[b"location"].decode("latin-1"))
+                    text = _joined(text, headers[b"location"].decode("latin-1"))
                     continue
                 if response.status != 200:
                     raise OSError(f"HTTP status {response.status}")
@@ -126,6 +126,13 @@ class AllowedUrls:
             file.write(chunk)
             if file.tell() > self.max_bytes:
                 raise HTTPException(413, f"{text}: has more than {self.max_bytes:,} bytes")
+
+
+def _joined(text, location):
+    try:
+        return urljoin(text, location)
+    except ValueError as error:
+        raise NotAllowedError(f"{text} redirects to {location!r}, which is not a URL ({error})") from error
 
 
 def _beginnings(entry):

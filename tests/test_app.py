@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from base64 import b64encode
 from contextlib import contextmanager
+from threading import Event, Thread
 
 import altair
 import gradio
@@ -22,7 +24,7 @@ from huggingface_hub import ModelCard
 from playwright.sync_api import expect, sync_playwright
 from transformers import pipeline
 
-from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, app
+from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, EmotionShareStream, app
 from emoshare.dataset_script import Corpus
 from emoshare.evaluation.card import model_card
 from emoshare.evaluation.scores import MEAN, Score
@@ -425,6 +427,31 @@ def test_whatever_a_clip_raises_is_shown_on_the_page(error, emotion_share, wav, 
     assert charts == []
     assert "This clip cannot be used." in alert
     assert str(wav.parent) not in alert
+
+
+def test_warnings_of_a_clip_and_of_a_microphone_do_not_mix(emotion_share, wav, monkeypatch):
+    """A recording ends while a clip is heard, and is still ending when the clip has been."""
+    is_ending, is_shown, hear, finish = Event(), Event(), app.hear, EmotionShareStream.finish
+
+    def hear_meanwhile(*given):
+        thread.start()
+        is_ending.wait(1)
+        return hear(*given)
+
+    def finish_later(self):
+        is_ending.set()
+        is_shown.wait(60)
+        return finish(self)
+
+    monkeypatch.setattr(app, "hear", hear_meanwhile)
+    monkeypatch.setattr(EmotionShareStream, "finish", finish_later)
+    (piece,) = pieces(speech(1.0), 16000, [])
+    thread = Thread(target=app.listen, args=(emotion_share, None, piece))
+    before = warnings.showwarning, list(warnings.filters)
+    shown_for(emotion_share, wav)
+    is_shown.set()
+    thread.join()
+    assert (warnings.showwarning, warnings.filters) == before
 
 
 @pytest.mark.parametrize(("name", "rate", "subtype"), [("a.wav", 8000, "GSM610"), ("a.mp3", 16000, None)])

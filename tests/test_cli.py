@@ -23,7 +23,7 @@ from transformers import pipeline
 
 from emoshare import EMOTIONS, EmoShareModel, EmotionSharePipeline, cli, other_formats_emoshare
 from emoshare.cli import main
-from emoshare.commands import evaluate
+from emoshare.commands import evaluate, predict
 from emoshare.dataset_script import load_corpus
 from emoshare.dataset_script.emotion_share import EmotionShare
 from emoshare.dataset_script.publishing import write_dataset
@@ -540,6 +540,27 @@ def test_flags_of_turns_that_do_not_fit_end_the_command(arguments, message, caps
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "missing.wav", "--model", "missing", *arguments])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["turns.csv", "sub/../turns.csv", "link.csv"])
+def test_the_file_of_segments_is_not_overwritten(output, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "turns.csv").write_text("start,end\n1,2\n")
+    os.symlink("turns.csv", tmp_path / "link.csv")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "missing.wav", "--model", "missing", "--segments", "turns.csv", "--output", output])
+    assert f"--output: {output} is the file of --segments; expected another one" in capsys.readouterr().err
+
+
+def test_an_error_of_the_recording_is_not_said_of_the_output(model_folder, meeting, tmp_path, monkeypatch, capfd):
+    """It is deleted while the model is loaded."""
+    recording, load = tmp_path / "meeting.wav", predict.load_pipeline
+    shutil.copy(meeting[0], recording)
+    monkeypatch.setattr(predict, "load_pipeline", lambda arguments: recording.unlink() or load(arguments))
+    arguments = [str(recording), "--model", str(model_folder), "--segments", str(meeting[1])]
+    assert main(["predict", *arguments, "--output", str(tmp_path / "shares.csv")]) == 2
+    assert f"emoshare predict: error: {recording}: no such audio file\n" in capfd.readouterr().err
 
 
 # train and evaluate

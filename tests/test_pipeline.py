@@ -347,6 +347,10 @@ def test_a_file_in_blocks_gives_the_windows_of_the_whole_waveform(
     [
         ({"chunk_length_s": 9.0}, "chunk_length_s: got 9.0; expected 0.09 to 8.0 s"),
         ({"chunk_length_s": 0.0}, "chunk_length_s: got 0.0"),
+        ({"chunk_length_s": 1e305}, r"chunk_length_s: got 1e\+305; expected 0.09 to 8.0 s"),
+        ({"chunk_length_s": 10**400}, r"chunk_length_s: got 10+; expected 0.09 to 8.0 s"),
+        ({"stride_length_s": float("inf")}, "stride_length_s: got inf; expected 0 or more"),
+        ({"hop_length_s": float("nan")}, "hop_length_s: got nan; expected 0.09 to chunk_length_s"),
         ({"stride_length_s": 4.0}, "stride_length_s: got 4.0; .* less than half of chunk_length_s, 8.0 s"),
         ({"stride_length_s": -1.0}, "stride_length_s: got -1.0"),
     ],

@@ -183,6 +183,20 @@ def test_an_end_that_was_rounded_up_is_the_end_of_the_recording(emotion_share, m
     assert turn["end"] == 20.009
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_turn_that_the_end_of_the_recording_makes_too_short_has_no_shares(batch_size, emotion_share):
+    waveform, last = speech(3.0), (2.957, 3.005, "B")
+    too_short = r": 2.957 to 3.000 s is too short, and gets no shares; the model needs 0.045 s$"
+    with pytest.warns(UserWarning, match=rf"^segments\[1\]{too_short}"):
+        result = emotion_share(waveform, segments=segments([(0.0, 1.0, "A"), last]), batch_size=batch_size)
+    assert result["turns"][1] == {"start": 2.957, "end": 3.005, "speaker": "B", "shares": None}
+    assert result["speakers"]["B"] is None
+    assert scores(result["shares"]) == pytest.approx(scores(emotion_share(waveform[:16000])), abs=1e-5)
+    with pytest.warns(UserWarning, match=rf"^segments\[0\]{too_short}"):
+        result = emotion_share(waveform, segments=segments([last]), batch_size=batch_size)
+    assert (result["turns"][0]["shares"], result["speakers"], result["shares"]) == (None, {"B": None}, None)
+
+
 def test_segments_are_those_of_one_recording(emotion_share, meeting):
     several = [meeting], (path for path in [meeting]), KeyDataset([{"audio": meeting}], "audio")
     for recordings in several:

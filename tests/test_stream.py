@@ -97,6 +97,40 @@ def test_samples_may_be_integers_channels_tensors_and_lists(emotion_share):
     assert len(expected) == 3
 
 
+@pytest.mark.parametrize("sizes", [[1, 1, 2, 8000, 1], [2, 8000]])
+def test_a_piece_may_have_fewer_samples_than_channels(sizes, emotion_share):
+    waveform = speech(1.3)
+    channels = np.stack([waveform, 0.5 * waveform, 0 * waveform], axis=1)
+    expected, stream = (EmotionShareStream(emotion_share, hop_length_s=0.5) for _ in range(2))
+    windows = [window for samples in pieces(channels, sizes) for window in stream.push(samples)]
+    assert_same(windows + stream.finish(), expected.push(channels) + expected.finish())
+
+
+def test_after_many_channels_a_piece_may_have_one_sample(emotion_share):
+    stream = EmotionShareStream(emotion_share)
+    stream.push(np.full((100, 16), 0.1))
+    stream.push(np.full((1, 16), 0.1))
+    assert stream.level.num_values == 101 * 16
+
+
+@pytest.mark.parametrize(
+    ("before", "shape", "message"),
+    [
+        (None, (2, 480), r"got samples of shape \(2, 480\) and float64; expected \(samples,\) or \(samples, chan"),
+        ((480, 2), (2, 480), r"got samples of shape \(2, 480\) and float64; expected \(samples,\) or \(samples, chan"),
+        ((480, 2), (480, 1), r"got samples of shape \(480, 1\); expected \(samples, 2\), as before"),
+        ((480, 1), (480, 2), r"got samples of shape \(480, 2\); expected \(samples, 1\), as before"),
+        ((480,), (1, 8), r"got samples of shape \(1, 8\) and float64; expected \(samples,\) or \(samples, channels\)"),
+    ],
+)
+def test_channels_are_those_of_the_first_piece(before, shape, message, emotion_share):
+    stream = EmotionShareStream(emotion_share)
+    stream.push(np.full(before or (0, 2), 0.1))
+    for _ in range(2):  # a piece that is refused changes nothing
+        with pytest.raises(ValueError, match=f"^stream: {message}"):
+            stream.push(np.full(shape, 0.1))
+
+
 def test_what_was_pushed_may_be_overwritten(emotion_share):
     waveform = speech(1.0)
     expected = EmotionShareStream(emotion_share, hop_length_s=0.6)

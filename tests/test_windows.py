@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from emoshare.windows_emoshare import WindowCutter, average_by_duration, cut, stream_windows
+from emoshare.windows_emoshare import WindowCutter, average_by_duration, cut, num_heard, stream_windows
 
 
 def waveform_of(num_samples):
@@ -62,6 +62,7 @@ def test_a_stream_is_cut_as_the_whole_clip_is(num_samples, shortest, stride, lon
         heard = waveform[window.first : min(window.end + stride, num_samples)]
         np.testing.assert_array_equal(window.waveform, heard)
         assert len(heard) <= longest
+    assert sum(len(window.waveform) for window in windows) == num_heard(num_samples, longest, shortest, stride)
 
 
 @given(
@@ -86,6 +87,7 @@ def test_with_a_hop_a_window_hears_what_was_before_and_is_complete_at_its_end(nu
     for window in windows:
         assert window.first == max(window.start - more, 0)
         np.testing.assert_array_equal(window.waveform, waveform[window.first : window.end])
+    assert sum(len(window.waveform) for window in windows) == num_heard(num_samples, hop + more, shortest, hop=hop)
 
 
 def test_a_stream_is_read_no_further_than_a_window_needs():

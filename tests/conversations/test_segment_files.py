@@ -84,6 +84,9 @@ def read(path, content, recording="meeting.wav", tiers=None, encoding="utf-8"):
 
 
 def test_rttm(tmp_path):
+    for channel in ("2", "<NA>"):
+        row = f"SPEAKER meeting {channel} 0.5 1.25 <NA> <NA> ada"
+        assert read(tmp_path / "a.rttm", row) == [(0.5, 1.75, "ada", 1)]
     expected = [(0.5, 1.75, "ada", 3), (1.0, 3.0, None, 6), (4.5, 5.0, "bo", 7)]
     assert read(tmp_path / "a.rttm", RTTM) == expected
     assert read(tmp_path / "a.RTTM", RTTM, recording="folder/other.flac") == [(0.0, 9.0, "eve", 5)]
@@ -100,6 +103,45 @@ def test_csv(encoding, tmp_path):
     expected = [(0.5, 1.75, "ada", 2), (1.0, 3.0, None, 4), (4.5, 5.0, "bo", 5)]
     assert read(tmp_path / "a.csv", CSV, encoding=encoding) == expected
     assert read(tmp_path / "b.csv", "start,end\n1,2\n") == [(1.0, 2.0, None, 2)]
+
+
+SEVERAL = """\
+filename,unit,start,end,speaker,Anger
+a/one.wav,turn,0.5,1.5,ada,0.1
+a/one.wav,recording,,,,0.1
+a/two.wav,turn,2.0,3.0,,0.1
+a/two.wav,speaker,,,,0.1
+b/two.wav,turn,4.0,5.0,,0.1
+silence.wav,recording,,,,
+"""
+
+
+@pytest.mark.parametrize(
+    ("recording", "expected"),
+    [
+        ("a/one.wav", [(0.5, 1.5, "ada", 2)]),
+        ("elsewhere/one.wav", [(0.5, 1.5, "ada", 2)]),
+        (Path("a/two.wav"), [(2.0, 3.0, None, 4)]),
+        ("b/two.wav", [(4.0, 5.0, None, 6)]),
+    ],
+)
+def test_of_a_csv_with_several_recordings_the_turns_of_this_one_are_read(recording, expected, tmp_path):
+    assert read(tmp_path / "a.csv", SEVERAL, recording) == expected
+
+
+@pytest.mark.parametrize("recording", ["two.wav", "c/two.wav", "three.wav"])
+def test_a_csv_of_several_recordings_must_name_this_one_once(recording, tmp_path):
+    names = "a/one.wav, a/two.wav, b/two.wav, silence.wav"
+    with pytest.raises(ValueError, match=rf"a\.csv: has turns of {names}; expected those of {recording}$"):
+        read(tmp_path / "a.csv", SEVERAL, recording)
+
+
+def test_no_recording_takes_the_turns_of_another(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.csv: holds no segments$"):
+        read(tmp_path / "a.csv", SEVERAL, "silence.wav")
+    # A single recording may have any name.
+    alone = "\n".join(SEVERAL.splitlines()[:3])
+    assert read(tmp_path / "a.csv", alone, "clip.wav") == [(0.5, 1.5, "ada", 2)]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -155,7 +197,17 @@ def test_textgrid(tmp_path):
         ("a.csv", "start,end\n", "a.csv: holds no segments"),
         ("a.csv", "", "row 1: got the columns []"),
         ("a.rttm", "SPEAKER a 1 0.5 <NA> <NA> <NA> ada <NA> <NA>\n", "row 1: duration is '<NA>'; expected seconds"),
-        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 or more, as RTTM has them"),
+        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 to 10, as RTTM has them"),
+        (
+            "a.rttm",
+            "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA> <NA>\n",
+            "row 1: has 11 fields; expected 8 to 10, as RTTM has them, and no blanks in names",
+        ),
+        (
+            "a.rttm",
+            "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA>\n",
+            "row 1: channel is 'meeting'; expected a number or <NA>, and no blanks in names",
+        ),
         ("a.rttm", "SPEAKER a 1 0.5 0 <NA> <NA> ada <NA> <NA>\n", "row 1: starts at 0.500 s and ends at 0.500 s"),
         ("a.srt", "1\n0:00 --> 0:01\nhello\n", "row 2: got '0:00 --> 0:01'; expected times as 00:00:01,500 -->"),
         ("a.srt", "1\n00:00:02,000 --> 00:00:01,000\n", "row 2: starts at 2.000 s and ends at 1.000 s"),

@@ -57,6 +57,16 @@ def test_turns_come_back_within_a_millisecond(suffix, recording, tmp_path):
         assert abs(same[1] - segment["end"]) < 1e-3
 
 
+def test_the_turns_of_each_recording_come_back_from_one_csv(tmp_path):
+    with (tmp_path / "turns.csv").open("w", newline="", encoding="utf-8") as file:
+        turns = TURN_WRITERS[".csv"](file, LABELS)
+        for number, name in enumerate(("a/one.wav", "a/two, or not.wav", "b/one.wav")):
+            turns.write(name, {**RESULT, "turns": RESULT["turns"][number : number + 1]})
+    for number, name in enumerate(("a/one.wav", "elsewhere/two, or not.wav", "b/one.wav")):
+        (found,) = read_segments(tmp_path / "turns.csv", name)
+        assert found["start"] == pytest.approx(RESULT["turns"][number]["start"], abs=1e-6)
+
+
 def test_csv_has_a_row_for_each_turn_speaker_and_recording(tmp_path):
     assert write(tmp_path / "turns.csv").read_text(encoding="utf-8").splitlines() == [
         "filename,unit,start,end,speaker,calm,tired,bored,keen",

@@ -10,6 +10,7 @@ from threading import Event
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import speech
 from transformers import pipeline
 
@@ -151,6 +152,27 @@ def test_a_clip_is_decoded_no_further_than_it_may_last(batches, monkeypatch):
     assert sum(map(len, decoded)) <= 2 * 60 * 4000
 
 
+@pytest.mark.parametrize("options", [{"hop_length_s": 0.09}, {"stride_length_s": 3.95}])
+def test_windows_that_overlap_too_much_are_refused_before_one_is_queued(options, batches, emotion_share, monkeypatch):
+    monkeypatch.setattr(emotion_share, "run_batch", None)
+    ((name, seconds),) = options.items()
+    message = rf"^audio file object: with {name}={seconds}, its windows last [\d,]+ s all in all; expected 240 s at"
+    with pytest.raises(TooLongError, match=message):
+        batches.submit(io.BytesIO(wav(30.0)), **options).windows.result(timeout=60)
+    assert batches.sizes == []
+
+
+@pytest.mark.parametrize("options", [{"hop_length_s": 1.0}, {"stride_length_s": 3.0}, {"chunk_length_s": 0.1}])
+def test_windows_of_the_longest_clip_may_overlap_as_those_of_a_stream(options, batches, emotion_share, monkeypatch):
+    monkeypatch.setattr(
+        emotion_share,
+        "run_batch",
+        lambda windows, **params: [{**window, "logits": torch.zeros(1, 9)} for window in windows],
+    )
+    result = result_of(batches, batches.submit(io.BytesIO(wav(30.0)), return_timeline=True, **options))
+    assert result["timeline"][-1]["end"] == 30.0
+
+
 def test_a_clip_that_the_model_fails_on_takes_none_with_it(batches, emotion_share, monkeypatch):
     go, run_batch = hold(batches, monkeypatch), emotion_share.run_batch
 
@@ -206,10 +228,9 @@ def test_closing_waits_for_every_answer(emotion_share):
 # Behind the application: what only shows while the model is busy, or fails
 
 
-def ask(batches, content, seconds_until_gone=None):
+def ask(batches, content, seconds_until_gone=None, metrics=None):
     """Status, headers and answer of a request; `None` if it has none when its client goes."""
-    metrics = Metrics()
-    app = application(batches, AllowedUrls([], 1, 1), metrics, 1 << 20, 10)
+    app = application(batches, AllowedUrls([], 1, 1), metrics or Metrics(), 1 << 20, 10)
     messages, sent = [{"type": "http.request", "body": content, "more_body": False}], []
 
     async def receive():
@@ -254,6 +275,18 @@ def test_a_model_that_fails_is_an_error_of_the_server(batches, emotion_share, mo
     monkeypatch.setattr(emotion_share, "run_batch", fail)
     status, _, answer = ask(batches, wav(0.5))
     assert (status, answer) == (500, {"detail": "the model failed on this clip (RuntimeError)"})
+
+
+def test_an_error_that_nobody_has_foreseen_is_counted(batches, emotion_share, monkeypatch):
+    def fail(windows, **params):
+        raise LookupError
+
+    monkeypatch.setattr(emotion_share, "postprocess", fail)
+    metrics = Metrics()
+    with pytest.raises(LookupError):
+        ask(batches, wav(0.5), metrics=metrics)
+    assert metrics.registry.get_sample_value("emoshare_requests_total", {"status": "500"}) == 1
+    assert metrics.registry.get_sample_value("emoshare_request_seconds_count") == 1
 
 
 def test_its_options_are_the_pipelines(emotion_share):

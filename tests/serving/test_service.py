@@ -159,6 +159,7 @@ def test_options_are_the_pipelines(service, emotion_share, wav):
         ("return_timeline=perhaps", "return_timeline: Input should be a valid boolean"),
         ("chunk_length_s=9000", "chunk_length_s: got 9000.0; expected"),
         ("chunk_length_s=nan", "chunk_length_s: Input should be a finite number"),
+        ("chunk_length_s=1e305", "chunk_length_s: got 1e+305; expected"),
         ("return_interval=true", "return_interval: this model was trained with loss='mse'"),
         ("topk=2", "topk: Extra inputs are not permitted"),
     ],
@@ -188,6 +189,7 @@ def test_options_that_do_not_fit_are_refused(query, message, service, wav):
             "'http://127.0.0.1:1/' is not among the URLs",
         ),
         (b"[" * (1 << 17), {"content_type": "application/json"}, 413, "the JSON has more than 65,536 bytes"),
+        (b"[" * 5000, {"content_type": "application/json"}, 400, "the body is not valid JSON"),
     ],
 )
 def test_what_cannot_be_used_is_said(content, headers, status, message, service):

@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ class Files(BaseHTTPRequestHandler):
         self.server.seen.append(self.path)
         if self.path.startswith("/to?"):
             self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/to?"))
+            self.send_header("Location", unquote(self.path.removeprefix("/to?")))
             self.end_headers()
         elif self.path == "/clips/slow":
             self.send_response(200)
@@ -131,6 +132,12 @@ def test_redirects_out_of_the_list_are_not_followed(files):
             fetch(f"{files.url}/to?{target}", f"{files.url}/clips", f"{files.url}/to")
         assert refused.value.status_code == 403
     assert "/secret" not in files.seen
+
+
+def test_a_redirect_to_what_is_no_url_is_said(files):
+    with pytest.raises(HTTPException, match=r" redirects to 'http://\[bad', which is not a URL") as refused:
+        fetch(f"{files.url}/to?http://[bad", f"127.0.0.1:{files.server_port}")
+    assert refused.value.status_code == 403
 
 
 def test_a_name_that_leads_to_a_private_address_is_not_followed_unless_the_list_has_the_address(files):
