@@ -207,12 +207,15 @@ def _prepare(store, is_alone):
 
 
 def _finish_if_complete(store, num_clips, dtype, title, part):
-    """Whichever part is the last one makes a store of all of them."""
+    """
+    Whichever part is the last one makes a store of all of them. A part that is still at work may have written its last
+    shard and be about to read it: it comes here later, and finds what is there then.
+    """
     unfinished = _unfinished(store)
     with FileLock(f"{store}.lock"):
         if not is_whole(store):
             missing, at_work = clips_missing(unfinished, num_clips), parts_at_work(unfinished)
-            if not is_complete(unfinished, num_clips):
+            if at_work or not is_complete(unfinished, num_clips):
                 what = f"clips missing: {missing} of {num_clips}, parts at work: {len(at_work)}"
                 print(f"Frame features of {title}: part {part} is there; others are not yet ({what})")
                 return

@@ -17,7 +17,7 @@ from filelock import FileLock
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
 from emoshare.dataset_script import audio, digests, load_corpus
-from emoshare.training import features, parts
+from emoshare.training import features, parts, store
 from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
 from emoshare.training.parts import Part
@@ -528,6 +528,29 @@ def test_parts_that_were_cut_in_other_ways_do_not_hold_a_clip_twice(
     assert len(found) == len(expected) == 5
     for own, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_a_part_leaves_the_store_to_one_that_has_written_all_but_not_ended(
+    clips, model_in_parts, tmp_path, accelerator, monkeypatch, capsys
+):
+    """The other part looks just when the last shard has its name, and has not been read yet."""
+    folder = extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])[0]
+    capsys.readouterr()
+    scan, looked = store.scan, []
+
+    def scan_when_the_other_part_has_looked(shard):
+        if not looked:
+            looked.append(shard)
+            features._finish_if_complete(folder, len(clips), "float16", "train", Part.named("1/2"))
+        return scan(shard)
+
+    monkeypatch.setattr(store, "scan", scan_when_the_other_part_has_looked)
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "2/2", [0])
+    output = capsys.readouterr().out
+    assert "part 1/2 is there; others are not yet (clips missing: 0 of 5, parts at work: 1)" in output
+    assert f"part 2/2 is there, and so are all others: {folder}" in output
+    extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None, [0])
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("other", ["part-1-of-3-1-4.lock", "part-1-of-2-2-4.lock", "part-2-of-2-1-2.lock"])
