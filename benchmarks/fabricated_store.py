@@ -44,7 +44,7 @@ def fabricate(folder, windows):
     """Writes a store of one window per clip, as an extraction does, to `folder / "store"`; returns its path."""
     unfinished, store = folder / "store.unfinished", folder / "store"
     shutil.rmtree(store, ignore_errors=True)
-    begin(unfinished, 1)
+    begin(unfinished)
     seconds = speech_seconds(windows)
     per_shard = max(128, -(-windows // SHARDS))
     for first in range(0, windows, per_shard):

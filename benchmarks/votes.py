@@ -112,7 +112,7 @@ def make_stores(folder, seed, panel):
 
 def write_store(folder, features, corpus, split):
     unfinished, store = folder / f"{split}.unfinished", folder / split
-    begin(unfinished, 1)
+    begin(unfinished)
     with shard_writer(shard_path(unfinished, range(len(features)), 0, 1), "float32") as write:
         for clip, own in enumerate(features):
             write({"clip": clip, "start": 0, "num_samples": 1, "features": own})

@@ -1,11 +1,12 @@
 """Extracts frame features: the frozen backbone runs once over every clip, and a store keeps the result."""
 
 import copy
+import math
 import shutil
 import sys
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,20 @@ from ..threads_emoshare import single_threads
 from ..upper_layers_emoshare import stored_layer
 from .batches import batches_by_length
 from .model import load_left_out_backbone
-from .parts import extraction_lock
+from .parts import extraction_lock, parts_at_work
 from .read_ahead import ReadAhead
 from .store import (
     FrameFeatureStore,
     as_stored,
     begin,
+    clips_missing,
     finish,
     is_complete,
     is_whole,
     shard_path,
     shard_writer,
     stored_bytes,
-    written_clips,
+    written_shards,
 )
 from .store_names import StoreNames
 from .user_errors import checking, together
@@ -52,6 +54,7 @@ SECONDS_PER_PASS_ON_ACCELERATORS = 128
 # Seconds of audio that may wait, decoded, for an accelerator, and the threads that decode it.
 SECONDS_AHEAD = 1024
 DECODING_THREADS = 4
+NAMES_SHOWN = 5  # of files in a message
 
 
 def extract_frame_features(
@@ -111,8 +114,15 @@ def extract_layers(
     Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
     used as it is. The backbone runs over the clips once, for all layers that are missing.
 
-    Each process extracts its part of the clips, shard by shard. An interrupted extraction continues after its last
-    finished shards, even if it is for other layers now. A store gets its name when it is complete.
+    An interrupted extraction continues after its last finished shards, even if it is for other layers now, or another
+    number of processes or parts. A store gets its name when it is complete.
+
+    Who extracts what: each process has every n-th clip, and writes, shard by shard, those of its clips that no shard
+    holds at the beginning, whoever wrote it. With parts, the clips of a process are cut into shards as if none were
+    written, and each part has every n-th of these. So what is a process's own follows from the number of processes and
+    parts and the size of shards alone, and never from what others are doing: processes and parts that have these
+    numbers in common never extract the same clip. Parts for which one of these numbers is another wait for each other,
+    and see what was written before they begin.
 
     Args:
         clips: the split, a `datasets.Dataset`.
@@ -144,38 +154,41 @@ def extract_layers(
         stores = {layer: Path(cache_dir) / name for layer, name in of_stores.of(clips, layers).items()}
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
+    cut = f"{accelerator.num_processes}-{_clips_per_shard(layers, model.config, len(clips))}"
     with ExitStack() as locks:
-        missing = None
+        written = None  # what is there of each store that is not whole
         if accelerator.is_main_process:
             # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
             # order of their names, so that no two runs wait for each other.
             for store in sorted(store for store in stores.values() if not is_whole(store)):
-                prepare = partial(_prepare, store, accelerator.num_processes, is_alone=part is None)
-                locks.enter_context(extraction_lock(store, _unfinished(store), part, prepare))
+                prepare = partial(_prepare, store, is_alone=part is None)
+                locks.enter_context(extraction_lock(store, _unfinished(store), part, cut, prepare))
             missing = [layer for layer, store in stores.items() if not is_whole(store)]
-        (missing,) = broadcast_object_list([missing])
+            written = {layer: written_shards(_unfinished(stores[layer])) for layer in missing}
+        (written,) = broadcast_object_list([written])  # so that all processes decide from the same facts
         for layer, store in stores.items():
-            if layer not in missing:
+            if layer not in written:
                 accelerator.print(f"Frame features of {_title(split, layer)}: using {store}")
-        if missing:
-            unfinished = {layer: _unfinished(stores[layer]) for layer in missing}
+        if written:
+            unfinished = {layer: _unfinished(stores[layer]) for layer in written}
             accelerator.wait_for_everyone()
             with checking():  # not of all: a process has clips of its own
                 load_left_out_backbone(model)
                 model.to(accelerator.device)
-                _extract(clips, split, model, feature_extractor, unfinished, accelerator, dtype, layers, part)
+                mine = _own_clips(len(clips), accelerator, part, _clips_per_shard(layers, model.config, len(clips)))
+                _extract(clips, split, model, feature_extractor, unfinished, accelerator, dtype, mine, written, part)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process and part is None:
                 for layer, folder in unfinished.items():
                     finish(folder, stores[layer], dtype)
             accelerator.wait_for_everyone()
     if part is not None and accelerator.is_main_process:
-        for layer in missing:
+        for layer in written:
             _finish_if_complete(stores[layer], len(clips), dtype, _title(split, layer), part)
     return stores
 
 
-def _prepare(store, processes, is_alone):
+def _prepare(store, is_alone):
     """Makes the folder of the shards of a store that is not whole, of what an earlier run has left."""
     if is_whole(store):
         return
@@ -183,17 +196,30 @@ def _prepare(store, processes, is_alone):
         print(f"{store} is damaged: what cannot be read of it is extracted again", file=sys.stderr)
         shutil.rmtree(_unfinished(store), ignore_errors=True)
         store.rename(_unfinished(store))
-    begin(_unfinished(store), processes, is_alone)
+    gone = begin(_unfinished(store), is_alone)
+    if gone:
+        print(
+            f"{_unfinished(store)}: removed {len(gone)} shard(s) that are damaged or hold clips that others hold, too; "
+            f"what is missing without them is extracted again: {', '.join(gone[:NAMES_SHOWN])}"
+            + (", ..." if len(gone) > NAMES_SHOWN else ""),
+            file=sys.stderr,
+        )
 
 
 def _finish_if_complete(store, num_clips, dtype, title, part):
-    """Whichever part is the last one makes a store of all of them."""
+    """
+    Whichever part is the last one makes a store of all of them. A part that is still at work may have written its last
+    shard and be about to read it: it comes here later, and finds what is there then.
+    """
+    unfinished = _unfinished(store)
     with FileLock(f"{store}.lock"):
         if not is_whole(store):
-            if not is_complete(_unfinished(store), num_clips):
-                print(f"Frame features of {title}: part {part} is there; others are not yet")
+            missing, at_work = clips_missing(unfinished, num_clips), parts_at_work(unfinished)
+            if at_work or not is_complete(unfinished, num_clips):
+                what = f"clips missing: {missing} of {num_clips}, parts at work: {len(at_work)}"
+                print(f"Frame features of {title}: part {part} is there; others are not yet ({what})")
                 return
-            finish(_unfinished(store), store, dtype)
+            finish(unfinished, store, dtype)
         print(f"Frame features of {title}: part {part} is there, and so are all others: {store}")
 
 
@@ -255,20 +281,21 @@ def _title(split, layer):
     return split if layer == -1 else f"{split} (layer {layer})"
 
 
-def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype, layers, part):
-    """Writes this process's shards, in a folder for each layer; existing ones stay as they are."""
-    process, processes = accelerator.process_index, accelerator.num_processes
-    mine = [range(process, len(clips), processes)]
-    if part is not None:
-        # Of the shards of a run without parts, whichever are there already.
-        nothing = {layer: set() for layer in layers}
-        mine = part.of([shard for shard, _ in _missing_shards(mine, nothing, model.config, len(clips))])
-    written = {layer: written_clips(folder, process, processes) for layer, folder in folders.items()}
+def _own_clips(num_clips, accelerator, part, per_shard):
+    """Ranges of the clips of this process: of one part, every n-th of the shards of a run without parts."""
+    mine = range(accelerator.process_index, num_clips, accelerator.num_processes)
+    if part is None:
+        return [mine]
+    return part.of([mine[first : first + per_shard] for first in range(0, len(mine), per_shard)])
+
+
+def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype, mine, written, part):
+    """Writes those shards of the clips `mine` that are not `written`, in a folder for each layer."""
     shards = list(_missing_shards(mine, written, model.config, len(clips)))
     num_mine = sum(map(len, mine))
     done = num_mine - sum(len(shard) for shard, _ in shards)
     for layer, folder in folders.items():
-        there = sum(clip in written[layer] for of_mine in mine for clip in of_mine)
+        there = num_mine - sum(len(shard) for shard, missing in shards if layer in missing)
         accelerator.print(
             f"Frame features of {_title(split, layer)}: extracting {'part ' + str(part) + ' of ' if part else ''}"
             f"{len(clips)} clips to {folder}" + (f", continuing after {there} of {num_mine}" if there else "")
@@ -277,7 +304,7 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
     decoded = _decoded(clips, [clip for shard, _ in shards for clip in shard], model, feature_extractor)
     with closing(decoded), tqdm(total=num_mine, initial=done, desc=f"Extracting {split}", unit=" clips") as progress:
         for shard, missing in shards:
-            paths = {layer: shard_path(folders[layer], shard, process, processes) for layer in missing}
+            paths = {layer: shard_path(folders[layer], shard, shard[0] % shard.step, shard.step) for layer in missing}
             for num_samples in _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
                 samples += num_samples
                 hours = samples / feature_extractor.sampling_rate / 3600
@@ -320,26 +347,48 @@ def _write(windows, writers, dtype):
 
 def _missing_shards(mine, written, config, num_clips):
     """
+    The clips that are to be extracted, in shards. Where others with another number of processes have left gaps, a shard
+    may hold every second clip of this process, or every third, and so on: else each gap would be a file of its own.
+
     Args:
-        mine: sequences of the clips of this process, in order; no shard holds clips of two of them.
-        written: the clips that are already written, a set for each layer. They differ between layers if an extraction
-            was interrupted between the shards of two layers, or was for other layers.
+        mine: ranges of the clips of this process; no shard holds clips of two of them.
+        written: the clips of the shards that are there, a list of ranges for each layer. They differ between layers if
+            an extraction was interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
         num_clips: of the whole split.
 
     Yields:
-        The clips of a shard, neighbours in `mine`, and the layers that lack all of them.
+        The clips of a shard, a range, and the layers that lack all of them.
     """
+    lacks = np.ones((len(written), num_clips), dtype=bool)
+    for of_layer, shards in zip(lacks, written.values(), strict=True):
+        for clips in shards:
+            of_layer[clips.start : clips.stop : clips.step] = False
+    theirs = {clips.step for shards in written.values() for clips in shards}
+    for clips in mine:
+        steps = sorted({math.lcm(clips.step, step) // clips.step for step in {clips.step, *theirs}})
+        own = lacks[:, clips.start : clips.stop : clips.step]
+        is_left = own.any(axis=0)
+        for first in np.flatnonzero(is_left):
+            if is_left[first]:  # else it is in one of the shards before
+                layers = [layer for layer, is_lacking in zip(written, own[:, first], strict=True) if is_lacking]
+                most = _clips_per_shard(layers, config, num_clips)
+                # The first one of the longest: neighbours, if there is nothing to be gained.
+                shard = max((_alike(own, first, step, most) for step in steps), key=len)
+                places = slice(shard.start, shard.stop, shard.step)
+                own[:, places] = is_left[places] = False
+                yield clips[places], layers
 
-    def missing(clip):
-        return [layer for layer in written if clip not in written[layer]]
 
-    for layers, clips in chain.from_iterable(groupby(clips, missing) for clips in mine):
-        if layers:
-            clips = list(clips)
-            per_shard = max(_clips_for(layers, config), -(-num_clips // SHARDS))
-            for first in range(0, len(clips), per_shard):
-                yield clips[first : first + per_shard], layers
+def _alike(lacks, first, step, most):
+    """Places from `first` on, `step` by `step` and at most so many, with the same values in each row of `lacks`."""
+    columns = lacks[:, first : first + step * most : step]
+    differ = (columns != columns[:, :1]).any(axis=0)
+    return range(first, lacks.shape[1], step)[: int(differ.argmax()) if differ.any() else columns.shape[1]]
+
+
+def _clips_per_shard(layers, config, num_clips):
+    return max(_clips_for(layers, config), -(-num_clips // SHARDS))
 
 
 def _clips_for(layers, config):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 SECONDS_BETWEEN_LOOKS = 1
+PART_LOCKS = "part-*.lock"  # in a folder of shards
 
 
 @dataclass(frozen=True)
@@ -44,37 +45,60 @@ class Part:
 
 
 @contextmanager
-def extraction_lock(store, unfinished, part, prepare):
+def extraction_lock(store, unfinished, part, cut, prepare):
     """
-    Sees to it that nobody else extracts the same features to a store at once. Parts may be extracted at the same time;
-    a run that extracts all there is waits for those that have begun, and those that have not wait for it.
+    Sees to it that nobody else extracts the same features to a store at once. Parts of one division of the clips have
+    no clip in common, and may be extracted at the same time. A run that extracts all there is, and a part of another
+    division, wait for those that have begun, and those that have not wait for them.
 
     Args:
         store (`Path`): the store.
         unfinished (`Path`): the folder of its shards, while it is not whole.
         part: `Part`; `None` for a run that extracts all that is missing.
+        cut: text without spaces that says, with the number of parts, how the clips are divided.
         prepare: function without arguments that makes `unfinished`, called while no part can begin.
     """
     whole = FileLock(f"{store}.lock")
     if part is None:
         with whole:
-            for of_part in sorted(unfinished.glob("part-*.lock")):
+            for of_part in sorted(unfinished.glob(PART_LOCKS)):
                 with FileLock(of_part):  # it is at work until then
                     pass
             prepare()
             yield
         return
-    own = FileLock(unfinished / f"part-{part.number}-of-{part.count}.lock")
+    division = f"-of-{part.count}-{cut}.lock"
+    own = FileLock(unfinished / f"part-{part.number}{division}")
+    has_said = False
     while not own.is_locked:
         with whole:
-            prepare()
-            if not unfinished.is_dir():  # the store is whole by now
-                break
-            with suppress(Timeout):  # somebody else extracts this part
-                own.acquire(timeout=0)
+            others = [name for name in parts_at_work(unfinished) if not name.endswith(division)]
+            if not others:
+                prepare()
+                if not unfinished.is_dir():  # the store is whole by now
+                    break
+                with suppress(Timeout):  # somebody else extracts this part
+                    own.acquire(timeout=0)
+        if others and not has_said:
+            print(f"{store}: part {part} waits for parts that divide the clips in another way: {', '.join(others)}")
+            has_said = True
         if not own.is_locked:
             time.sleep(SECONDS_BETWEEN_LOOKS)
     try:
         yield
     finally:
         own.release()
+
+
+def parts_at_work(unfinished):
+    """The names of the locks that parts hold in a folder of shards. To be called while no part can begin."""
+    names = []
+    for path in sorted(unfinished.glob(PART_LOCKS)):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            names.append(path.name)
+        else:
+            lock.release()
+    return names

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -187,22 +188,23 @@ def as_stored(features, dtype):
 
 
 def shard_path(folder, clips, process, processes):
-    """Path of a shard: `clips` are neighbours among the clips of its process, which has every `processes`-th clip."""
+    """
+    Path of a shard, whose name says which clips it holds: from the first to the last of `clips`, every `processes`-th
+    one. `process` is what is left of each when divided by `processes`.
+    """
     return folder / f"shard-{process:05d}-of-{processes:05d}-{clips[0]:06d}-{clips[-1]:06d}.arrow"
 
 
-def written_clips(folder, process, processes):
-    """The clips of a process's shards, as a set."""
-    clips = set()
-    for path in folder.glob(f"shard-{process:05d}-of-{processes:05d}-*.arrow"):
-        clips.update(_clips_of(path))
-    return clips
+def written_shards(folder):
+    """The clips of each shard in a folder, as ranges, whoever wrote it."""
+    return [_clips_of(shard) for shard in _shards(folder)]
 
 
 def _clips_of(shard):
-    """The clips that a shard holds according to its name."""
-    processes, first, last = map(int, shard.stem.split("-")[-3:])
-    return range(first, last + 1, processes)
+    """The clips that a shard holds according to its name; none if this is no such name, as of the first versions."""
+    numbers = re.fullmatch(r"shard-[0-9]+-of-([0-9]+)-([0-9]+)-([0-9]+)\.arrow", shard.name)
+    step, first, last = map(int, numbers.groups()) if numbers else (0, 0, 0)
+    return range(first, last + 1, step) if step else range(0)
 
 
 def is_whole(store):
@@ -256,7 +258,8 @@ def _index_of_shard(path):
             index = scan(path)
     except (OSError, ValueError, pa.ArrowInvalid):
         return None
-    return index if set(index.clip.tolist()) == set(_clips_of(path)) else None
+    found, named = np.unique(index.clip), _clips_of(path)
+    return index if len(found) == len(named) and (found == np.asarray(named)).all() else None
 
 
 def _noted(shard):
@@ -264,27 +267,45 @@ def _noted(shard):
     return shard.with_name(f"index-of-{shard.stem}")
 
 
-def begin(folder, processes, is_alone=True):
+def begin(folder, is_alone=True):
     """
-    Makes a folder for shards. In an existing one, only whole shards of the same number of processes are kept; or, if
-    others may be at work there, all but damaged shards.
+    Makes a folder for shards. In an existing one, whole shards are kept, whatever number of processes or parts wrote
+    them: their names say which clips they hold. Of shards that hold the same clip, the largest is kept. All other
+    files go; or, if others may be at work there, all other shards alone.
+
+    Returns:
+        The names of the shards that went.
     """
     folder.mkdir(exist_ok=True)
-    kept, of_clips = set(), set()
-    shards = list(folder.glob(f"shard-*-of-{processes:05d}-*-*.arrow"))
-    for shard in sorted(shards, key=lambda shard: (-len(_clips_of(shard)), shard)):
-        # Parts of two runs for different layers may have cut the same clips in different ways.
-        if _index_of_shard(shard) is not None and of_clips.isdisjoint(_clips_of(shard)):
+    shards = _shards(folder)
+    whole = [(_clips_of(shard), shard) for shard in shards if _index_of_shard(shard) is not None]
+    is_taken = np.zeros(max((clips.stop for clips, _ in whole), default=0), dtype=bool)
+    kept = set()
+    for clips, shard in sorted(whole, key=lambda item: (-len(item[0]), item[1])):
+        is_taken_here = is_taken[clips.start : clips.stop : clips.step]
+        if not is_taken_here.any():
             kept |= {shard, _noted(shard)}
-            of_clips.update(_clips_of(shard))
+            is_taken_here[:] = True
     for path in set(folder.iterdir() if is_alone else shards) - kept:
         path.unlink(missing_ok=True)
+    return [shard.name for shard in shards if shard not in kept]
+
+
+def clips_missing(folder, num_clips):
+    """How many of so many clips are in no shard of a folder."""
+    return int((_times_written(folder, num_clips)[:num_clips] == 0).sum())
 
 
 def is_complete(folder, num_clips):
     """Whether the shards in a folder hold each of so many clips once."""
-    clips = np.concatenate([[], *(_clips_of(shard) for shard in _shards(folder))]).astype(np.int64)
-    return len(clips) == num_clips and bool((np.bincount(clips, minlength=num_clips) == 1).all())
+    times = _times_written(folder, num_clips)
+    return len(times) == num_clips and bool((times == 1).all())
+
+
+def _times_written(folder, num_clips):
+    """In how many shards each clip is, by their names; longer than `num_clips` if there are others."""
+    clips = np.concatenate([np.zeros(0, np.int64), *map(np.asarray, written_shards(folder))]).astype(np.int64)
+    return np.bincount(clips, minlength=num_clips)
 
 
 @contextmanager

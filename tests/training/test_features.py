@@ -1,7 +1,7 @@
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +12,12 @@ import soundfile
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_HEAD, backbone_config, run_command, run_script, small_model, speech, write_corpus
+from filelock import FileLock
 
 from emoshare import EmoShareFeatureExtractor, EmoShareModel, load_audio
 from emoshare.audio_emoshare import audio_info
 from emoshare.dataset_script import audio, digests, load_corpus
-from emoshare.training import features, parts
+from emoshare.training import features, parts, store
 from emoshare.training.arguments import DataArguments
 from emoshare.training.features import expected_bytes, extract_frame_features, extract_layers
 from emoshare.training.parts import Part
@@ -492,7 +493,7 @@ def test_parts_make_the_store_of_a_run_without_parts(order, clips, model_in_part
     if order[-1] is not None:
         assert f"train (layer 2): part {order[-1]} is there, and so are all others" in output
     for part in order[:-1]:
-        assert f"train (layer 2): part {part} is there; others are not yet" in output
+        assert f"train (layer 2): part {part} is there; others are not yet (clips missing: " in output
 
 
 @pytest.mark.parametrize("written", range(4))
@@ -527,6 +528,166 @@ def test_parts_that_were_cut_in_other_ways_do_not_hold_a_clip_twice(
     assert len(found) == len(expected) == 5
     for own, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_a_part_leaves_the_store_to_one_that_has_written_all_but_not_ended(
+    clips, model_in_parts, tmp_path, accelerator, monkeypatch, capsys
+):
+    """The other part looks just when the last shard has its name, and has not been read yet."""
+    folder = extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])[0]
+    capsys.readouterr()
+    scan, looked = store.scan, []
+
+    def scan_when_the_other_part_has_looked(shard):
+        if not looked:
+            looked.append(shard)
+            features._finish_if_complete(folder, len(clips), "float16", "train", Part.named("1/2"))
+        return scan(shard)
+
+    monkeypatch.setattr(store, "scan", scan_when_the_other_part_has_looked)
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "2/2", [0])
+    output = capsys.readouterr().out
+    assert "part 1/2 is there; others are not yet (clips missing: 0 of 5, parts at work: 1)" in output
+    assert f"part 2/2 is there, and so are all others: {folder}" in output
+    extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None, [0])
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("other", ["part-1-of-3-1-4.lock", "part-1-of-2-2-4.lock", "part-2-of-2-1-2.lock"])
+def test_a_part_waits_for_parts_that_divide_the_clips_in_another_way(
+    other, clips, model_in_parts, tmp_path, accelerator, monkeypatch, capsys
+):
+    """Of another number of parts, of processes, and of clips in a shard."""
+    (folder,) = extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None, [0]).values()
+    unfinished = tmp_path / "parts" / f"{folder.name}.unfinished"
+    unfinished.mkdir(parents=True)
+    lock, naps = FileLock(unfinished / other), []
+    lock.acquire()
+
+    def nap(seconds):
+        naps.append(sorted(path.name for path in unfinished.iterdir()))
+        if len(naps) == 2:
+            lock.release()
+
+    monkeypatch.setattr(parts.time, "sleep", nap)
+    extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])
+    assert naps == [[other]] * 2
+    assert capsys.readouterr().out.count(f"part 1/2 waits for parts that divide the clips in another way: {other}") == 1
+    same = FileLock(unfinished / "part-2-of-2-1-4.lock")  # of which it has no clip
+    with same:
+        extract_part(clips, model_in_parts, tmp_path / "parts", accelerator, "1/2", [0])
+    assert len(naps) == 2
+
+
+def extract_without_others(folder, extract, process, processes, monkeypatch):
+    """What one of several processes extracts; the last one finishes the store."""
+    nothing = {"print": print, "wait_for_everyone": lambda: None, "device": torch.device("cpu")}
+    one = SimpleNamespace(process_index=process, num_processes=processes, is_main_process=True, **nothing)
+    with monkeypatch.context() as patch:
+        if process < processes - 1:
+            patch.setattr(features, "finish", lambda *_: None)
+        return extract(folder, one)
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A corpus of 30 clips, three of which are in a shard, and a function that extracts them."""
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 3)
+    folder = write_corpus(tmp_path / "many", {"train": 30, "devel": 1}, labels=LABELS)
+    corpus = load_corpus("csv", data_dir=folder, cache_dir=tmp_path / "cache")
+
+    def extract(folder, accelerator, part=None):
+        arguments = (model_with(), EmoShareFeatureExtractor("mel"), tmp_path / folder, accelerator, "float16", [-1])
+        part = None if part is None else Part.named(part)
+        return extract_layers(corpus.splits["train"], "train", *arguments, part=part)
+
+    return corpus, extract
+
+
+def extract_until(shards_of_each, extract, monkeypatch):
+    """As if as many processes were killed when each had written so many shards, or had ended."""
+    for process, shards in enumerate(shards_of_each):
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            stop_after(shards, patch)
+            extract_without_others("found", extract, process, len(shards_of_each), monkeypatch)
+
+
+@pytest.mark.parametrize("then", [[None], ["0/3", "1/3", "2/3"], ["part 1/2", "part 2/2"], ["part 3/3", None]])
+@pytest.mark.parametrize("killed", [(3, 3), (5, 1), (0, 4), (2, 3, 0, 1), (1, 1, 1)], ids=str)
+def test_an_extraction_goes_on_with_any_number_of_processes_or_parts(
+    killed, then, many, tmp_path, accelerator, monkeypatch, capsys
+):
+    corpus, extract = many
+    expected = contents(extract("whole", accelerator), corpus)[-1]
+    extract_until(killed, extract, monkeypatch)
+    before = times_of_shards(tmp_path / "found")
+    extracted = []
+    windows_of = features.windows_of
+    monkeypatch.setattr(
+        features, "windows_of", lambda row, clip, *_: extracted.append(clip) or windows_of(row, clip, *_)
+    )
+    missing = 30 - sum(min(3 * shards, len(range(p, 30, len(killed)))) for p, shards in enumerate(killed))
+    for step in then:
+        if step is None or step.startswith("part"):
+            folders = extract("found", accelerator, step and step.removeprefix("part "))
+        else:
+            folders = extract_without_others("found", extract, *map(int, step.split("/")), monkeypatch)
+    assert len(extracted) == len(set(extracted)) == missing
+    found = contents(folders, corpus)[-1]
+    assert len(found) == 30
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+    assert times_of_shards(tmp_path / "found").items() >= before.items()
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_after_all_parts_but_one_several_processes_extract_that_one(many, tmp_path, accelerator, monkeypatch):
+    corpus, extract = many
+    expected = contents(extract("whole", accelerator), corpus)[-1]
+    for number in (1, 2, 3, 5):
+        extract("found", accelerator, f"{number}/5")
+    before = times_of_shards(tmp_path / "found")
+    assert len(before) == 8
+    for process in range(4):
+        folders = extract_without_others("found", extract, process, 4, monkeypatch)
+    assert times_of_shards(tmp_path / "found").items() >= before.items()
+    for own, other in zip(contents(folders, corpus)[-1], expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_of_a_store_of_several_processes_a_single_one_extracts_what_is_damaged(
+    many, tmp_path, accelerator, monkeypatch, capsys
+):
+    _, extract = many
+    for process in range(4):
+        extract_without_others("found", extract, process, 4, monkeypatch)
+    whole, before = files(tmp_path / "found"), times_of_shards(tmp_path / "found")
+    damaged = sorted((tmp_path / "found").glob("*/shard-*"))[4]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    capsys.readouterr()
+    extract("found", accelerator)
+    output = capsys.readouterr()
+    assert "continuing after 27 of 30" in output.out
+    assert ".unfinished: removed 1 shard(s) that are damaged or hold clips that others hold, too; " in output.err
+    assert f"is extracted again: {damaged.name}\n" in output.err
+    assert files(tmp_path / "found") == whole
+    after = times_of_shards(tmp_path / "found")
+    assert {name for (_, name), time in after.items() if before[_, name] != time} == {damaged.name}
+
+
+def test_gaps_of_other_processes_are_not_a_file_for_each_clip(many, tmp_path, monkeypatch):
+    """Of four processes one was slow: 1,000 of its clips are missing, and all clips after 8,000."""
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 128)
+    written = {-1: [range(0, 8000, 4), range(1, 4000, 4), range(2, 8000, 4), range(3, 8000, 4)]}
+    config = model_with().config
+    for processes in (1, 2, 3, 4):
+        shards = []
+        for process in range(processes):
+            mine = [range(process, 10000, processes)]
+            shards += [shard for shard, _ in features._missing_shards(mine, written, config, 10000)]
+        extracted = sorted(clip for shard in shards for clip in shard)
+        assert extracted == [*range(4001, 8000, 4), *range(8000, 10000)]
+        assert len(shards) <= 3000 / 128 + 4 * processes
 
 
 def test_clips_that_are_read_ahead_of_an_accelerator_are_those_in_order(clips):

@@ -17,11 +17,13 @@ from emoshare.training.store import (
     FrameFeatureStore,
     ResplitFeatureStore,
     begin,
+    clips_missing,
     finish,
+    is_complete,
     is_whole,
     shard_path,
     shard_writer,
-    written_clips,
+    written_shards,
 )
 
 LABELS = ["joy", "awe"]
@@ -48,7 +50,7 @@ def write_shard(path, windows, dtype):
 def write_store(folder, shards, corpus, processes=1):
     """`shards`: for each process, a list of its shards."""
     unfinished = folder / "store.unfinished"
-    begin(unfinished, processes)
+    begin(unfinished)
     for process, windows_of_shards in enumerate(shards):
         for windows in windows_of_shards:
             of_clips = [window["clip"] for window in windows]
@@ -136,8 +138,8 @@ def test_a_damaged_shard_is_found(how, corpus, tmp_path):
     damage(first, how)
     assert not is_whole(store)
     store.rename(tmp_path / "store.unfinished")
-    begin(tmp_path / "store.unfinished", 1)
-    assert written_clips(tmp_path / "store.unfinished", 0, 1) == {2, 3, 4}
+    begin(tmp_path / "store.unfinished")
+    assert written_shards(tmp_path / "store.unfinished") == [range(2, 5)]
 
 
 def test_a_store_without_its_list_of_shards_is_none(corpus, tmp_path):
@@ -156,16 +158,57 @@ def test_of_a_store_the_shards_alone_are_read(corpus, tmp_path):
     assert len(FrameFeatureStore(tmp_path / "store", corpus, "train")) == 5
 
 
-def test_a_process_knows_the_clips_of_its_whole_shards(tmp_path):
+def shard_of(folder, clips):
+    """Writes a shard of a range of clips."""
+    path = shard_path(folder, clips, clips[0] % clips.step, clips.step)
+    write_shard(path, [window(clip, 0, 3) for clip in clips], "float16")
+    return path
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_whole_shards_are_kept_whatever_number_of_processes_wrote_them(is_alone, tmp_path):
     folder = tmp_path / "store.unfinished"
-    begin(folder, 2)
-    for own in ([1, 3, 5], [9]):
-        write_shard(shard_path(folder, own, process=1, processes=2), [window(clip, 0, 3) for clip in own], "float16")
+    assert begin(folder) == []
+    shards = [range(1, 7, 2), range(9, 10, 2), range(6, 8, 1)[::2], range(8, 13, 4), range(2, 3)]
+    for clips in shards:
+        shard_of(folder, clips)
     (folder / "unfinished-1").write_bytes(b"half a shard")
-    begin(folder, 2)
-    assert [written_clips(folder, process, 2) for process in (0, 1)] == [set(), {1, 3, 5, 9}]
-    begin(folder, 3)  # whose processes have other clips
-    assert not list(folder.iterdir())
+    assert begin(folder, is_alone) == []
+    assert (folder / "unfinished-1").exists() == (not is_alone)
+    assert {tuple(clips) for clips in written_shards(folder)} == {(1, 3, 5), (9,), (6,), (8, 12), (2,)}
+    assert clips_missing(folder, 14) == 6
+    assert not is_complete(folder, 14)
+    for clips in (range(0, 5, 4), range(7, 12, 4), range(10, 11), range(13, 14)):
+        shard_of(folder, clips)
+    assert clips_missing(folder, 14) == 0
+    assert is_complete(folder, 14)
+    assert not is_complete(folder, 13)
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_of_shards_that_hold_the_same_clip_the_largest_is_kept(is_alone, tmp_path):
+    folder = tmp_path / "store.unfinished"
+    begin(folder)
+    small, large, apart, same = (
+        shard_of(folder, clips) for clips in (range(1, 6, 2), range(3, 9), range(9, 12, 2), range(10, 13, 2))
+    )
+    assert not is_complete(folder, 13)
+    assert begin(folder, is_alone) == [small.name]
+    assert sorted(folder.glob("shard-*")) == sorted([large, apart, same])
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+@pytest.mark.parametrize(
+    "name", ["shard-00001-of-00002-000000.arrow", "shard-00000-of-00000-000000-000002.arrow", "shard-of-clips.arrow"]
+)
+def test_a_shard_whose_name_does_not_say_its_clips_goes(name, is_alone, tmp_path):
+    folder = tmp_path / "store.unfinished"
+    begin(folder)
+    whole = shard_of(folder, range(3))
+    shutil.copy(whole, folder / name)
+    assert is_complete(folder, 3)
+    assert begin(folder, is_alone) == [name]
+    assert list(folder.glob("shard-*")) == [whole]
 
 
 def test_released_sizes_take_an_eighth_of_the_released_arrays(corpus, tmp_path):
@@ -227,8 +270,8 @@ def test_a_damaged_index_is_found_and_made_again(position, corpus, tmp_path):
     with pytest.raises(ValueError, match="store: is damaged; delete the folder"):
         FrameFeatureStore(store, corpus, "train")
     store.rename(unfinished)
-    begin(unfinished, 1)
-    assert written_clips(unfinished, 0, 1) == set(range(5))
+    assert begin(unfinished) == []
+    assert written_shards(unfinished) == [range(clip, clip + 1) for clip in range(5)]
     finish(unfinished, store, "float16")
     assert index.read_bytes() == whole
     for content in (b"", whole[:8]):
