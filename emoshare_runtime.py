@@ -16,9 +16,11 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain, islice, pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ import soundfile
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 ZEROS, ROLLOFF = 6, 0.99  # resampling: a sinc of 6 zeros to either side, in a Hann window, that cuts off at 99 %
 VALUES_AT_A_TIME = 1 << 20  # of the samples that new ones are made of
+INTEGER_SCALE = 16  # a peak above this is no floating-point audio, whose full scale is 1
 WINDOWS_READ_AHEAD = 8  # for each window of a batch, so that a batch has windows of similar length
 MOST_PADDING = 0.35  # of a batch
 
@@ -76,8 +79,8 @@ class EmotionShareRuntime:
                   (WAV, FLAC, OGG, MP3, ...); channels are averaged;
                 - a 1D floating-point array in [-1, 1] at the model's sampling rate;
                 - `(sampling rate, samples)`: (samples,) or (samples, channels), floating point, int8, int16 or int32;
-                - `{"array" or "raw": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path": str or None}`,
-                  or `{"audio": ...}` with any of these.
+                - `{"array", "raw" or "audio": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path":
+                  str or None}`, or `{"audio": ...}` with any of these.
             batch_size (`int`): windows that go through the model at once, at most. The shares are the same; those of a
                 file in 8 bits differ a little.
             top_k (`int`, *optional*): return only this many emotions, the highest.
@@ -89,13 +92,16 @@ class EmotionShareRuntime:
             float}}` of each window, in seconds. A list for a list, an iterator for a generator.
 
         Raises:
-            ValueError: if audio is empty, broken, too short, not finite or not in [-1, 1], or an argument is illegal.
+            ValueError: if audio is empty, broken, too short or not finite, or an argument is illegal.
             FileNotFoundError, OSError: if a file cannot be read.
             TypeError: on anything else.
+
+        Warns, by name, of samples at the scale of integers: a peak above 16, where full scale is 1.
         """
         for name, value in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}; expected 1 or more")
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}; expected a whole number, 1 or more")
+        batch_size = int(batch_size)
         is_several = isinstance(inputs, list) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read"))
         results = self._predict(inputs if is_several else [inputs], batch_size, top_k, return_timeline)
         if not is_several:
@@ -128,7 +134,7 @@ class EmotionShareRuntime:
         """The shares of each window, (windows, labels) float32."""
         shares = np.empty((len(windows), len(self.labels)), np.float32)
         for rows in batches([len(window.waveform) for window in windows], batch_size):
-            lengths = np.array([len(windows[row].waveform) for row in rows])
+            lengths = np.array([len(windows[row].waveform) for row in rows], np.int64)
             padded = np.zeros((len(rows), lengths.max()), np.float32)
             for row, waveform in zip(padded, (windows[row].waveform for row in rows), strict=True):
                 row[: len(waveform)] = waveform
@@ -199,10 +205,10 @@ def load_audio(audio, sampling_rate):
     name = None
     while isinstance(audio, Mapping):
         name = audio.get("path") or name
-        if "audio" in audio:
+        waveform = next((audio[key] for key in ("audio", "array", "raw") if audio.get(key) is not None), None)
+        if "audio" in audio and not ("sampling_rate" in audio and _is_array(waveform)):
             audio = audio["audio"]
-        elif "sampling_rate" in audio and ("array" in audio or "raw" in audio):
-            waveform = audio["array"] if audio.get("array") is not None else audio["raw"]
+        elif "sampling_rate" in audio and waveform is not None:
             audio = (audio["sampling_rate"], _checked_waveform(waveform, name or "audio array"))
         elif audio.get("bytes") is not None or audio.get("path") is not None:
             audio = audio["path"] if audio.get("bytes") is None else audio["bytes"]
@@ -217,8 +223,10 @@ def load_audio(audio, sampling_rate):
     elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "read"):
         name = str(name or getattr(audio, "name", "audio bytes"))
         samples, rate = _decoded(audio if hasattr(audio, "read") else io.BytesIO(audio), name)
-    elif isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) > 0:
+    elif isinstance(audio, tuple):
         name = str(name or "audio array")
+        if len(audio) != 2 or _is_array(audio[0]) or not _is_array(audio[1]):
+            raise ValueError(f"{name}: got a tuple of {len(audio)}; expected (sampling rate, samples)")
         rate, samples = audio[0], _checked_samples(audio[1], name)
     elif hasattr(audio, "__array__"):
         name = "audio array"
@@ -228,13 +236,11 @@ def load_audio(audio, sampling_rate):
             f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict"
         )
     rate = _checked_rate(rate, name)
-    if len(samples) == 0:
-        raise ValueError(f"{name}: holds no samples")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
-        samples = samples.astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
-    return resampled(samples.mean(axis=1), rate, sampling_rate), name
+    return resampled(_mono(samples, name), rate, sampling_rate), name
+
+
+def _is_array(values):
+    return isinstance(values, list) or getattr(values, "ndim", 0) > 0
 
 
 def _decoded(file, name):
@@ -275,11 +281,30 @@ def _checked_samples(values, name):
 
 
 def _checked_rate(rate, name):
-    if isinstance(rate, bool) or np.ndim(rate) or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
+    rate = rate.item() if getattr(rate, "ndim", None) == 0 else rate
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if not is_number or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(
             f"{name}: got the sampling rate {rate!r}; expected a whole number of Hz, {MIN_RATE:,} to {MAX_RATE:,}"
         )
     return int(rate)
+
+
+def _mono(samples, name):
+    """Averages the channels of (samples, channels)."""
+    if len(samples) == 0:
+        raise ValueError(f"{name}: holds no samples")
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
+    peak = max(samples.max(), -samples.min())
+    if peak > INTEGER_SCALE:
+        warnings.warn(
+            f"{name}: its samples reach {peak:,.0f}; expected floating point in [-1, 1], not the scale of integers",
+            stacklevel=2,
+        )
+    return samples.mean(axis=1)
 
 
 def resampled(waveform, from_rate, to_rate):

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import warnings
+from collections import UserDict
 
 import numpy as np
 import onnx
@@ -111,8 +113,13 @@ def test_audio_in_every_form(wav):
         (torch.from_numpy(waveform), "audio array"),
         ((16000, samples), "audio array"),
         ((16000, np.stack([waveform, waveform], axis=1)), "audio array"),
-        ({"raw": waveform.tolist(), "sampling_rate": 16000}, "audio array"),
-        ({"array": waveform, "sampling_rate": 16000, "path": "a.wav"}, "a.wav"),
+        ((np.array(16000), waveform.tolist()), "audio array"),
+        ({"raw": waveform.tolist(), "sampling_rate": np.array(16000)}, "audio array"),
+        ({"array": None, "raw": waveform, "sampling_rate": torch.tensor(16000.0)}, "audio array"),
+        ({"array": waveform, "sampling_rate": np.float32(16000), "path": "a.wav"}, "a.wav"),
+        ({"array": None, "sampling_rate": 16000, "path": str(wav)}, str(wav)),
+        ({"audio": torch.from_numpy(waveform), "sampling_rate": 16000, "path": "c.wav"}, "c.wav"),
+        ({"audio": str(wav), "sampling_rate": 8000}, str(wav)),  # a column of its own: the file says its rate
         ({"bytes": wav.read_bytes(), "path": "b.wav"}, "b.wav"),
         ({"audio": {"bytes": None, "path": str(wav)}, "label": 3}, str(wav)),
     ]
@@ -122,6 +129,26 @@ def test_audio_in_every_form(wav):
         np.testing.assert_allclose(found, waveform, rtol=0, atol=1e-6, err_msg=name)
     with wav.open("rb") as file:
         assert load_audio(file, 16000)[1] == str(wav)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_a_waveform_has_the_rate_that_stands_next_to_it(form):
+    """As Transformers' text-to-speech returns it."""
+    waveform = speech(0.3, sampling_rate=24000)
+    expected = load_audio({"array": waveform, "sampling_rate": 24000}, 16000)[0]
+    for mapping in (dict, UserDict):
+        audio = mapping(audio=form(waveform), sampling_rate=24000)
+        np.testing.assert_array_equal(load_audio(audio, 16000)[0], expected)
+
+
+def test_samples_at_the_scale_of_integers_are_reported():
+    waveform = speech(0.5)
+    for audio in (waveform * 32767, (16000, np.stack([waveform * 32767, waveform], axis=1))):
+        with pytest.warns(UserWarning, match=r"audio array: its samples reach \d+,\d+; expected floating"):
+            load_audio(audio, 16000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(waveform * 10, 16000)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +172,9 @@ def test_audio_in_every_form(wav):
             ValueError,
             "a.wav: got the sampling rate 1600",
         ),
+        ({"raw": np.zeros(500), "sampling_rate": None}, ValueError, "audio array: got the sampling rate None; exp"),
+        ({"path": "a.wav", "raw": np.zeros(500), "sampling_rate": "1"}, ValueError, "a.wav: got the sampling rate '1'"),
+        ((np.zeros(500), 16000), ValueError, "audio array: got a tuple of 2; expected (sampling rate, samples)"),
         ({"sound": 1}, ValueError, "got audio as a dict with the keys ['sound']; expected 'array' (or 'raw')"),
         (3, TypeError, "got audio as int; expected a path, bytes, a file object, an array or a dict"),
     ],
@@ -156,10 +186,12 @@ def test_bad_audio_is_named(audio, error, message, runtime):
 
 
 def test_bad_arguments(folder, runtime):
-    with pytest.raises(ValueError, match="batch_size: got 0; expected 1 or more"):
-        runtime(speech(0.5), batch_size=0)
-    with pytest.raises(ValueError, match="top_k: got 'all'; expected 1 or more"):
-        runtime(speech(0.5), top_k="all")
+    for value in (0, True, 1.5, "all"):
+        for name in ("batch_size", "top_k"):
+            with pytest.raises(ValueError, match=f"{name}: got {value!r}; expected a whole number, 1 or more"):
+                runtime(speech(0.5), **{name: value})
+    clips = [speech(0.5)] * 20
+    assert runtime(clips, batch_size=np.int8(20), top_k=np.int64(1)) == runtime(clips, batch_size=20, top_k=1)
     with pytest.raises(FileNotFoundError, match=r"missing.onnx: no such file; expected the folder of an exported"):
         EmotionShareRuntime(folder, "missing.onnx")
     with pytest.raises(ValueError, match=r"other.onnx: is not an EmoShare model"):
