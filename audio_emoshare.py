@@ -53,7 +53,7 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
             - a 1D floating-point array, tensor or list of numbers in [-1, 1] at `sampling_rate`;
             - `(sampling rate, samples)`, as Gradio gives it: samples (samples,) or (samples, channels), floating point
               in [-1, 1], or int8, int16 or int32, which are divided by their full scale;
-            - `{"array" or "raw": waveform, "sampling_rate": int}`;
+            - `{"array", "raw" or "audio": waveform, "sampling_rate": int}`;
             - `{"bytes": bytes or None, "path": str or None}`, as `datasets` stores audio that is not decoded;
             - torchcodec's `AudioDecoder`, as `datasets` gives audio that is decoded;
             - `{"audio": ...}`: a row of a dataset, or another mapping, with any of these in its column `audio`.
@@ -93,8 +93,7 @@ def audio_blocks(audio, sampling_rate=SAMPLING_RATE, strict=True):
         with _decoders(source) as (sounds, fault, min_samples):
             first = next(sounds)
             blocks = _sound_blocks(chain([first], sounds), source.name, fault, strict, min_samples)
-            blocks = _mono(blocks, source.name)
-            yield from resampled(blocks, first.samplerate, sampling_rate)
+            yield from resampled(_mono(blocks, source.name), first.samplerate, sampling_rate)
     else:
         samples, from_rate = _samples(source, sampling_rate)
         yield from resampled(_mono(iter([samples]), source.name), from_rate, sampling_rate)
@@ -199,7 +198,9 @@ def _source(audio):
     audio = getattr(audio, "_hf_encoded", None) or audio  # the file that `datasets` has made a decoder of
     while isinstance(audio, Mapping):
         if "audio" in audio:
-            audio = getattr(audio["audio"], "_hf_encoded", None) or audio["audio"]
+            row, audio = audio, getattr(audio["audio"], "_hf_encoded", None) or audio["audio"]
+            if "sampling_rate" in row and isinstance(audio, np.ndarray | torch.Tensor | list):
+                audio = {"path": row.get("path"), "array": audio, "sampling_rate": row["sampling_rate"]}
             continue
         name = audio.get("path") or name
         waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
@@ -387,18 +388,19 @@ def _as_array(values, name):
         if values.is_meta:
             raise ValueError(f"{name}: got a tensor on the meta device, which holds no values")
         # NumPy has no bfloat16.
-        return (values.detach().float() if values.is_floating_point() else values.detach()).cpu().numpy()
+        values = (values.detach().float() if values.is_floating_point() else values.detach()).cpu().numpy()
     try:
-        return np.asarray(values)
+        values = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name}: got lists of different lengths; expected a mono waveform, 1D") from error
+    if values.size == 0:
+        raise ValueError(f"{name}: holds no samples")
+    return values
 
 
 def _waveform(values, name):
     """(samples, 1)"""
     waveform = _as_array(values, name)
-    if waveform.size == 0:
-        raise ValueError(f"{name}: holds no samples")
     if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(
             f"{name}: got shape {waveform.shape} of {waveform.dtype}; expected a mono waveform, 1D, floating point in "
@@ -420,8 +422,6 @@ def samples_with_channels(values, name, most_channels=1):
         ValueError: if there are none, or they are of another shape or type.
     """
     samples = _as_array(values, name)
-    if samples.size == 0:
-        raise ValueError(f"{name}: holds no samples")
     if samples.dtype in (np.int8, np.int16, np.int32):
         samples = samples / np.float32(-int(np.iinfo(samples.dtype).min))
     samples = samples[:, None] if samples.ndim == 1 else samples

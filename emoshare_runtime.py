@@ -16,9 +16,12 @@ import io
 import json
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain, islice, pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +32,14 @@ import soundfile
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 ZEROS, ROLLOFF = 6, 0.99  # resampling: a sinc of 6 zeros to either side, in a Hann window, that cuts off at 99 %
 VALUES_AT_A_TIME = 1 << 20  # of the samples that new ones are made of
+BLOCK = 1 << 24  # values of all channels that are decoded at a time, whatever number the header claims
+INTEGER_SCALE = 16  # a peak above this is no floating-point audio, whose full scale is 1
+MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a quarter for MPEG-2.5
+KBPS = (  # of layer III, by the number in a frame's header: of MPEG-1, and of the others
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+SPARE_FRAMES = 10  # of an MP3, that a decoder may leave out at the ends, and a quarter of a second or more
 WINDOWS_READ_AHEAD = 8  # for each window of a batch, so that a batch has windows of similar length
 MOST_PADDING = 0.35  # of a batch
 
@@ -72,12 +83,12 @@ class EmotionShareRuntime:
         """
         Args:
             inputs: audio, or a list or generator of it. One clip is
-                - a path of an audio file, its content as `bytes`, or a binary file object: what libsndfile decodes
-                  (WAV, FLAC, OGG, MP3, ...); channels are averaged;
+                - a path of an audio file, its content as `bytes`, or a binary file object, which is read from its
+                  start: what libsndfile decodes (WAV, FLAC, OGG, MP3, ...); channels are averaged;
                 - a 1D floating-point array in [-1, 1] at the model's sampling rate;
                 - `(sampling rate, samples)`: (samples,) or (samples, channels), floating point, int8, int16 or int32;
-                - `{"array" or "raw": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path": str or None}`,
-                  or `{"audio": ...}` with any of these.
+                - `{"array", "raw" or "audio": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path":
+                  str or None}`, or `{"audio": ...}` with any of these.
             batch_size (`int`): windows that go through the model at once, at most. The shares are the same; those of a
                 file in 8 bits differ a little.
             top_k (`int`, *optional*): return only this many emotions, the highest.
@@ -89,13 +100,16 @@ class EmotionShareRuntime:
             float}}` of each window, in seconds. A list for a list, an iterator for a generator.
 
         Raises:
-            ValueError: if audio is empty, broken, too short, not finite or not in [-1, 1], or an argument is illegal.
+            ValueError: if audio is empty, broken, too short or not finite, or an argument is illegal.
             FileNotFoundError, OSError: if a file cannot be read.
             TypeError: on anything else.
+
+        Warns, by name, of samples at the scale of integers: a peak above 16, where full scale is 1.
         """
         for name, value in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}; expected 1 or more")
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}; expected a whole number, 1 or more")
+        batch_size = int(batch_size)
         is_several = isinstance(inputs, list) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read"))
         results = self._predict(inputs if is_several else [inputs], batch_size, top_k, return_timeline)
         if not is_several:
@@ -128,7 +142,7 @@ class EmotionShareRuntime:
         """The shares of each window, (windows, labels) float32."""
         shares = np.empty((len(windows), len(self.labels)), np.float32)
         for rows in batches([len(window.waveform) for window in windows], batch_size):
-            lengths = np.array([len(windows[row].waveform) for row in rows])
+            lengths = np.array([len(windows[row].waveform) for row in rows], np.int64)
             padded = np.zeros((len(rows), lengths.max()), np.float32)
             for row, waveform in zip(padded, (windows[row].waveform for row in rows), strict=True):
                 row[: len(waveform)] = waveform
@@ -199,10 +213,10 @@ def load_audio(audio, sampling_rate):
     name = None
     while isinstance(audio, Mapping):
         name = audio.get("path") or name
-        if "audio" in audio:
+        waveform = next((audio[key] for key in ("audio", "array", "raw") if audio.get(key) is not None), None)
+        if "audio" in audio and not ("sampling_rate" in audio and _is_array(waveform)):
             audio = audio["audio"]
-        elif "sampling_rate" in audio and ("array" in audio or "raw" in audio):
-            waveform = audio["array"] if audio.get("array") is not None else audio["raw"]
+        elif "sampling_rate" in audio and waveform is not None:
             audio = (audio["sampling_rate"], _checked_waveform(waveform, name or "audio array"))
         elif audio.get("bytes") is not None or audio.get("path") is not None:
             audio = audio["path"] if audio.get("bytes") is None else audio["bytes"]
@@ -213,12 +227,14 @@ def load_audio(audio, sampling_rate):
             )
     if isinstance(audio, str | os.PathLike):
         name = os.fsdecode(audio)
-        samples, rate = _decoded(audio, name)
+        samples, rate = _decoded(name, name)
     elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "read"):
         name = str(name or getattr(audio, "name", "audio bytes"))
-        samples, rate = _decoded(audio if hasattr(audio, "read") else io.BytesIO(audio), name)
-    elif isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) > 0:
+        samples, rate = _decoded(io.BytesIO(_content(audio, name) if hasattr(audio, "read") else audio), name)
+    elif isinstance(audio, tuple):
         name = str(name or "audio array")
+        if len(audio) != 2 or _is_array(audio[0]) or not _is_array(audio[1]):
+            raise ValueError(f"{name}: got a tuple of {len(audio)}; expected (sampling rate, samples)")
         rate, samples = audio[0], _checked_samples(audio[1], name)
     elif hasattr(audio, "__array__"):
         name = "audio array"
@@ -228,25 +244,76 @@ def load_audio(audio, sampling_rate):
             f"got audio as {type(audio).__name__}; expected a path, bytes, a file object, an array or a dict"
         )
     rate = _checked_rate(rate, name)
-    if len(samples) == 0:
-        raise ValueError(f"{name}: holds no samples")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
-        samples = samples.astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
-    return resampled(samples.mean(axis=1), rate, sampling_rate), name
+    return resampled(_mono(samples, name), rate, sampling_rate), name
+
+
+def _is_array(values):
+    return isinstance(values, list) or getattr(values, "ndim", 0) > 0
+
+
+def _content(file, name):
+    """All bytes of a file object, wherever it stands."""
+    if not isinstance(file.read(0), bytes):
+        raise TypeError(f"{name}: got a file object that is opened as text; expected one opened with 'rb'")
+    if file.seekable():
+        file.seek(0)
+    return file.read()
 
 
 def _decoded(file, name):
-    """Samples (samples, channels) float32 and rate of an audio file."""
-    if not hasattr(file, "read") and not os.path.isfile(file):
+    """Samples (samples, channels) float32 and rate of an audio file, a path or a `BytesIO`."""
+    is_path = isinstance(file, str)
+    if is_path and not os.path.isfile(file):
         raise FileNotFoundError(f"{name}: no such audio file")
-    try:
-        with soundfile.SoundFile(file) as sound:
-            return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    try:  # names need not be UTF-8
+        with soundfile.SoundFile(os.fsencode(file) if is_path and os.name == "posix" else file) as sound:
+            samples = np.concatenate(list(_blocks(sound)))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: samples without a header
         reason = getattr(error, "error_string", error)
         raise ValueError(f"{name}: not an audio file that can be decoded ({reason})") from error
+    if sound.format in ("MP3", "OGG"):
+        content = Path(file).read_bytes() if is_path else file.getvalue()
+        goes_on = _mp3_goes_on(content, sound.samplerate, len(samples)) if sound.format == "MP3" else _is_chain(content)
+        if goes_on:
+            raise ValueError(
+                f"{name}: has more audio than the {len(samples) / sound.samplerate:.2f} s that libsndfile decodes of "
+                "it, because its header does not say its length, or files were put together; convert it to WAV"
+            )
+    return samples, sound.samplerate
+
+
+def _blocks(sound):
+    """All samples of a file, block by block: a header may not say how many there are, or claim any number."""
+    sound.seekable = lambda: False  # soundfile looks up the position after each read, which fails without a length
+    num_read, block = 0, None
+    while block is None or len(block):
+        most = min(BLOCK // sound.channels, max(sound.frames - num_read, 1))
+        block = sound.read(most, dtype="float32", always_2d=True)
+        num_read += len(block)
+        yield block
+
+
+def _is_chain(ogg):
+    """Whether a stream begins behind another one. Pages that begin one are the first pages of all, otherwise."""
+    begins = [flags[0] & 2 for flags in re.findall(rb"OggS\0([\0-\7])", ogg)]
+    return begins != sorted(begins, reverse=True)
+
+
+def _mp3_goes_on(mp3, rate, num_samples):
+    """
+    Whether there are many more frames than decoded samples need. libsndfile reads as many samples as a count in the
+    first frame says; without one, as many as there were if all frames were as long as the first one.
+    """
+    halvings = int(rate <= 24000) + int(rate <= 12000)  # MPEG-1, MPEG-2 or MPEG-2.5
+    samples_per_frame, kbps = (1152, KBPS[0]) if halvings == 0 else (576, KBPS[1])
+    data = np.frombuffer(mp3, np.uint8)
+    first, second, third = data[:-2], data[1:-1], data[2:]
+    is_header = (first == 0xFF) & (second | 1 == (0xFB, 0xF3, 0xE3)[halvings])  # of layer III
+    is_header &= (third >> 2 & 3 == MPEG_RATES.index(rate << halvings)) & ((third >> 4) % 15 > 0)
+    begins = np.flatnonzero(is_header)
+    ends = begins + samples_per_frame * 125 * np.array(kbps)[third[begins] >> 4] // rate + (third[begins] >> 1 & 1)
+    num_frames = np.isin(ends, begins).sum()  # other bytes that look like a header have none behind them
+    return num_frames > num_samples // samples_per_frame + SPARE_FRAMES
 
 
 def _checked_waveform(values, name):
@@ -275,11 +342,30 @@ def _checked_samples(values, name):
 
 
 def _checked_rate(rate, name):
-    if isinstance(rate, bool) or np.ndim(rate) or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
+    rate = rate.item() if getattr(rate, "ndim", None) == 0 else rate
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if not is_number or rate % 1 != 0 or not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(
             f"{name}: got the sampling rate {rate!r}; expected a whole number of Hz, {MIN_RATE:,} to {MAX_RATE:,}"
         )
     return int(rate)
+
+
+def _mono(samples, name):
+    """Averages the channels of (samples, channels)."""
+    if len(samples) == 0:
+        raise ValueError(f"{name}: holds no samples")
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
+    peak = max(samples.max(), -samples.min())
+    if peak > INTEGER_SCALE:
+        warnings.warn(
+            f"{name}: its samples reach {peak:,.0f}; expected floating point in [-1, 1], not the scale of integers",
+            stacklevel=2,
+        )
+    return samples.mean(axis=1)
 
 
 def resampled(waveform, from_rate, to_rate):

@@ -75,6 +75,7 @@ class Decoder:
         lambda path: {"filename": "clip.wav", "audio": {"bytes": None, "path": str(path)}, "Anger": 0.5},
         lambda path: UserDict(audio=UserDict(bytes=path.read_bytes(), path=None)),
         lambda path: {"audio": {"array": soundfile.read(path)[0], "sampling_rate": 16000.0}},
+        lambda path: {"audio": str(path), "sampling_rate": 8000},  # a column of its own: the file says its rate
         lambda path: memoryview(path.read_bytes()),
         lambda path: at_its_end(path.read_bytes()),
         lambda path: Unseekable(path.read_bytes()),
@@ -89,6 +90,19 @@ def test_every_form_of_audio_gives_the_same_waveform(form, wav):
     waveform = load_audio(form(wav))
     assert waveform.dtype == np.float32
     np.testing.assert_allclose(waveform, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_a_waveform_has_the_rate_that_stands_next_to_it(form):
+    """As Transformers' text-to-speech returns it."""
+    waveform = speech(0.3, sampling_rate=24000)
+    expected = load_audio({"array": waveform, "sampling_rate": 24000})
+    for mapping in (dict, UserDict):
+        audio = mapping(audio=form(waveform), sampling_rate=24000)
+        np.testing.assert_array_equal(load_audio(audio), expected)
+    for rate in (None, "16000"):
+        with pytest.raises(ValueError, match=rf"a\.wav: got the sampling rate {rate!r}; expected a whole number of Hz"):
+            load_audio({"audio": form(waveform), "sampling_rate": rate, "path": "a.wav"})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

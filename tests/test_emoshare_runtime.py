@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import re
+import shutil
+import warnings
+from collections import UserDict
 
 import numpy as np
 import onnx
@@ -11,7 +15,11 @@ import soundfile
 import torch
 from conftest import speech
 from onnx import TensorProto, helper
+from test_audio import Unseekable, at_its_end
+from test_containers import FORMATS, encoded, mp3_of_changing_frames, with_bytes
 
+from emoshare import containers_emoshare, emoshare_runtime
+from emoshare import load_audio as load_audio_of_package
 from emoshare.emoshare_runtime import EmotionShareRuntime, batches, cut, load_audio, resampled
 from emoshare.passes_emoshare import passes
 from emoshare.pipeline_emoshare import MOST_PADDING
@@ -107,12 +115,19 @@ def test_audio_in_every_form(wav):
         (str(wav), str(wav)),
         (wav.read_bytes(), "audio bytes"),
         (io.BytesIO(stereo.getvalue()), "audio bytes"),
+        (at_its_end(wav.read_bytes()), "audio bytes"),
+        (Unseekable(wav.read_bytes()), "audio bytes"),
         (waveform, "audio array"),
         (torch.from_numpy(waveform), "audio array"),
         ((16000, samples), "audio array"),
         ((16000, np.stack([waveform, waveform], axis=1)), "audio array"),
-        ({"raw": waveform.tolist(), "sampling_rate": 16000}, "audio array"),
-        ({"array": waveform, "sampling_rate": 16000, "path": "a.wav"}, "a.wav"),
+        ((np.array(16000), waveform.tolist()), "audio array"),
+        ({"raw": waveform.tolist(), "sampling_rate": np.array(16000)}, "audio array"),
+        ({"array": None, "raw": waveform, "sampling_rate": torch.tensor(16000.0)}, "audio array"),
+        ({"array": waveform, "sampling_rate": np.float32(16000), "path": "a.wav"}, "a.wav"),
+        ({"array": None, "sampling_rate": 16000, "path": str(wav)}, str(wav)),
+        ({"audio": torch.from_numpy(waveform), "sampling_rate": 16000, "path": "c.wav"}, "c.wav"),
+        ({"audio": str(wav), "sampling_rate": 8000}, str(wav)),  # a column of its own: the file says its rate
         ({"bytes": wav.read_bytes(), "path": "b.wav"}, "b.wav"),
         ({"audio": {"bytes": None, "path": str(wav)}, "label": 3}, str(wav)),
     ]
@@ -122,6 +137,97 @@ def test_audio_in_every_form(wav):
         np.testing.assert_allclose(found, waveform, rtol=0, atol=1e-6, err_msg=name)
     with wav.open("rb") as file:
         assert load_audio(file, 16000)[1] == str(wav)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_a_waveform_has_the_rate_that_stands_next_to_it(form):
+    """As Transformers' text-to-speech returns it."""
+    waveform = speech(0.3, sampling_rate=24000)
+    expected = load_audio({"array": waveform, "sampling_rate": 24000}, 16000)[0]
+    for mapping in (dict, UserDict):
+        audio = mapping(audio=form(waveform), sampling_rate=24000)
+        np.testing.assert_array_equal(load_audio(audio, 16000)[0], expected)
+
+
+def test_names_that_are_not_utf_8_are_opened(wav, tmp_path):
+    path = os.path.join(tmp_path, os.fsdecode(b"caf\xe9.wav"))
+    try:
+        shutil.copy(wav, path)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for audio in (path, {"bytes": None, "path": path}):
+        np.testing.assert_array_equal(load_audio(audio, 16000)[0], load_audio(wav, 16000)[0])
+
+
+@pytest.mark.parametrize("num_samples", [0, 1 << 35], ids=["written into a pipe", "damaged"])
+def test_flac_whose_header_does_not_say_its_length_is_read(num_samples, monkeypatch):
+    flac = encoded("FLAC")
+    flac = with_bytes(flac, 21, ((flac[21] & 0xF0) << 32 | num_samples).to_bytes(5, "big"))
+    expected = load_audio_of_package(encoded("FLAC"))
+    for block in (1 << 24, 3000):
+        monkeypatch.setattr(emoshare_runtime, "BLOCK", block)
+        np.testing.assert_array_equal(load_audio(flac, 16000)[0], expected)
+    with pytest.raises(ValueError, match=r"cut\.flac: not an audio file that can be decoded"):
+        load_audio({"bytes": flac[: len(flac) // 2], "path": "cut.flac"}, 16000)
+
+
+def files_that_go_on():
+    whole, without = mp3_of_changing_frames()
+    streams = [encoded("OGG", encoding, 20000) + encoded("OGG", encoding, 900) for encoding in ("VORBIS", "OPUS")]
+    return [without, with_bytes(whole, 21, bytes(4)), whole + whole, *streams]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_files_of_which_libsndfile_decodes_the_beginning_are_refused(number, runtime, tmp_path):
+    file = files_that_go_on()[number]
+    path = tmp_path / "clip.xyz"
+    path.write_bytes(file)
+    message = r"clip\.xyz: has more audio than the \d+\.\d\d s that libsndfile decodes of it, .* convert it to WAV"
+    for audio in (path, {"bytes": file, "path": "clip.xyz"}):
+        with pytest.raises(ValueError, match=message):
+            runtime(audio)
+
+
+def test_frames_are_as_long_as_in_the_package():
+    of_package = containers_emoshare.KBPS
+    assert ((0, *of_package[True, 3]), (0, *of_package[False, 3])) == emoshare_runtime.KBPS
+    assert emoshare_runtime.MPEG_RATES == containers_emoshare.MPEG_RATES
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 24000, 44100, 48000])
+def test_whole_mp3s_are_heard(rate, mode):
+    """Also those with pictures, in which bytes look like a frame's header by chance, and with half empty frames."""
+    rng = np.random.default_rng(rate)
+    picture = rng.bytes(1 << 21)
+    size = bytes(len(picture) >> shift & 127 for shift in (21, 14, 7, 0))
+    noise = rng.standard_normal((rate, 2)) / 10 * np.repeat([1, 0], [rate // 2, rate - rate // 2])[:, None]
+    for waveform in (noise, noise[:, 0], noise[: rate // 8], speech(3.0, sampling_rate=rate)):
+        file = io.BytesIO()
+        soundfile.write(file, waveform, rate, format="MP3", bitrate_mode=mode, compression_level=0.5)
+        mp3, last = file.getvalue(), b"TAG" + bytes(125)
+        with_apes_tag = mp3 + b"APETAGEX" + bytes(24) + picture + last
+        for content in (mp3, mp3 + bytes(10), b"ID3\4\0\0" + size + picture + mp3 + last, with_apes_tag):
+            assert len(load_audio(content, rate)[0]) >= len(waveform)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "MP3"])
+def test_whole_files_of_other_formats_are_heard(format):
+    for encoding in FORMATS[format]:
+        for channels, num_samples in ((1, 20000), (2, 999)):
+            file = encoded(format, encoding, num_samples, channels)
+            if file is not None:
+                np.testing.assert_allclose(load_audio(file, 16000)[0], load_audio_of_package(file), rtol=0, atol=1e-5)
+
+
+def test_samples_at_the_scale_of_integers_are_reported():
+    waveform = speech(0.5)
+    for audio in (waveform * 32767, (16000, np.stack([waveform * 32767, waveform], axis=1))):
+        with pytest.warns(UserWarning, match=r"audio array: its samples reach \d+,\d+; expected floating"):
+            load_audio(audio, 16000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(waveform * 10, 16000)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +251,10 @@ def test_audio_in_every_form(wav):
             ValueError,
             "a.wav: got the sampling rate 1600",
         ),
+        ({"raw": np.zeros(500), "sampling_rate": None}, ValueError, "audio array: got the sampling rate None; exp"),
+        ({"path": "a.wav", "raw": np.zeros(500), "sampling_rate": "1"}, ValueError, "a.wav: got the sampling rate '1'"),
+        ((np.zeros(500), 16000), ValueError, "audio array: got a tuple of 2; expected (sampling rate, samples)"),
+        (io.StringIO("RIFF"), TypeError, "audio bytes: got a file object that is opened as text; expected one"),
         ({"sound": 1}, ValueError, "got audio as a dict with the keys ['sound']; expected 'array' (or 'raw')"),
         (3, TypeError, "got audio as int; expected a path, bytes, a file object, an array or a dict"),
     ],
@@ -156,10 +266,12 @@ def test_bad_audio_is_named(audio, error, message, runtime):
 
 
 def test_bad_arguments(folder, runtime):
-    with pytest.raises(ValueError, match="batch_size: got 0; expected 1 or more"):
-        runtime(speech(0.5), batch_size=0)
-    with pytest.raises(ValueError, match="top_k: got 'all'; expected 1 or more"):
-        runtime(speech(0.5), top_k="all")
+    for value in (0, True, 1.5, "all"):
+        for name in ("batch_size", "top_k"):
+            with pytest.raises(ValueError, match=f"{name}: got {value!r}; expected a whole number, 1 or more"):
+                runtime(speech(0.5), **{name: value})
+    clips = [speech(0.5)] * 20
+    assert runtime(clips, batch_size=np.int8(20), top_k=np.int64(1)) == runtime(clips, batch_size=20, top_k=1)
     with pytest.raises(FileNotFoundError, match=r"missing.onnx: no such file; expected the folder of an exported"):
         EmotionShareRuntime(folder, "missing.onnx")
     with pytest.raises(ValueError, match=r"other.onnx: is not an EmoShare model"):
