@@ -92,13 +92,13 @@ def open_shuffle_read(windows):
         files = len(list(store.iterdir()))
         print(f"{windows} windows written in {time.perf_counter() - started:.0f} s, {files} files")
         measured = in_a_process("use_store", store, windows)
-    print("| | seconds | anonymous memory | maps |")
+    print("| | seconds | anonymous memory | maps of its files |")
     print("|---|---|---|---|")
     for step, (seconds, memory, maps) in measured.items():
         print(f"| {step} | {seconds:.2f} | {memory / MEBIBYTE:.0f} MiB | {maps} |", flush=True)
 
 
-def use_store(store, windows):
+def use_store(folder, windows):
     """Opens a fabricated store, shuffles it for an epoch and reads all of it; prints what each took as JSON."""
     corpus, steps = FabricatedCorpus(windows), {}
     before = anonymous_memory()
@@ -108,13 +108,13 @@ def use_store(store, windows):
         with PeakMemory() as memory:
             result = function()
         seconds = time.perf_counter() - started
-        maps = len(Path("/proc/self/maps").read_text().splitlines())
+        maps = Path("/proc/self/maps").read_text().count(folder)
         steps[name] = seconds, memory.peak - before, maps
         return result
 
     def opened():
-        assert is_whole(Path(store))
-        return FrameFeatureStore(Path(store), corpus, "train")
+        assert is_whole(Path(folder))
+        return FrameFeatureStore(Path(folder), corpus, "train")
 
     store = measure_step("checked and opened", opened)
     accelerator = Accelerator(cpu=True)
