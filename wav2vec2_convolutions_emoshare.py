@@ -104,7 +104,7 @@ class FrontEnd(nn.Module):
                 maps = layer.layer_norm(maps)
             maps = _activate(layer.activation, maps)
         maps = nn.functional.pad(maps, (0, 0, 0, batch * rows - len(maps))).unflatten(0, (batch, rows))
-        return maps[:, : _num_frames(self.conv_layers, samples)]
+        return maps[:, : _frames_of(self.conv_layers, samples)]
 
     def _freeze_parameters(self):
         """What Transformers' `freeze_feature_encoder` calls."""
@@ -132,7 +132,7 @@ class ExportableFrontEnd(nn.Module):
             if hasattr(layer, "layer_norm"):
                 maps = layer.layer_norm(maps)
             maps = layer.activation(maps)
-        return maps[:, : _num_frames(self.conv_layers, input_values.shape[1])].transpose(1, 2)
+        return maps[:, : _frames_of(self.conv_layers, input_values.shape[1])].transpose(1, 2)
 
 
 def _in_whole_hops(conv_layers, waveforms):
@@ -149,10 +149,16 @@ def _in_whole_hops(conv_layers, waveforms):
     return nn.functional.pad(waveforms, (0, rows * hop + overlap - samples)), rows
 
 
-def _num_frames(conv_layers, samples):
+def _frames_of(conv_layers, samples):
     """Frames that the layers make of so many samples, none of them padding."""
-    for layer in conv_layers:
-        samples = (samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+    kernels = (layer.conv.kernel_size[0] for layer in conv_layers)
+    return num_frames(kernels, (layer.conv.stride[0] for layer in conv_layers), samples)
+
+
+def num_frames(kernels, strides, samples):
+    """Frames (int or int tensor, as given) that convolutions without padding make of `samples`, one after the other."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        samples = (samples - kernel) // stride + 1
     return samples
 
 

@@ -17,7 +17,13 @@ from transformers.utils import logging
 
 from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
 from .frames_emoshare import length_mask, padding_mask
-from .wav2vec2_convolutions_emoshare import ExportableFrontEnd, FrontEnd, clip_samples, positional_convolution
+from .wav2vec2_convolutions_emoshare import (
+    ExportableFrontEnd,
+    FrontEnd,
+    clip_samples,
+    num_frames,
+    positional_convolution,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -64,9 +70,7 @@ class Wav2Vec2Family:
 
     def num_frames(self, config, num_samples):
         """Frames (int or int tensor, as given) that the front end makes of `num_samples`."""
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            num_samples = (num_samples - kernel) // stride + 1
-        return num_samples
+        return num_frames(config.conv_kernel, config.conv_stride, num_samples)
 
     def build(self, config):
         """A backbone with random weights."""

@@ -33,10 +33,15 @@ def num_heard(num_samples, longest, shortest, stride=0, hop=None):
         num_samples: length of the clip.
         longest, shortest, stride, hop: as in `WindowCutter`.
     """
-    before, after = (stride, stride) if hop is None else (longest - hop, 0)
+    before, after = _heard_beside(longest, stride, hop)
     is_one = hop is None and num_samples <= longest
     windows = cut(num_samples, longest if is_one else longest - before - after, shortest)
     return sum(min(end + after, num_samples) - max(start - before, 0) for start, end in windows)
+
+
+def _heard_beside(longest, stride, hop):
+    """Samples before and after what a window counts for, with arguments as in `WindowCutter`."""
+    return (stride, stride) if hop is None else (longest - hop, 0)
 
 
 class Window(NamedTuple):
@@ -89,7 +94,7 @@ class WindowCutter:
 
     def __init__(self, longest, shortest, stride=0, hop=None):
         self.longest, self.shortest = longest, shortest
-        self.before, self.after = (stride, stride) if hop is None else (longest - hop, 0)
+        self.before, self.after = _heard_beside(longest, stride, hop)
         self.step = hop  # what a window counts for; `None` until it shows that the clip has several windows
         self.blocks = []  # that have come in since the last window, behind what is kept for the next one
         self.first = 0  # sample of the clip that `blocks` begin with

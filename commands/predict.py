@@ -1,6 +1,6 @@
 """`emoshare predict`."""
 
-import os
+from pathlib import Path
 
 from ..conversations.segment_files import read_segments
 from ..conversations.turn_files import OF_ONE_RECORDING, TURN_WRITERS
@@ -20,7 +20,8 @@ def run(arguments):
     suffix = f".{(arguments.output or '.csv').rpartition('.')[2].lower()}"
     if arguments.tier and not arguments.segments:
         arguments.fail("--tier: is for --segments FILE.TextGrid")
-    if arguments.segments and arguments.output and _is_same(arguments.segments, arguments.output):
+    is_output = arguments.output and Path(arguments.output).resolve() == Path(arguments.segments or "").resolve()
+    if arguments.segments and is_output:
         arguments.fail(f"--output: {arguments.output} is the file of --segments; expected another one")
     if arguments.segments or arguments.vad:
         return _predict_conversations(arguments, suffix)
@@ -38,10 +39,6 @@ def run(arguments):
         return write_each(
             arguments, len(clips), results, lambda clip, result: predictions.write(clip, shares_of(result, labels))
         )
-
-
-def _is_same(path, other):
-    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _predict_conversations(arguments, suffix):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -208,6 +209,17 @@ def wav(tmp_path_factory):
     """A speech-like WAV file of 1.3 s, 16 kHz mono."""
     path = tmp_path_factory.mktemp("wav") / "clip.wav"
     soundfile.write(path, speech(1.3), 16000)
+    return path
+
+
+@pytest.fixture
+def wav_not_in_utf_8(wav, tmp_path):
+    """`wav` under a name that is not UTF-8, as `str`."""
+    path = os.path.join(tmp_path, os.fsdecode(b"caf\xe9.wav"))
+    try:
+        shutil.copy(wav, path)
+    except OSError:
+        pytest.skip("this file system has no such names")
     return path
 
 

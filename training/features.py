@@ -154,7 +154,8 @@ def extract_layers(
         stores = {layer: Path(cache_dir) / name for layer, name in of_stores.of(clips, layers).items()}
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     (stores,) = broadcast_object_list([stores])
-    cut = f"{accelerator.num_processes}-{_clips_per_shard(layers, model.config, len(clips))}"
+    per_shard = _clips_per_shard(layers, model.config, len(clips))
+    cut = f"{accelerator.num_processes}-{per_shard}"
     with ExitStack() as locks:
         written = None  # what is there of each store that is not whole
         if accelerator.is_main_process:
@@ -175,7 +176,7 @@ def extract_layers(
             with checking():  # not of all: a process has clips of its own
                 load_left_out_backbone(model)
                 model.to(accelerator.device)
-                mine = _own_clips(len(clips), accelerator, part, _clips_per_shard(layers, model.config, len(clips)))
+                mine = _own_clips(len(clips), accelerator, part, per_shard)
                 _extract(clips, split, model, feature_extractor, unfinished, accelerator, dtype, mine, written, part)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process and part is None:
@@ -214,8 +215,9 @@ def _finish_if_complete(store, num_clips, dtype, title, part):
     unfinished = _unfinished(store)
     with FileLock(f"{store}.lock"):
         if not is_whole(store):
-            missing, at_work = clips_missing(unfinished, num_clips), parts_at_work(unfinished)
+            at_work = parts_at_work(unfinished)
             if at_work or not is_complete(unfinished, num_clips):
+                missing = clips_missing(unfinished, num_clips)
                 what = f"clips missing: {missing} of {num_clips}, parts at work: {len(at_work)}"
                 print(f"Frame features of {title}: part {part} is there; others are not yet ({what})")
                 return
