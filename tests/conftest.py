@@ -1,5 +1,6 @@
 """Small real things to test on: WAV files, corpora, backbones with random weights, trained model folders."""
 
+import atexit
 import csv
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 # Before any Hugging Face library is imported: nothing is read from or left in the user's caches, nothing is fetched.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="emoshare-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before torch is imported: tests run next to each other, one on each core.
 os.environ["OMP_NUM_THREADS"] = "1"
