@@ -1,6 +1,5 @@
 """Small real things to test on: WAV files, corpora, backbones with random weights, trained model folders."""
 
-import atexit
 import csv
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 
 # Before any Hugging Face library is imported: nothing is read from or left in the user's caches, nothing is fetched.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="emoshare-tests-")
-atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before torch is imported: tests run next to each other, one on each core.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -57,6 +55,10 @@ def pytest_collection_modifyitems(items):
     """Files with many slow tests run first: a test process takes whole files, and one that starts late runs alone."""
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow_tests[item.path])
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"])
 
 
 def backbone_config(model_type="hubert", **fields):
