@@ -1,1 +1,1 @@
-"""`emoshare serve`: the pipeline behind HTTP."""
+"""`emoshare serve`: the pipeline as an HTTP service."""

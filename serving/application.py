@@ -1,4 +1,4 @@
-"""The service: its paths, options, answers and metrics."""
+"""The HTTP application: its paths, options, answers and metrics."""
 
 import asyncio
 import time
@@ -24,15 +24,15 @@ from starlette.requests import ClientDisconnect
 from .batches import ModelError, NoRoomError, TooLongError
 from .uploads import UploadLimits, audio_of
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # upper ends of the histogram's buckets
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # upper bounds of the histogram's buckets
 WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 RETRY_AFTER_S = 1
-GONE = 499  # as nginx counts clients that did not wait for their answer
+GONE = 499  # nginx's status for clients that disconnect before their answer
 
 DESCRIPTION = """
-The body is an audio file, a form with one file, or JSON: `{"url": "https://..."}` of a host that this server may fetch
-from. Options of the pipeline are query parameters. The answer is what the pipeline returns. Its `Warning` header, if
-there is one, says what may be wrong with the audio.
+The body is an audio file, a form with one file, or JSON: `{"url": "https://..."}`, on a host that this server may
+fetch from. Options of the pipeline are query parameters. The answer is what the pipeline returns. If something may be
+wrong with the audio, the `Warning` header says what.
 """
 BODY = {
     "required": True,
@@ -45,34 +45,34 @@ BODY = {
     },
 }
 ERRORS = {
-    400: "the form or the JSON is broken",
+    400: "the form or the JSON is not valid",
     403: "a URL that this server may not fetch",
     408: "the upload was too slow",
-    413: "the upload is too large, or the clip too long, or its overlapping windows are",
-    422: "an option does not fit, or the audio cannot be used",
+    413: "the upload is too large, the clip is too long, or its overlapping windows are too long in total",
+    422: "an option is not valid, or the audio cannot be used",
     500: "the model failed",
-    503: "too many requests wait; `Retry-After` says in how many seconds to try again",
+    503: "the queue is full; `Retry-After` says in how many seconds to try again",
 }
 
 
 class Options(BaseModel):
-    """Those of the pipeline's call whose results are JSON; the pipeline also checks their values."""
+    """The options of the pipeline whose results can be JSON. The pipeline also checks their values."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, description="return only this many emotions, the highest")
+    top_k: int | None = Field(None, description="return only the highest shares, this many")
     chunk_length_s: float | None = Field(None, allow_inf_nan=False, description="longest window in seconds")
     stride_length_s: float | None = Field(
-        None, allow_inf_nan=False, description="seconds at either end of a window that are heard but not counted"
+        None, allow_inf_nan=False, description="seconds of context at either end of a window"
     )
     hop_length_s: float | None = Field(
-        None, allow_inf_nan=False, description="seconds from one window to the next, which then overlap"
+        None, allow_inf_nan=False, description="seconds from the start of one window to the next; windows overlap"
     )
-    return_timeline: bool | None = Field(None, description="return the shares of each window too")
-    return_attention: bool | None = Field(None, description="return what each emotion's head attended to")
-    return_interval: bool | None = Field(None, description="return a 90 % interval of each share")
-    listeners: int | None = Field(None, description="size of the panel whose shares the intervals are of")
-    strict: bool = Field(True, description="refuse a file that was cut off or is damaged")
+    return_timeline: bool | None = Field(None, description="also return the shares of each window")
+    return_attention: bool | None = Field(None, description="also return the attention of each emotion's head")
+    return_interval: bool | None = Field(None, description="also return a 90 % interval of each share")
+    listeners: int | None = Field(None, description="number of listeners in the panel that the intervals are for")
+    strict: bool = Field(True, description="refuse files that are truncated or damaged")
 
 
 class Error(BaseModel):
@@ -80,20 +80,19 @@ class Error(BaseModel):
 
 
 class Metrics:
-    """What `/metrics` shows. As ASGI middleware, it counts and times the requests for `/predict`."""
+    """The metrics at `/metrics`, and ASGI middleware that counts and times the requests to `/predict`."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "emoshare_requests", "Answers, by their HTTP status", ["status"], registry=self.registry
-        )
+        self.requests = Counter("emoshare_requests", "Answers by HTTP status", ["status"], registry=self.registry)
         self.seconds = Histogram(
-            "emoshare_request_seconds", "From headers to answer", buckets=SECONDS, registry=self.registry
+            "emoshare_request_seconds",
+            "From headers to answer",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.batches = Histogram(
-            "emoshare_batch_windows", "Windows in a pass through the model", buckets=WINDOWS, registry=self.registry
-        )
-        self.waiting = Gauge("emoshare_waiting_clips", "Clips without an answer", registry=self.registry)
+        self.batches = Histogram("emoshare_batch_windows", "Windows per batch", buckets=WINDOWS, registry=self.registry)
+        self.waiting = Gauge("emoshare_waiting_clips", "Clips waiting for their answer", registry=self.registry)
         ProcessCollector(registry=self.registry)
 
     def measuring(self, app):
@@ -114,7 +113,7 @@ class Metrics:
 
             try:
                 await app(scope, receive, count_and_send)
-            except Exception:  # which is answered further out
+            except Exception:  # answered by an outer middleware
                 if not statuses:
                     count(500)
                 raise
@@ -125,7 +124,7 @@ class Metrics:
 def application(batches, allowed, metrics, max_bytes, upload_seconds):
     """
     Args:
-        batches: `Batches`, which are closed when the application is.
+        batches: `Batches`; closed when the application shuts down.
         allowed: `AllowedUrls`.
         metrics: `Metrics`.
         max_bytes, upload_seconds: as in `UploadLimits`.
@@ -164,13 +163,13 @@ def application(batches, allowed, metrics, max_bytes, upload_seconds):
         headers = {"Warning": f'199 emoshare "{_ascii("; ".join(clip.warnings))}"'} if clip.warnings else None
         return JSONResponse(batches.emotion_share.postprocess(windows, **clip.postprocess), headers=headers)
 
-    @app.get("/health", summary="Whether the model runs", responses={503: {"model": Error}})
+    @app.get("/health", summary="Whether the model is running", responses={503: {"model": Error}})
     async def health():
         if not batches.model.is_alive():
             raise HTTPException(503, "the model's thread has ended")
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def show_metrics():
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -179,7 +178,7 @@ def application(batches, allowed, metrics, max_bytes, upload_seconds):
 
 @contextmanager
 def _refusing():
-    """What options and audio are refused with."""
+    """Turns errors in options and audio into HTTP errors."""
     try:
         yield
     except TooLongError as error:
@@ -189,7 +188,7 @@ def _refusing():
 
 
 async def _answer(request, clip):
-    """The outputs of a clip's windows. If the client goes before, what has not been computed yet is left out."""
+    """The outputs of a clip's windows. If the client disconnects first, windows not yet computed are skipped."""
     windows, gone = asyncio.wrap_future(clip.windows), asyncio.create_task(request.receive())
     try:
         await asyncio.wait([windows, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +198,7 @@ async def _answer(request, clip):
     finally:
         windows.cancel()
         gone.cancel()
-        if not clip.decoding.cancel():  # the file must not be closed while it is read
+        if not clip.decoding.cancel():  # do not close the file while it is read
             await asyncio.gather(asyncio.wrap_future(clip.decoding), return_exceptions=True)
 
 
@@ -208,7 +207,7 @@ def _ascii(text):
 
 
 def _answering(status, **headers):
-    """A handler of exceptions: answers with this status and what the exception says."""
+    """An exception handler that answers with this status and the exception's message."""
 
     async def handle(request, error):
         return JSONResponse({"detail": str(error)}, status, headers)

@@ -1,4 +1,4 @@
-"""Clips of many requests at once: decoded side by side on threads, predicted in batches on one."""
+"""Decodes the clips of many requests on several threads, and predicts them in batches on one."""
 
 import logging
 import threading
@@ -21,23 +21,23 @@ from ..windows_emoshare import num_heard
 
 logger = logging.getLogger(__name__)
 
-COLLECTING_S = 0.005  # how long windows wait for others, while there are fewer of them than a batch has
-MOST_DECODERS = 8  # threads that decode
-# How often a second of the longest clip may be heard, where windows overlap: with a hop of 1 s and windows of 8 s, each
-# is heard eight times.
+COLLECTING_S = 0.005  # how long an incomplete batch waits for more windows
+MOST_DECODERS = 8  # threads
+# How often each second of the longest clip may be computed when windows overlap: with windows of 8 s and a hop of 1 s,
+# it is computed eight times.
 MOST_HEARD = 8
 
 
 class TooLongError(ValueError):
-    """A clip lasts longer than it may, or its windows do all in all."""
+    """A clip is too long, or its overlapping windows are too long in total."""
 
 
 class NoRoomError(RuntimeError):
-    """As many clips wait as may."""
+    """The queue is full."""
 
 
 class ModelError(RuntimeError):
-    """The model raised an error on windows that are as they should be: there is no memory left, for example."""
+    """The model raised an error on valid windows, for example because it ran out of memory."""
 
 
 @dataclass(eq=False)
@@ -45,13 +45,13 @@ class Clip:
     """
     Args:
         audio: binary file object.
-        preprocess, forward, postprocess: arguments of the pipeline's methods of these names.
+        preprocess, forward, postprocess: arguments of the pipeline's methods of the same names.
 
     Attributes:
-        windows: future of the outputs of all its windows, which are what the pipeline's `postprocess` takes. Cancelling
-            it leaves out what has not been computed yet.
-        warnings (`list[str]`): what its decoder warned of.
-        decoding: future that is done when `audio` is not read any more.
+        windows: future with the outputs of all windows of the clip, as the pipeline's `postprocess` takes them. If it
+            is cancelled, windows that have not been computed yet are skipped.
+        warnings (`list[str]`): the decoder's warnings.
+        decoding: future that is done when `audio` is no longer read.
     """
 
     audio: object
@@ -60,16 +60,16 @@ class Clip:
     postprocess: dict
     windows: Future = field(default_factory=Future)
     warnings: list = field(default_factory=list)
-    outputs: dict = field(default_factory=dict)  # by the number of the window
+    outputs: dict = field(default_factory=dict)  # by window number
     decoding: Future | None = None
 
     @property
     def forward_key(self):
-        """The same for clips that can go through the model together."""
+        """A key that is equal for clips that can share a batch."""
         return sorted(self.forward.items())
 
     def add(self, number, output):
-        """Takes the output of a window, which come in any order."""
+        """Adds the output of a window. Windows may come in any order."""
         self.outputs[number] = output
         last = max(self.outputs)
         if self.outputs[last]["is_last"] and len(self.outputs) == last + 1:
@@ -81,13 +81,13 @@ class Clip:
             self.fail(decoding.exception())
 
     def fail(self, error):
-        with suppress(InvalidStateError):  # nobody waits for it any more, or another window has failed
+        with suppress(InvalidStateError):  # it was cancelled, or another window has failed already
             self.windows.set_exception(error)
 
 
 @dataclass
 class Waiting:
-    """A window that waits for the model: what the pipeline's `preprocess` yielded, and its number in its clip."""
+    """A window in the queue: what the pipeline's `preprocess` yielded, and the window's number in its clip."""
 
     clip: Clip
     number: int
@@ -96,17 +96,18 @@ class Waiting:
 
 class Batches:
     """
-    Predicts clips that come one by one, from any thread, in the batches of `EmotionSharePipeline`, with its results.
+    Predicts clips that are submitted one by one, from any thread, in batches. The results are those of
+    `EmotionSharePipeline`.
 
-    Threads decode clips and cut them into windows, up to eight batches ahead of the model: whatever waits longer than
-    that waits as the file that it is. One thread runs the model. It takes all windows that are there, up to eight
-    batches, and runs those of like length together; a clip is answered as soon as its last window is through.
+    Several threads decode clips and cut them into windows, up to eight batches ahead of the model; clips further back
+    in the queue stay encoded. One thread runs the model. It takes all windows in the queue, up to eight batches, and
+    batches windows of similar length. A clip is answered as soon as its last window has been computed.
 
     Args:
         emotion_share: `EmotionSharePipeline`.
         batch_size (`int`): windows per pass through the model, at most.
-        max_seconds (`float`): of the longest clip.
-        max_waiting (`int`): clips that have no answer yet, at most.
+        max_seconds (`float`): longest duration of a clip.
+        max_waiting (`int`): most clips that may wait for their answer.
         observe_batch: called with the number of windows of each batch.
     """
 
@@ -126,14 +127,14 @@ class Batches:
         """
         Args:
             audio: binary file object, which stays open until the clip's `decoding` is done.
-            options: as in the pipeline's call, but `strict` is `True` if not given.
+            options: as in the pipeline's call, except that `strict` defaults to `True`.
 
         Returns:
-            `Clip`. The exceptions of its `windows` are those of the pipeline on audio, `TooLongError` and `ModelError`.
+            `Clip`. Its `windows` may raise `TooLongError`, `ModelError`, and what the pipeline raises on audio.
 
         Raises:
-            NoRoomError: if as many clips wait as may.
-            ValueError: on an option that does not fit the model.
+            NoRoomError: if the queue is full.
+            ValueError: if an option does not fit the model.
         """
         clip = Clip(audio, *self.parameters(**options))
         self.check_room()
@@ -144,12 +145,12 @@ class Batches:
         return clip
 
     def check_room(self):
-        """Raises `NoRoomError` if as many clips wait as may."""
+        """Raises `NoRoomError` if the queue is full."""
         if len(self.unanswered) >= self.max_waiting:
-            raise NoRoomError(f"as many clips are waiting as may ({self.max_waiting}); try again later")
+            raise NoRoomError(f"the queue is full ({self.max_waiting} clips); try again later")
 
     def parameters(self, strict=True, **options):
-        """The arguments of the pipeline's three methods that its options stand for; raises as the pipeline does."""
+        """Turns options into the arguments of the pipeline's three methods; raises what the pipeline raises."""
         given = self.emotion_share._sanitize_parameters(strict=strict, **options)
         steps = ("preprocess", "forward", "postprocess")
         return [
@@ -157,7 +158,7 @@ class Batches:
         ]
 
     def close(self):
-        """Waits until every clip has its answer, and ends the threads."""
+        """Waits until every clip has been answered, and ends the threads."""
         self.decoders.shutdown()
         self.queue.put(None)
         self.model.join()
@@ -168,14 +169,14 @@ class Batches:
             waveform = self._hear(clip, sampling_rate)
         self._check_windows(clip, len(waveform), sampling_rate)
         audio = {"array": waveform, "sampling_rate": sampling_rate, "path": audio_name(clip.audio)}
-        with _warnings_in([]):  # the same ones
+        with _warnings_in([]):  # the same warnings again
             for number, window in enumerate(self.emotion_share.preprocess(audio, **clip.preprocess)):
                 if clip.windows.done():
                     return
                 self.queue.put(Waiting(clip, number, window))
 
     def _hear(self, clip, sampling_rate):
-        """Decodes a clip, by a minute at most further than it may last: (samples,) float32."""
+        """Decodes a clip, at most a minute past the longest duration allowed. Returns (samples,) float32."""
         blocks, num_samples = [], 0
         for block in audio_blocks(clip.audio, sampling_rate, clip.preprocess["strict"]):
             blocks.append(block)
@@ -185,16 +186,16 @@ class Batches:
         return np.concatenate(blocks)
 
     def _check_windows(self, clip, num_samples, sampling_rate):
-        """Raises `TooLongError` if windows overlap so much that the clip would be as much work as a far longer one."""
+        """Raises `TooLongError` if overlapping windows make the clip as costly as a far longer one."""
         names = ("chunk_length_s", "stride_length_s", "hop_length_s")
         lengths = {name: clip.preprocess[name] for name in names if name in clip.preprocess}
         seconds = num_heard(num_samples, *self.emotion_share.cutting(**lengths)) / sampling_rate
         if seconds > MOST_HEARD * self.max_seconds:
             name = next(name for name in reversed(names) if name in lengths)
             raise TooLongError(
-                f"{audio_name(clip.audio)}: with {name}={lengths[name]:g}, its windows last {seconds:,.0f} s all in "
-                f"all; expected {MOST_HEARD * self.max_seconds:,g} s at most: a longer hop_length_s, or a shorter "
-                "stride_length_s"
+                f"{audio_name(clip.audio)}: with {name}={lengths[name]:g}, its overlapping windows last "
+                f"{seconds:,.0f} s in total; expected at most {MOST_HEARD * self.max_seconds:,g} s: use a longer "
+                "hop_length_s or a shorter stride_length_s"
             )
 
     def _run_model(self):
@@ -210,7 +211,7 @@ class Batches:
                     self._run_batch([alike[index] for index in indices])
 
     def _collect(self):
-        """The windows that wait, at least one. After the last ones comes `None`."""
+        """Takes the windows in the queue, at least one. `None` follows the last window of all."""
         pool, deadline = [self.queue.get()], time.monotonic() + COLLECTING_S
         with suppress(Empty):
             while len(pool) < self.queue.maxsize and pool[-1] is not None:
@@ -219,10 +220,10 @@ class Batches:
         return pool
 
     def _run_batch(self, batch):
-        """Windows that fail together run one by one, so that no clip fails because of its neighbours."""
+        """If a batch fails, its windows run one by one, so that no clip fails because of another."""
         try:
             outputs = self.emotion_share.run_batch([waiting.inputs for waiting in batch], **batch[0].clip.forward)
-        except Exception as error:  # whatever it is, the clips get an answer, and the model runs on
+        except Exception as error:  # on any error, the clips are answered and the thread goes on
             logger.exception("the model failed on %d windows", len(batch))
             if len(batch) > 1:
                 for waiting in batch:
@@ -240,7 +241,7 @@ def _forward_key(waiting):
     return waiting.clip.forward_key
 
 
-# Warnings belong to the clip whose thread gives them.
+# A warning belongs to the clip that its thread is decoding.
 
 _of_thread = threading.local()
 
@@ -255,7 +256,7 @@ def _warnings_in(noted):
 
 
 def note_warnings():
-    """For the rest of the process: what is warned of while a clip is decoded is kept with it, and not shown."""
+    """Keeps warnings that are given while a clip is decoded with that clip, instead of printing them, from now on."""
     show = warnings.showwarning
 
     def note(message, *details, **more):
@@ -265,5 +266,5 @@ def note_warnings():
         else:
             noted.append(str(message))
 
-    warnings.simplefilter("always", UserWarning)  # also the second time
+    warnings.simplefilter("always", UserWarning)  # also when they are repeated
     warnings.showwarning = note

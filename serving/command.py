@@ -1,4 +1,4 @@
-"""What `emoshare serve` does once the model is there."""
+"""Runs the server of `emoshare serve`."""
 
 import os
 import signal
@@ -11,20 +11,21 @@ from .application import Metrics, application
 from .batches import Batches, note_warnings
 from .urls import AllowedUrls
 
-# oneDNN keeps code for the last 1,024 shapes that it has met, and batches hardly ever have the same shape twice: memory
-# would grow by a third over thousands of requests, and gain nothing. It reads this when it first computes.
+# oneDNN caches code for the last 1,024 shapes that it has seen, but batches hardly ever have the same shape twice. The
+# cache would increase memory by a third over thousands of requests, for no gain. oneDNN reads this variable when it
+# first computes something.
 KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def _open_port(host, port):
     """
-    Takes a port, before the model is loaded. Nobody can connect until it is.
+    Binds the port before the model is loaded. Clients cannot connect until the server listens on it.
 
     Returns:
         `socket.socket`.
 
     Raises:
-        ValueError: if it cannot be had.
+        ValueError: if the port cannot be bound.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -38,17 +39,17 @@ def _open_port(host, port):
 
 def serve(arguments, load):
     """
-    Serves until a signal comes, and then answers what it has accepted.
+    Serves until a signal arrives, and then finishes the requests that it has accepted.
 
     Args:
-        arguments: of `emoshare serve`.
+        arguments: parsed arguments of `emoshare serve`.
         load: function that returns the `EmotionSharePipeline`.
 
     Returns:
         0, after SIGTERM.
 
     Raises:
-        ValueError: on a port that cannot be had, or an entry of `allow_url` that says nothing.
+        ValueError: if the port cannot be bound, or an entry of `allow_url` is not valid.
         KeyboardInterrupt: after Ctrl-C.
     """
     os.environ.setdefault(*KEPT_PRIMITIVES)
@@ -65,14 +66,14 @@ def serve(arguments, load):
         arguments.model,
         uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False),
     )
-    # uvicorn has handlers of its own until it has stopped, and then raises the signal once more.
+    # uvicorn handles signals itself until it has stopped, and then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server.run(sockets=[own])
     return 0
 
 
 class _Server(uvicorn.Server):
-    """Says where it is as soon as it answers."""
+    """Prints its address as soon as it answers requests."""
 
     def __init__(self, name, config):
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Limits on what is sent to a server, and files of audio out of requests."""
+"""Limits on uploads, and reading audio files from requests."""
 
 import asyncio
 import json
@@ -8,22 +8,22 @@ from tempfile import SpooledTemporaryFile
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 
-IN_MEMORY = 1 << 20  # bytes of an upload; what is larger lies in a temporary file
+IN_MEMORY = 1 << 20  # bytes; larger uploads go into a temporary file
 MOST_JSON = 1 << 16  # bytes
-LINGER_S = 2  # for how long the rest of an upload is received, and forgotten, when its answer has been sent
+LINGER_S = 2  # how long the rest of an upload is received and discarded after its answer has been sent
 
 
 class UploadLimits:
     """
-    ASGI middleware: answers bodies that are too large with 413, and those that are too slow with 408.
+    ASGI middleware that answers bodies that are too large with 413, and those that are too slow with 408.
 
-    A body that is answered before its end is received a little longer. To close the connection at once would take the
-    answer from a client that is still sending.
+    If a request is answered before its body has ended, the server receives the body a little longer. If it closed the
+    connection at once, a client that is still sending would lose the answer.
 
     Args:
         app: ASGI application.
-        max_bytes (`int`): of a body.
-        max_seconds (`float`): from a request's headers to the end of its body.
+        max_bytes (`int`): largest body.
+        max_seconds (`float`): longest time from a request's headers to the end of its body.
     """
 
     def __init__(self, app, max_bytes, max_seconds):
@@ -52,7 +52,7 @@ class _Upload:
         self.is_complete = self.promised == 0 and "transfer-encoding" not in headers
 
     async def receive(self):
-        if self.is_complete:  # what comes now is the end of the connection, and may take any time
+        if self.is_complete:  # the next message is the end of the connection, which may take any time
             return await self.received()
         self.check_size(self.promised)
         try:
@@ -87,7 +87,7 @@ class _Upload:
 
 
 class NamedFile:
-    """A binary file with a name for messages; temporary files have none that means anything."""
+    """A binary file with a name for messages, because the names of temporary files mean nothing."""
 
     def __init__(self, file, name):
         self.file, self.name = file, name
@@ -99,7 +99,7 @@ class NamedFile:
 @asynccontextmanager
 async def audio_of(request, allowed):
     """
-    The audio that a request brings: its body, the only file of a form, or what it names as `{"url": ...}` in JSON.
+    The audio of a request: its body, the only file of a form, or the file at the URL in `{"url": ...}`.
 
     Args:
         request: Starlette's `Request`.
@@ -109,7 +109,7 @@ async def audio_of(request, allowed):
         `NamedFile`, until the block ends.
 
     Raises:
-        HTTPException: on a body that is none of these, and as `AllowedUrls.fetch` does.
+        HTTPException: if the body is none of these, and as `AllowedUrls.fetch` does.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
@@ -139,7 +139,7 @@ async def _url_of(request):
             raise HTTPException(413, f"the JSON has more than {MOST_JSON:,} bytes")
     try:
         given = json.loads(content)
-    except (ValueError, RecursionError) as error:  # RecursionError: it is nested too deep
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise HTTPException(400, f"the body is not valid JSON ({error})") from error
     if not isinstance(given, dict) or list(given) != ["url"] or not isinstance(given["url"], str):
         raise HTTPException(422, 'the JSON has no URL; expected {"url": "https://..."}, and nothing else')

@@ -1,4 +1,4 @@
-"""URLs that a server may be asked to fetch: those of a list, and nothing in a private network by accident."""
+"""Fetches URLs that are on a list, and never reaches into a private network by accident."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ HEADERS = {"User-Agent": "emoshare", "Accept": "audio/*, */*;q=0.5", "Accept-Enc
 
 
 class NotAllowedError(ValueError):
-    """A URL or an address that no entry of the list admits."""
+    """No entry of the list allows this URL or address."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Url:
     """
     Args:
         scheme (`str`): `"http"` or `"https"`.
-        host (`str`): in lower case, an IPv6 address without brackets.
+        host (`str`): in lower case; IPv6 addresses without brackets.
         port (`int`).
-        path (`str`): quoted, begins with `/`.
+        path (`str`): quoted; begins with `/`.
         query (`str`): quoted.
     """
 
@@ -38,7 +38,7 @@ class Url:
 
     @classmethod
     def parse(cls, text):
-        """Raises `NotAllowedError` on what is no URL, or none that every program reads in the same way."""
+        """Raises `NotAllowedError` if the text is not a URL, or programs may disagree on its meaning."""
         try:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
@@ -61,13 +61,13 @@ class Url:
 class AllowedUrls:
     """
     Args:
-        entries: `HOST` or `HOST:PORT`, for all of that host's URLs, http and https; or the beginning of a URL,
-            `https://HOST/PATH`, for the URLs that have that path or lie below it.
-        max_bytes (`int`): of a file.
-        max_seconds (`float`): from the first request to the last byte.
+        entries: each is `HOST` or `HOST:PORT`, which allows all http and https URLs of that host, or
+            `https://HOST/PATH`, which allows that URL and those below its path.
+        max_bytes (`int`): largest file.
+        max_seconds (`float`): longest time from the first request to the last byte.
 
     Raises:
-        ValueError: on an entry that is neither.
+        ValueError: if an entry is none of these.
     """
 
     def __init__(self, entries, max_bytes, max_seconds):
@@ -77,7 +77,7 @@ class AllowedUrls:
         self.backend = _CheckedAddresses({beginning.host for beginning in self.beginnings})
 
     def check(self, text):
-        """The `Url`; raises `NotAllowedError` if no entry admits it."""
+        """Returns the `Url`; raises `NotAllowedError` if no entry allows it."""
         url = Url.parse(text)
         for beginning in self.beginnings:
             is_below = f"{url.path}/".startswith(f"{beginning.path.rstrip('/')}/")
@@ -87,8 +87,8 @@ class AllowedUrls:
 
     async def fetch(self, text, file):
         """
-        Downloads a URL into a file object. Wherever it redirects to is checked like the URL itself, and so is the
-        address that is connected to.
+        Downloads a URL into a file object. Redirects are checked like the URL itself, and so is the IP address that
+        it connects to.
 
         Raises:
             HTTPException: 403 if the URL is not allowed, 413 if the file is too large, 422 if it cannot be fetched.
@@ -149,10 +149,11 @@ def _beginnings(entry):
 
 class _CheckedAddresses(httpcore2.AnyIOBackend):
     """
-    Connects to public addresses, and to those private ones that are named themselves: a name may lead anywhere.
+    Connects to public addresses only, and to private ones that are on the list as addresses, because a host name may
+    resolve to any address.
 
     Args:
-        named: hosts of the list, addresses among them.
+        named: the hosts on the list, which may be addresses.
     """
 
     def __init__(self, named):
@@ -163,7 +164,7 @@ class _CheckedAddresses(httpcore2.AnyIOBackend):
         addresses = list(dict.fromkeys(place[0] for *_, place in found))
         for address in addresses:
             if not ip_address(address).is_global and address not in self.named:
-                raise NotAllowedError(f"{host} is at {address}, a private address, which the list does not name")
+                raise NotAllowedError(f"{host} is at {address}, a private address that is not on the list")
         for address in addresses[:-1]:
             with suppress(httpcore2.ConnectError):
                 return await super().connect_tcp(address, port, **options)
