@@ -8,8 +8,8 @@ Runs an EmoShare model that was exported to ONNX, without PyTorch and Transforme
     >>> emotion_share("clip.wav")
     [{'label': 'Calmness', 'score': 0.41}, {'label': 'Interest', 'score': 0.22}, ...]
 
-This file is all there is to it. It gives what the "emotion-share" pipeline gives, to 1e-4: it reads audio, resamples it
-and cuts it into windows by the same rules. Whatever else is done to a waveform is part of the ONNX file.
+Nothing else of EmoShare is needed. The shares are those of the "emotion-share" pipeline, to 1e-4: this file reads and
+resamples audio, and cuts it into windows, by the same rules. All other preprocessing is part of the ONNX file.
 """
 
 import io
@@ -30,18 +30,18 @@ import onnxruntime
 import soundfile
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
-ZEROS, ROLLOFF = 6, 0.99  # resampling: a sinc of 6 zeros to either side, in a Hann window, that cuts off at 99 %
-VALUES_AT_A_TIME = 1 << 20  # of the samples that new ones are made of
-BLOCK = 1 << 24  # values of all channels that are decoded at a time, whatever number the header claims
-INTEGER_SCALE = 16  # a peak above this is no floating-point audio, whose full scale is 1
-MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a quarter for MPEG-2.5
-KBPS = (  # of layer III, by the number in a frame's header: of MPEG-1, and of the others
+ZEROS, ROLLOFF = 6, 0.99  # resampling filter: sinc with 6 zeros per side, Hann window, cutoff at 99 %
+VALUES_AT_A_TIME = 1 << 20  # that resampling reads at a time
+BLOCK = 1 << 24  # values, over all channels, decoded at a time, whatever the header claims
+INTEGER_SCALE = 16  # a higher peak cannot be floating-point audio, whose full scale is 1
+MPEG_RATES = (44100, 48000, 32000)  # Hz, for MPEG-1; half as much for MPEG-2, a quarter for MPEG-2.5
+KBPS = (  # bit rates of layer III by their index in a frame's header: for MPEG-1, and for the others
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
-SPARE_FRAMES = 10  # of an MP3, that a decoder may leave out at the ends, and a quarter of a second or more
-WINDOWS_READ_AHEAD = 8  # for each window of a batch, so that a batch has windows of similar length
-MOST_PADDING = 0.35  # of a batch
+SPARE_FRAMES = 10  # of an MP3, a quarter of a second or more; decoders may leave out some at either end
+WINDOWS_READ_AHEAD = 8  # batches to read ahead, to find windows of similar length
+MOST_PADDING = 0.35  # largest part of a batch that may be padding
 
 
 class EmotionShareRuntime:
@@ -49,13 +49,14 @@ class EmotionShareRuntime:
     Predicts the share of listeners who would perceive each emotion in a speech clip.
 
     Args:
-        folder: where the ONNX file is.
-        file_name: its name; `"model_int8.onnx"` where the model was exported in 8 bits too.
-        session_options: further arguments of `onnxruntime.InferenceSession`, as `providers=["CUDAExecutionProvider"]`.
+        folder: folder of the ONNX file.
+        file_name: its name. `"model_int8.onnx"` is the model in 8 bits, if that was exported too.
+        session_options: further arguments of `onnxruntime.InferenceSession`, such as
+            `providers=["CUDAExecutionProvider"]`.
 
     Attributes:
         labels (`list[str]`): the emotions.
-        sampling_rate (`int`): in Hz, that the model hears at; audio of other rates is resampled.
+        sampling_rate (`int`): the model's, in Hz; audio at other rates is resampled.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -67,13 +68,13 @@ class EmotionShareRuntime:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected the folder of an exported EmoShare model")
         options = onnxruntime.SessionOptions()
-        # Weights that are stored in 8 bits and computed with in float32 are converted once, and not at every call.
+        # Convert weights that are stored in 8 bits but computed in float32 once, instead of at every call.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         session_options = {"providers": ["CPUExecutionProvider"], "sess_options": options, **session_options}
         self.session = onnxruntime.InferenceSession(path, **session_options)
         metadata = self.session.get_modelmeta().custom_metadata_map
         if "labels" not in metadata:
-            raise ValueError(f"{path}: is not an EmoShare model that was exported by `emoshare export`")
+            raise ValueError(f"{path}: is not an EmoShare model exported by `emoshare export`")
         self.labels = json.loads(metadata["labels"])
         self.sampling_rate = json.loads(metadata["sampling_rate"])
         self.max_window_samples = json.loads(metadata["max_window_samples"])
@@ -82,29 +83,30 @@ class EmotionShareRuntime:
     def __call__(self, inputs, batch_size=1, top_k=None, return_timeline=False):
         """
         Args:
-            inputs: audio, or a list or generator of it. One clip is
-                - a path of an audio file, its content as `bytes`, or a binary file object, which is read from its
-                  start: what libsndfile decodes (WAV, FLAC, OGG, MP3, ...); channels are averaged;
+            inputs: one clip, or a list or generator of clips. A clip is
+                - the path of an audio file, its content as `bytes`, or a binary file object, which is read from its
+                  start, in any format that libsndfile decodes (WAV, FLAC, OGG, MP3, ...); channels are averaged;
                 - a 1D floating-point array in [-1, 1] at the model's sampling rate;
                 - `(sampling rate, samples)`: (samples,) or (samples, channels), floating point, int8, int16 or int32;
                 - `{"array", "raw" or "audio": waveform, "sampling_rate": int}`, `{"bytes": bytes or None, "path":
                   str or None}`, or `{"audio": ...}` with any of these.
-            batch_size (`int`): windows that go through the model at once, at most. The shares are the same; those of a
-                file in 8 bits differ a little.
-            top_k (`int`, *optional*): return only this many emotions, the highest.
-            return_timeline (`bool`): return the shares of each window too.
+            batch_size (`int`): most windows in a batch. It does not change the shares, except a little those of a
+                model in 8 bits.
+            top_k (`int`, *optional*): return only the highest shares, this many.
+            return_timeline (`bool`): also return the shares of each window.
 
         Returns:
-            `list[dict]`: `{"label": str, "score": float}` for every emotion, the highest share first. With a timeline,
-            a dict of this list as `"shares"` and, as `"timeline"`, `{"start": float, "end": float, "shares": {label:
-            float}}` of each window, in seconds. A list for a list, an iterator for a generator.
+            `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first. With a timeline, a
+            dict with this list as `"shares"`, and as `"timeline"` a list with `{"start": float, "end": float, "shares":
+            {label: float}}` for each window, in seconds. A list of these for a list, an iterator for a generator.
 
         Raises:
-            ValueError: if audio is empty, broken, too short or not finite, or an argument is illegal.
+            ValueError: if audio is empty, broken, too short or not finite, or an argument is not valid.
             FileNotFoundError, OSError: if a file cannot be read.
-            TypeError: on anything else.
+            TypeError: if `inputs` is anything else.
 
-        Warns, by name, of samples at the scale of integers: a peak above 16, where full scale is 1.
+        Warns, naming the clip, if its peak is above 16: its samples are probably integers that were not scaled to
+        [-1, 1].
         """
         for name, value in (("batch_size", batch_size), ("top_k", 1 if top_k is None else top_k)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -117,9 +119,9 @@ class EmotionShareRuntime:
         return list(results) if isinstance(inputs, list) else results
 
     def _predict(self, clips, batch_size, top_k, return_timeline):
-        """What is returned for each clip, in their order."""
+        """Yields the result of each clip, in order."""
         windows = chain.from_iterable(map(self._windows, clips))
-        of_clip = []  # windows and shares of the clip that is not complete yet
+        of_clip = []  # windows and shares of the current clip, until it is complete
         while pool := list(islice(windows, WINDOWS_READ_AHEAD * batch_size if batch_size > 1 else 1)):
             for window, shares in zip(pool, self._run(pool, batch_size), strict=True):
                 of_clip.append((window, shares))
@@ -150,7 +152,7 @@ class EmotionShareRuntime:
         return shares
 
     def _result(self, of_clip, top_k, return_timeline):
-        """The windows' shares, averaged by duration."""
+        """The average of the windows' shares, weighted by duration."""
         durations = [window.end - window.start for window, _ in of_clip]
         average = np.average([shares for _, shares in of_clip], axis=0, weights=durations)
         labelled = [{"label": label, "score": float(share)} for label, share in zip(self.labels, average, strict=True)]
@@ -169,7 +171,7 @@ class EmotionShareRuntime:
 
 
 class Window(NamedTuple):
-    """Samples of a clip, (samples,) float32, where they begin and end in it, and whether it ends with them."""
+    """A window of a clip: its (samples,) float32, its first sample and end in the clip, and whether it is the last."""
 
     waveform: np.ndarray
     start: int
@@ -179,8 +181,8 @@ class Window(NamedTuple):
 
 def cut(num_samples, longest, shortest):
     """
-    First sample and end of each window of a clip: one after another, `longest` samples each, the last one with what is
-    left. If that would be less than `shortest`, the last cut moves back.
+    Returns (start, end) of each window of a clip, in samples. Windows follow one another and have `longest` samples,
+    except that the last one has the rest. If the rest is less than `shortest`, the last window starts earlier.
     """
     cuts = [*range(0, num_samples, longest), num_samples]
     if len(cuts) > 2 and num_samples - cuts[-2] < shortest:
@@ -189,7 +191,7 @@ def cut(num_samples, longest, shortest):
 
 
 def batches(lengths, most):
-    """The indices of the windows of each batch, which are of similar length, so that little is padded."""
+    """Groups windows of similar length into batches, so that there is little padding. Returns the indices per batch."""
     found, total = [], 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         longest = lengths[index]
@@ -204,11 +206,11 @@ def batches(lengths, most):
 def load_audio(audio, sampling_rate):
     """
     Args:
-        audio: one clip, as `EmotionShareRuntime.__call__` takes it.
-        sampling_rate: wanted, in Hz.
+        audio: one clip, as in `EmotionShareRuntime.__call__`.
+        sampling_rate: of the returned waveform, in Hz.
 
     Returns:
-        The waveform, (samples,) float32, mono, and what messages call the clip.
+        The mono waveform, (samples,) float32, and the clip's name for messages.
     """
     name = None
     while isinstance(audio, Mapping):
@@ -252,7 +254,7 @@ def _is_array(values):
 
 
 def _content(file, name):
-    """All bytes of a file object, wherever it stands."""
+    """All bytes of a file object, from its start."""
     if not isinstance(file.read(0), bytes):
         raise TypeError(f"{name}: got a file object that is opened as text; expected one opened with 'rb'")
     if file.seekable():
@@ -261,14 +263,14 @@ def _content(file, name):
 
 
 def _decoded(file, name):
-    """Samples (samples, channels) float32 and rate of an audio file, a path or a `BytesIO`."""
+    """Decodes an audio file, a path or a `BytesIO`, into (samples, channels) float32 and the sampling rate."""
     is_path = isinstance(file, str)
     if is_path and not os.path.isfile(file):
         raise FileNotFoundError(f"{name}: no such audio file")
     try:  # names need not be UTF-8
         with soundfile.SoundFile(os.fsencode(file) if is_path and os.name == "posix" else file) as sound:
             samples = np.concatenate(list(_blocks(sound)))
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: samples without a header
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples without a header
         reason = getattr(error, "error_string", error)
         raise ValueError(f"{name}: not an audio file that can be decoded ({reason})") from error
     if sound.format in ("MP3", "OGG"):
@@ -277,14 +279,14 @@ def _decoded(file, name):
         if goes_on:
             raise ValueError(
                 f"{name}: has more audio than the {len(samples) / sound.samplerate:.2f} s that libsndfile decodes of "
-                "it, because its header does not say its length, or files were put together; convert it to WAV"
+                "it, because its header does not give its length, or files were joined; convert it to WAV"
             )
     return samples, sound.samplerate
 
 
 def _blocks(sound):
-    """All samples of a file, block by block: a header may not say how many there are, or claim any number."""
-    sound.seekable = lambda: False  # soundfile looks up the position after each read, which fails without a length
+    """Yields all samples in blocks, because the header may give no number of samples, or a wrong one."""
+    sound.seekable = lambda: False  # soundfile asks for the position after each read, which fails without a length
     num_read, block = 0, None
     while block is None or len(block):
         most = min(BLOCK // sound.channels, max(sound.frames - num_read, 1))
@@ -294,15 +296,15 @@ def _blocks(sound):
 
 
 def _is_chain(ogg):
-    """Whether a stream begins behind another one. Pages that begin one are the first pages of all, otherwise."""
+    """Whether one stream follows another: if not, all pages that begin a stream come before all other pages."""
     begins = [flags[0] & 2 for flags in re.findall(rb"OggS\0([\0-\7])", ogg)]
     return begins != sorted(begins, reverse=True)
 
 
 def _mp3_goes_on(mp3, rate, num_samples):
     """
-    Whether there are many more frames than decoded samples need. libsndfile reads as many samples as a count in the
-    first frame says; without one, as many as there were if all frames were as long as the first one.
+    Whether the file has many more frames than the decoded samples need. libsndfile reads as many samples as the first
+    frame gives as the count. Without a count, it assumes that all frames are as long as the first one.
     """
     halvings = int(rate <= 24000) + int(rate <= 12000)  # MPEG-1, MPEG-2 or MPEG-2.5
     samples_per_frame, kbps = (1152, KBPS[0]) if halvings == 0 else (576, KBPS[1])
@@ -312,7 +314,7 @@ def _mp3_goes_on(mp3, rate, num_samples):
     is_header &= (third >> 2 & 3 == MPEG_RATES.index(rate << halvings)) & ((third >> 4) % 15 > 0)
     begins = np.flatnonzero(is_header)
     ends = begins + samples_per_frame * 125 * np.array(kbps)[third[begins] >> 4] // rate + (third[begins] >> 1 & 1)
-    num_frames = np.isin(ends, begins).sum()  # other bytes that look like a header have none behind them
+    num_frames = np.isin(ends, begins).sum()  # bytes that look like a header by chance have no header after them
     return num_frames > num_samples // samples_per_frame + SPARE_FRAMES
 
 
@@ -327,7 +329,7 @@ def _checked_waveform(values, name):
 
 
 def _checked_samples(values, name):
-    """(samples, channels) floating point; integers are divided by their full scale."""
+    """Returns (samples, channels) in floating point; integers are divided by their full scale."""
     samples = np.asarray(values)
     if samples.dtype in (np.int8, np.int16, np.int32):
         samples = samples / np.float32(-int(np.iinfo(samples.dtype).min))
@@ -355,7 +357,7 @@ def _mono(samples, name):
     """Averages the channels of (samples, channels)."""
     if len(samples) == 0:
         raise ValueError(f"{name}: holds no samples")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
         samples = samples.astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
         raise ValueError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are not finite")
@@ -369,10 +371,10 @@ def _mono(samples, name):
 
 
 def resampled(waveform, from_rate, to_rate):
-    """(samples,) float32 at another rate, as torchaudio's `Resample` makes it, to 1e-6 of full scale."""
+    """Resamples (samples,) float32. The result equals that of torchaudio's `Resample` to 1e-6 of full scale."""
     if from_rate == to_rate:
         return waveform
-    # The two rates meet again after `period` samples, or `new_period` new ones.
+    # `period` old samples last as long as `new_period` new ones.
     period, new_period = from_rate // math.gcd(from_rate, to_rate), to_rate // math.gcd(from_rate, to_rate)
     taps = _taps(period, new_period)
     num_taps = taps.shape[1]
@@ -390,11 +392,11 @@ def resampled(waveform, from_rate, to_rate):
 @lru_cache(maxsize=4)
 def _taps(period, new_period):
     """
-    The weights of the filter, (new_period, taps) float32: for each place that a new sample can have between two
-    samples, those of the samples around it.
+    The filter's weights, (new_period, taps) float32: for each position that a new sample can have between two old ones,
+    the weights of the old samples around it.
     """
     cutoff = min(period, new_period) * ROLLOFF
-    width = math.ceil(ZEROS * period / cutoff)  # samples that it reaches to either side
+    width = math.ceil(ZEROS * period / cutoff)  # in samples, to either side
     offsets = np.arange(1 - width, width + 1)
     taps = np.empty((new_period, 2 * width), np.float32)
     at_a_time = max(VALUES_AT_A_TIME // (2 * width), 1)

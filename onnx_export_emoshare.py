@@ -1,8 +1,8 @@
 """
-A model as an ONNX file, which onnxruntime runs without PyTorch and Transformers.
+Exports a model to an ONNX file, which onnxruntime runs without PyTorch and Transformers.
 
-This takes the libraries onnx, onnxscript and onnxruntime. They are imported where they are used: Transformers refuses a
-repository whose code imports what is not installed.
+This needs the libraries onnx, onnxscript and onnxruntime. They are imported where they are used, because Transformers
+refuses a repository whose modules import what is not installed.
 """
 
 import copy
@@ -27,10 +27,10 @@ FOLDER = "onnx"  # of a model repository, where the Hub and its tools look for O
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
 OPSET = 20  # the first one with GELU
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # by which the shares of a file in float32 may differ from the model's
-COMPUTED_IN_INT8 = ("MatMul", "Gemm")  # where they are linear layers of an encoder
-PREPROCESSING, FRONT_END, HEADS = "features.", "backbone.feature_extractor.", "heads."  # how names of weights begin
-LARGEST_FILE = 2_000_000_000  # bytes; weights of more are in a second file, because ONNX's format takes no more
+TOLERANCE = 1e-4  # largest difference allowed between the shares of a float32 file and the model's
+COMPUTED_IN_INT8 = ("MatMul", "Gemm")  # if they are linear layers of an encoder
+PREPROCESSING, FRONT_END, HEADS = "features.", "backbone.feature_extractor.", "heads."  # prefixes of weight names
+LARGEST_FILE = 2_000_000_000  # bytes; larger weights go into a second file, because of a limit of ONNX's format
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class OnnxFile:
     """
     Attributes:
         path (`Path`): the file.
-        num_bytes (`int`): its size, with that of a second file for the weights if there is one.
+        num_bytes (`int`): its size, including a second file with weights if there is one.
         opset (`int`): the version of ONNX's operators.
-        operators (`dict[str, int]`): how often it uses each operator, those that are onnxruntime's own included.
-        difference (`float`): how far its shares were from the model's, at the most, on a batch of noise.
+        operators (`dict[str, int]`): how often it uses each operator, including onnxruntime's own.
+        difference (`float`): largest difference between its shares and the model's, on a batch of noise.
     """
 
     path: Path
@@ -52,41 +52,41 @@ class OnnxFile:
 
 
 class ExportsOnnx:
-    """For the model's class: what writes a model as an ONNX file."""
+    """Mixin for the model's class that exports it to ONNX."""
 
     def export_onnx(self, folder, feature_extractor, int8=False):
         """
         Writes `onnx/model.onnx` into a folder, and next to it `emoshare_runtime.py`, which runs it without PyTorch and
-        Transformers. Needs the libraries onnx, onnxscript and onnxruntime. Files of an earlier export are replaced, or
+        Transformers. Needs the libraries onnx, onnxscript and onnxruntime. Files of an earlier export are replaced or
         removed.
 
         The graph takes `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, each clip's number of
-        samples. It gives `shares` (batch, labels), and, where the model has them, `attention` (batch, labels, steps)
-        and `concentrations` (batch, labels). Preprocessing is part of it. A clip's shares are the model's, alone and in
-        any batch. The file's metadata say what a program needs to know, each value in JSON: `labels`, `sampling_rate`
-        in Hz, `max_window_samples` and `min_samples`, `frame_length` and `hop_length` in samples, `pool_size` in
-        frames, `feature_type` and `architecture`.
+        samples. It returns `shares` (batch, labels) and, if the model has them, `attention` (batch, labels, steps) and
+        `concentrations` (batch, labels). It includes preprocessing. A clip's shares are the model's, alone and in any
+        batch. The file's metadata have what a program needs to know, each value in JSON: `labels`, `sampling_rate` in
+        Hz, `max_window_samples` and `min_samples`, `frame_length` and `hop_length` in samples, `pool_size` in frames,
+        `feature_type` and `architecture`.
 
         Args:
-            folder: that of a model repository, or another one; made if it does not exist.
+            folder: a model repository or any other folder; created if it does not exist.
             feature_extractor: the model's `EmoShareFeatureExtractor`.
-            int8: whether to write `onnx/model_int8.onnx` too, whose weights have 8 bits. Its shares are not exact, and
-                depend a little on the other clips of a batch.
+            int8: also write `onnx/model_int8.onnx`, with weights in 8 bits. Its shares are not exact, and depend a
+                little on the other clips of a batch.
 
         Returns:
-            `list[OnnxFile]`: what was written.
+            `list[OnnxFile]`: the files written.
 
         Raises:
             ImportError: if one of the libraries is missing.
-            ValueError: if the model or its feature extractor cannot be exported, or the two do not go together.
-            RuntimeError: if the file does not give the model's shares.
+            ValueError: if the model or its feature extractor cannot be exported, or the two do not match.
+            RuntimeError: if the file's shares differ from the model's.
             OSError: if a file cannot be written.
         """
         _check_libraries()
         _check_goes_together(self, feature_extractor)
         target = Path(folder) / FOLDER
         target.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target) as unfinished:  # an export that fails leaves an earlier one as it was
+        with TemporaryDirectory(dir=target) as unfinished:  # a failed export leaves an earlier one unchanged
             paths = [Path(unfinished) / FLOAT32]
             with _quiet():
                 _write_float32(self, feature_extractor, paths[0])
@@ -102,10 +102,10 @@ class ExportsOnnx:
 
 
 def _put_in_place(unfinished, target):
-    """Moves what was written to its place, and removes files of an earlier export, whose weights may be other ones."""
+    """Moves the new files into place, and removes those of an earlier export, whose weights may differ."""
     new = {path.name for path in unfinished.iterdir()}
     for earlier in [path for name in (FLOAT32, INT8) for path in target.glob(f"{name}*")]:
-        # One whose weights are in a second file is removed first: it must never be found with those of another.
+        # A file with its weights in a second file is removed first: it must never be found next to other weights.
         if earlier.name not in new or f"{earlier.name}.data" in new:
             earlier.unlink()
     for name in sorted(new, reverse=True):  # the second files first
@@ -150,8 +150,8 @@ def _write_float32(model, feature_extractor, path):
     if model.config.lora_rank:
         model = copy.deepcopy(model).merge_adapters()
     graph = WaveformsToShares(model, feature_extractor.as_module()).eval().requires_grad_(False)
-    # Tracing takes a size of 1 for a special case, so that it is shown at least two clips, frames and steps. The graph
-    # holds for fewer, which `_difference` tries.
+    # Tracing treats a size of 1 as a special case, so the example has at least two clips, frames and steps. The graph
+    # also works for fewer, which `_difference` checks.
     batch, fewest = torch.export.Dim("batch", min=2), feature_extractor.samples_of(2 * model.config.pool_size)
     samples = torch.export.Dim("samples", min=fewest, max=feature_extractor.max_window_samples)
     lengths = torch.tensor([fewest, 2 * fewest + 1])
@@ -169,17 +169,20 @@ def _write_float32(model, feature_extractor, path):
             verbose=False,
             input_names=["waveforms", "lengths"],
             output_names=graph.output_names,
-            dynamic_shapes=({0: "batch", 1: "samples"}, {0: None}),  # their names; the second one's follows
+            dynamic_shapes=(
+                {0: "batch", 1: "samples"},
+                {0: None},
+            ),  # names of dimensions; `lengths` takes the first's
         )
     for node in onnx.model.graph.all_nodes():
-        node.metadata_props.clear()  # lines and folders of the code that made them
+        node.metadata_props.clear()  # source lines and paths of the code that made the nodes
     onnx.model.producer_name, onnx.model.producer_version = "emoshare", None
     onnx.model.metadata_props.update(_metadata(model, feature_extractor))
     onnx.save(path)
 
 
 def _metadata(model, feature_extractor):
-    """What the file says of itself; each value as JSON."""
+    """The file's metadata; each value as JSON."""
     names = ("feature_type", "sampling_rate", "max_window_samples", "min_samples", "frame_length", "hop_length")
     values = {
         "labels": model.config.labels,
@@ -192,15 +195,16 @@ def _metadata(model, feature_extractor):
 
 def _write_int8(source, target):
     """
-    Linear layers of the encoder compute in 8 bits: their weights have a scale for each output, and what they are
-    multiplied with is rounded when it is there, to 7 bits: processors without VNNI add pairs of products in 16 bits,
-    which would overflow. The bit is worth more to the weights, whose rounding moves shares the most. All other weights
-    are stored in 8 bits, and computed with in float32: the heads, whose shares are to keep their order, and the front
-    end, whose maps have values too large for one scale.
+    Linear layers of the encoder compute in 8 bits. Their weights have one scale per output; activations are quantised
+    dynamically, to 7 bits, because processors without VNNI add pairs of products in 16 bits, which would overflow. The
+    eighth bit goes to the weights, whose rounding changes shares the most. All other weights are stored in 8 bits and
+    computed in float32: those of the heads, so that shares keep their order, and those of the front end, whose feature
+    maps have values too large for one scale.
     """
     quantization, onnx = (import_module(name) for name in ("onnxruntime.quantization", "onnx"))
     model = onnx.load(source)
-    # It advises to infer shapes first, unless its own tool for that has left this mark. The exporter has written them.
+    # onnxruntime warns that shapes should be inferred first, unless its own tool has set this mark. The exporter has
+    # already written the shapes.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     of_encoder = _weights_of_encoder(model.graph)
     for tensor in list(model.graph.initializer):
@@ -221,14 +225,14 @@ def _write_int8(source, target):
     model = onnx.load(target)
     _round_inputs_to_7_bits(model.graph, onnx)
     data = target.with_name(f"{target.name}.data")
-    data.unlink(missing_ok=True)  # what is saved there would be added to what it has
+    data.unlink(missing_ok=True)  # saving would append to it
     onnx.save(model, target, save_as_external_data=is_large, location=data.name)
 
 
 def _weights_of_encoder(graph):
-    """Names of the weights of linear layers before the heads and behind the front end."""
+    """Names of the weights of linear layers between the front end and the heads."""
     weights, found, of_heads = {tensor.name for tensor in graph.initializer}, set(), set()
-    for node in graph.node:  # each one after those that it depends on
+    for node in graph.node:  # in topological order
         if any(name.startswith(HEADS) or name in of_heads for name in node.input):
             of_heads.update(node.output)
         elif node.op_type in COMPUTED_IN_INT8 and not node.input[1].startswith((FRONT_END, PREPROCESSING)):
@@ -237,7 +241,7 @@ def _weights_of_encoder(graph):
 
 
 def _store_in_int8(tensor, graph, onnx):
-    """Replaces a weight, in place, by 8 bits and a scale for each slice along its longest dimension."""
+    """Stores a weight in 8 bits, in place, with a scale for each slice along its longest dimension."""
     name, weight = tensor.name, torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     axis = max(range(weight.dim()), key=lambda dim: weight.shape[dim])
     others = tuple(dim for dim in range(weight.dim()) if dim != axis)
@@ -255,7 +259,7 @@ def _store_in_int8(tensor, graph, onnx):
 
 
 def _round_inputs_to_7_bits(graph, onnx):
-    """Replaces, in place, ONNX's operator that rounds a tensor to 8 bits by what makes the numbers 0 to 128 of it."""
+    """Replaces, in place, each operator that quantises activations to 8 bits by operators that use 0 to 128."""
     constants = {"int8_zero": 0.0, "int8_steps": 127.0, "int8_smallest": 1e-12}
     graph.initializer.extend(onnx.helper.make_tensor(name, 1, (), [value]) for name, value in constants.items())
     nodes = []
@@ -297,7 +301,7 @@ def _num_bytes(path):
 
 @torch.inference_mode()
 def _difference(path, model, feature_extractor):
-    """From the model's shares, of noise: the shortest clip alone, and in a batch between longer ones."""
+    """Largest difference from the model's shares on noise: the shortest clip alone, and in a batch with longer ones."""
     session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
     shortest, longest = feature_extractor.min_samples, feature_extractor.max_window_samples
     generator = torch.Generator().manual_seed(0)
@@ -316,7 +320,7 @@ def _difference(path, model, feature_extractor):
 
 
 def _runtime_of(model):
-    """The file of the runtime: the installed package has it, and remote code has it in its repository."""
+    """Path of the runtime's file, in the installed package, or in the repository of remote code."""
     installed = Path(__file__).with_name(RUNTIME)
     found = installed if installed.is_file() else fetch_file(RUNTIME, model.name_or_path)
     if found is None:
@@ -326,7 +330,7 @@ def _runtime_of(model):
 
 @contextmanager
 def _quiet():
-    """The exporter and its libraries tell their own developers what they do; of that, errors alone are of interest."""
+    """Hides all messages but errors of the exporter and its libraries, which are meant for their developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

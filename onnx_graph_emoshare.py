@@ -1,9 +1,9 @@
 """
-An EmoShare model as a graph of ONNX operators can hold it: from padded waveforms to shares, with preprocessing.
+An EmoShare model in a form that can be exported to ONNX: from padded waveforms to shares, with preprocessing.
 
-The numbers are those of the model. What differs is the form: nothing depends on the values of tensors, convolutions
-over frames are matrix products, which onnxruntime quantises as it does those of linear layers, and an LSTM is ONNX's
-own operator.
+It computes the same numbers as the model, in another form: no control flow depends on the values of tensors,
+convolutions over frames are matrix products, which onnxruntime quantises like those of linear layers, and an LSTM is
+ONNX's own operator.
 """
 
 import copy
@@ -19,8 +19,8 @@ from .pooling_emoshare import SLOPE_STEPS, FunctionalsPooling
 class WaveformsToShares(nn.Module):
     """
     Args:
-        model: `EmoShareModel` in float32, which stays as it is; its family must have `exportable`.
-        features: module that makes of waveforms what the model takes, as `EmoShareFeatureExtractor.as_module` gives it.
+        model: `EmoShareModel` in float32, which is not changed; its family must have `exportable`.
+        features: module that turns waveforms into the model's inputs, from `EmoShareFeatureExtractor.as_module`.
     """
 
     def __init__(self, model, features):
@@ -44,12 +44,12 @@ class WaveformsToShares(nn.Module):
     def forward(self, waveforms, lengths):
         """
         Args:
-            waveforms: (batch, samples) float32 at the extractor's sampling rate, arbitrary past a clip's last sample.
+            waveforms: (batch, samples) float32 at the extractor's sampling rate; padding may have any values.
             lengths: (batch,) int64, each clip's number of samples, at least the extractor's `min_samples`.
 
         Returns:
-            `tuple` of what `output_names` says: shares (batch, labels); attention (batch, labels, steps) where the
-            architecture has it; concentrations (batch, labels) where the loss has them.
+            `tuple`, in the order of `output_names`: shares (batch, labels); attention (batch, labels, steps) if the
+            architecture has it; concentrations (batch, labels) if the loss has them.
         """
         features, lengths = self.features(waveforms, lengths)
         if self.backbone is not None:
@@ -73,7 +73,7 @@ class WaveformsToShares(nn.Module):
 
 
 def _replace(head):
-    """Gives a head the forms of its parts that ONNX has, in place."""
+    """Replaces, in place, the parts of a head that ONNX needs in another form."""
     if head.architecture.stem == "convolutions":
         head.convolutions = OnnxConvolutions(head.convolutions)
     for parent in head.modules():
@@ -83,7 +83,7 @@ def _replace(head):
 
 
 class OnnxConvolutions(nn.Module):
-    """`Convolutions`, each as one matrix product."""
+    """`Convolutions` with each convolution as one matrix product."""
 
     def __init__(self, stem):
         super().__init__()

@@ -1,22 +1,22 @@
-"""Layers in the forms that ONNX has for them: convolutions over frames as matrix products, and the LSTM."""
+"""Layers in forms that ONNX supports: convolutions over frames as matrix products, and ONNX's own LSTM."""
 
 import torch
 from torch import nn
 
 
 def seen_by_kernel(frames, taps):
-    """What a convolution's kernel sees: (batch, frames, channels) -> (batch, frames out, taps * channels)."""
+    """The inputs of a convolution's kernel: (batch, frames, channels) -> (batch, frames out, taps * channels)."""
     frames_out = frames.shape[1] - taps + 1
     return torch.cat([frames[:, tap : tap + frames_out] for tap in range(taps)], dim=-1)
 
 
 def kernel_matrix(convolution):
-    """The weight of a Conv1d without groups, for what `seen_by_kernel` gives: (taps * channels in, channels out)."""
+    """The weight of a Conv1d without groups, to multiply `seen_by_kernel` with: (taps * channels in, channels out)."""
     return convolution.weight.detach().permute(2, 1, 0).flatten(0, 1)
 
 
 class OnnxLSTM(nn.Module):
-    """`nn.LSTM` of one layer as ONNX's operator, which has the gates in another order."""
+    """A one-layer `nn.LSTM` as ONNX's operator, which orders the gates differently."""
 
     def __init__(self, lstm):
         super().__init__()
@@ -27,7 +27,7 @@ class OnnxLSTM(nn.Module):
         self.register_buffer("bias", torch.cat(biases, dim=1))
 
     def forward(self, steps):
-        """(batch, steps, channels) -> (batch, steps, hidden size), and in place of the last states nothing"""
+        """(batch, steps, channels) -> (batch, steps, hidden size), and `None` instead of the last states."""
         inputs = steps.transpose(0, 1)  # (steps, batch, channels)
         states = torch.onnx.ops.symbolic(
             "LSTM",
@@ -40,6 +40,6 @@ class OnnxLSTM(nn.Module):
 
 
 def _in_onnx_order(weight):
-    """From PyTorch's order of the gates to ONNX's, with a dimension for one direction in front."""
+    """Reorders gates from PyTorch's order to ONNX's, and adds a first dimension for the one direction."""
     input_gate, forget_gate, cell_gate, output_gate = weight.detach().chunk(4)
     return torch.cat([input_gate, output_gate, forget_gate, cell_gate])[None]

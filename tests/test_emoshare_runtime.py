@@ -191,7 +191,7 @@ def test_frames_are_as_long_as_in_the_package():
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 24000, 44100, 48000])
 def test_whole_mp3s_are_heard(rate, mode):
-    """Also those with pictures, in which bytes look like a frame's header by chance, and with half empty frames."""
+    """Also files with pictures, whose bytes look like a frame's header by chance, and files with half-empty frames."""
     rng = np.random.default_rng(rate)
     picture = rng.bytes(1 << 21)
     size = bytes(len(picture) >> shift & 127 for shift in (21, 14, 7, 0))

@@ -27,7 +27,7 @@ def session_of(path):
 
 
 def outputs_of(session, clips):
-    """What the graph makes of clips in a batch. Whatever stands in the padding, no clip may hear it."""
+    """The graph's outputs for a batch of clips. The values of the padding must not matter."""
     lengths = np.array([len(clip) for clip in clips])
     waveforms = np.full((len(clips), lengths.max()), 7.0, np.float32)
     for row, clip in zip(waveforms, clips, strict=True):
@@ -233,7 +233,7 @@ def test_int8_of_a_large_model_has_its_weights_once_in_a_second_file(tmp_path, m
 
 
 def test_int8_computes_with_heads_in_float32(tmp_path):
-    """Those of a transformer, too, whose weights have lost their names in the file."""
+    """Also those of a transformer, whose weights have lost their names in the file."""
     model = small_model(architecture="transformer", **ONE_LABEL)
     _, file = model.export_onnx(tmp_path, EmoShareFeatureExtractor("mel", chunk_length_s=2.0), int8=True)
     assert "MatMulInteger" not in file.operators
@@ -313,7 +313,7 @@ def test_a_wrong_export_leaves_the_earlier_one(tmp_path, monkeypatch):
 
 
 def test_files_of_an_earlier_export_go_with_it(tmp_path):
-    """What is left of it would have the weights of another training."""
+    """Files left from an earlier export could have the weights of another training."""
     extractor = EmoShareFeatureExtractor("mel")
     small_model().export_onnx(tmp_path, extractor, int8=True)
     assert (tmp_path / "onnx" / "model_int8.onnx").is_file()
