@@ -1,9 +1,9 @@
 """
-EmoShare: for a speech clip, the share of listeners who would perceive each emotion.
+EmoShare: predicts the share of listeners who would perceive each emotion in a speech clip.
 
-Importing this package takes no time, so that a command can answer `--help` at once. `registration` registers its
-classes with Transformers, which takes seconds, as soon as Transformers or one of the classes is imported: be it before
-or after this package.
+Importing this package takes almost no time, so that commands answer `--help` at once. Registering its classes with
+Transformers takes seconds, so `registration` does it only when Transformers or one of the classes is imported, whether
+before or after this package.
 """
 
 import sys
@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.util import find_spec
 
-# The public names, and the modules that they are in.
+# The public names, and the modules that define them.
 _MODULES = {
     "EMOTIONS": "fields_emoshare",
     "EmoShareConfig": "configuration_emoshare",
@@ -45,8 +45,8 @@ def _register():
 
 class _RegisterAfterImport(MetaPathFinder):
     """
-    Waits for the first import of Transformers, or of a flat module that will import it, and registers right after it.
-    In the middle of a flat module's import it would be too early: `registration` needs the whole module.
+    Waits for the first import of Transformers, or of a flat module that imports it, and registers right after that
+    import. It cannot register while a flat module is still being imported, because `registration` needs all of it.
     """
 
     def find_spec(self, name, path=None, target=None):

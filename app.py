@@ -3,11 +3,11 @@ The demo: a page that shows which share of listeners would perceive each emotion
 
     python app.py                              the model that `make train` leaves in outputs/demo
     python app.py MODEL                        another one, a folder or a Hub id
-    EMOSHARE_MODEL=MODEL python app.py         the same, as a Hugging Face Space has it: see docs/demo.md
+    EMOSHARE_MODEL=MODEL python app.py         the same, as in a Hugging Face Space: see docs/demo.md
 
-The page is served to this machine alone unless GRADIO_SERVER_NAME says otherwise, and loads nothing from elsewhere.
-A model repository contains its own code, so this file needs gradio, altair and what the pipeline needs, but nothing of
-this project. Clips in a folder `examples` next to it are offered as examples.
+The page is only reachable from this machine unless GRADIO_SERVER_NAME says otherwise, and loads nothing from elsewhere.
+A model repository contains its own code, so this file needs gradio, altair and what the pipeline needs, but no other
+file of this project. Clips in a folder `examples` next to it are offered as examples.
 """
 
 import os
@@ -30,22 +30,22 @@ from transformers import pipeline
 
 HERE = Path(__file__).resolve().parent
 TRAINED_HERE = HERE / "outputs" / "demo"
-CLEANING_SECONDS = 1800  # clips older than this are deleted, at intervals of this length
-# The longest and largest clip that is heard. A small file may be hours of silence, so both are limited.
+CLEANING_SECONDS = 1800  # how often clips are deleted that are older than this
+# The longest and largest clip that the page accepts. A small file may be hours of silence, so both are limited.
 MAX_MINUTES = 10
 MAX_MEGABYTES = 100
-TIME_STEPS = 250  # the most that are drawn, however long the clip
-LISTENERS = 20  # of the panels whose shares the intervals are of
-MAX_WRITTEN_WINDOWS = 6  # with more windows, a timeline has no room for numbers
+TIME_STEPS = 250  # most steps that a chart draws, however long the clip is
+LISTENERS = 20  # size of the panels that the intervals are for
+MAX_WRITTEN_WINDOWS = 6  # a timeline with more windows has no room for numbers
 LIVE_HOP_SECONDS = 1.0  # from one estimate to the next while somebody speaks
-LIVE_SECONDS = 60  # that are drawn
-MOST_SECONDS_BEHIND = 3  # before the page says that the machine is too slow
+LIVE_SECONDS = 60  # length of the live timeline
+MOST_SECONDS_BEHIND = 3  # if the shares are later than this, the page says that the machine is too slow
 LIVE_CHARTS = {
     "live_shares": "## Shares of the last second",
     "live_timeline": "## The last minute",
 }
-CHUNK_SECONDS = 0.5  # of audio that the browser sends at a time, at least
-# Python's warnings are the process's, not a thread's: whoever catches them, or ignores them, does so alone.
+CHUNK_SECONDS = 0.5  # shortest audio that the browser sends at a time
+# Python's warning filters belong to the process, not to a thread, so only one thread at a time may change them.
 CATCHING_WARNINGS = Lock()
 
 FONTS = ["Helvetica Neue", "Arial", "sans-serif"]
@@ -78,7 +78,7 @@ NO_CARD = """
 ⚠️ **This model has no card**: it is not known what it was trained on, how good it is, and what its limits are.
 """
 INTERVALS = """
-The lines show how sure the shares are: of panels of {listeners} listeners, 90% would show a share within them.
+The lines show how certain the shares are: 90% of panels of {listeners} listeners would show a share within them.
 """
 ATTENTION = """
 ## Where the model listened
@@ -93,14 +93,14 @@ Speak, and see the shares of the last second, once a second. The model hears up 
 What you say is not kept. A recording may last {MAX_MINUTES} minutes.
 """
 MICROPHONE = '<button class="lg">Speak</button> <span role="alert"></span>'
-# Gradio's own microphone replaces what was not fetched in time by what came next. This one waits for an answer to each
-# piece of audio, and sends all that has been heard since.
+# Gradio's own microphone drops audio that was not fetched before the next piece came. This one waits for an answer to
+# each piece of audio, and then sends everything recorded since.
 MICROPHONE_JS = f"""
 const button = element.querySelector("button"), alert = element.querySelector("span");
 const worklet = `registerProcessor("listener", class extends AudioWorkletProcessor {{
     process([[samples]]) {{ if (samples) this.port.postMessage(samples); return true; }}
 }})`;
-let input = null, context = null, source = null, listener = null;  // browsers forget nodes that nothing refers to
+let input = null, context = null, source = null, listener = null;  // browsers drop nodes that nothing refers to
 let pending = [], number = 0, isFirst = true, isLast = false, isWaiting = false;
 
 async function start() {{
@@ -172,13 +172,13 @@ def main(arguments):
 
 
 def reason(error):
-    """One line. Transformers' loaders put whole tracebacks into a message, the last of which ends with the reason."""
+    """An error's reason, in one line. Transformers' loaders put tracebacks into messages; the last has the reason."""
     raised = re.findall(r"^\w+Error: (.+)", str(error), re.MULTILINE)
     return raised[-1] if raised else str(error).partition("\n")[0]
 
 
 def load_card(name):
-    """The card of a model folder or repository; None if it has none. One that cannot be read is a ValueError."""
+    """The card of a model folder or repository, or None if it has none. Raises ValueError if it cannot be read."""
     path = Path(name) / "README.md"
     try:
         if Path(name).is_dir():
@@ -220,15 +220,15 @@ def page(emotion_share, card):
 
             with gradio.Column(elem_id="limits"):
                 gradio.Markdown(limits(card))
-        if hasattr(emotion_share, "stream"):  # the code that models of earlier versions bring along has none
+        if hasattr(emotion_share, "stream"):  # models of earlier versions bring code without it
             with gradio.Tab("Live"):
                 live(emotion_share, card)
     return blocks
 
 
 def live(emotion_share, card):
-    """Puts a microphone on the page, and the shares of what it hears while it hears it."""
-    heard = gradio.State()  # what `listen` returned last, for each visitor
+    """Puts a microphone on the page, and charts of the shares while somebody speaks."""
+    heard = gradio.State()  # for each visitor, what `listen` last returned
     one_at_a_time = Lock()
     with gradio.Row(elem_id="live"):
         with gradio.Column():
@@ -245,7 +245,7 @@ def live(emotion_share, card):
                 plots.append(gradio.Plot(elem_id=name, show_label=False, container=False))
 
     def draw(heard, event: gradio.EventData):
-        number = event._data["number"]  # of the piece, so that the browser notices the answer
+        number = event._data["number"]  # the number of the piece; the browser waits for it to change
         try:
             with one_at_a_time:
                 heard, problem, *charts = listen(emotion_share, heard, event._data)
@@ -254,8 +254,8 @@ def live(emotion_share, card):
             return heard, f"{number} stop", problem, *[gradio.skip()] * len(LIVE_CHARTS)
         return heard, str(number), problem, *charts
 
-    # Without the queue, which would open a connection for the answer to each piece; the browser waits for it anyway. By
-    # default, Gradio would ignore the next piece if it took the one before for unanswered.
+    # The queue would open another connection for the answer to each piece; the browser waits for the answer anyway. By
+    # default, Gradio would ignore a piece while it considers the one before it unanswered.
     microphone.heard(
         draw,
         heard,
@@ -270,24 +270,24 @@ def listen(emotion_share, heard, piece):
     """
     Args:
         emotion_share: the pipeline.
-        heard: what this function returned of the recording so far: the stream and its last windows.
-        piece: the next of the recording: `samples`, int16 in base64; `sampling_rate`; `is_first` and `is_last`.
+        heard: what this function last returned for this recording: the stream and its last windows.
+        piece: the next piece of the recording: `samples`, int16 in base64; `sampling_rate`; `is_first` and `is_last`.
 
     Returns:
-        `heard`; an alert in HTML; and two charts, which are left as they are if no further window is complete.
+        `heard`; an alert in HTML; and two charts, which stay unchanged if no further window is complete.
     """
     if piece["is_first"]:
         stream = emotion_share.stream(hop_length_s=LIVE_HOP_SECONDS, sampling_rate=piece["sampling_rate"])
         heard = stream, deque(maxlen=round(LIVE_SECONDS / LIVE_HOP_SECONDS))
     if heard is None:
-        raise ValueError("The server has forgotten what was spoken so far; begin again.")
+        raise ValueError("The server has lost the recording so far; begin again.")
     stream, timeline = heard
     samples = np.frombuffer(b64decode(piece["samples"]), np.int16)
     if (timeline and timeline[-1]["end"] >= MAX_MINUTES * 60) or len(samples) > MAX_MINUTES * 60 * stream.sampling_rate:
         raise ValueError(f"A recording may last {MAX_MINUTES} minutes.")
     windows = stream.push(samples)
     if piece["is_last"]:
-        with CATCHING_WARNINGS, warnings.catch_warnings(action="ignore"):  # of the level, which the alert says
+        with CATCHING_WARNINGS, warnings.catch_warnings(action="ignore"):  # about the level, which the alert reports
             windows += stream.finish()
     seconds, problem = len(samples) / stream.sampling_rate, stream.level.problem()
     alert = ""
@@ -305,19 +305,19 @@ def listen(emotion_share, heard, piece):
 def warning(card):
     if card is None:
         return NO_CARD
-    # Cards that earlier versions wrote have the sentence, and not the tag.
+    # Cards written by earlier versions have the sentence but not the tag.
     is_synthetic = "synthetic" in (card.data.tags or []) or "the corpus is synthetic" in card.text
     return SYNTHETIC if is_synthetic else ""
 
 
 def limits(card):
-    """The card's section of that name."""
+    """The section "Limits" of the card."""
     sections = card.text.split("\n## ") if card else []
     return "".join(f"## {section}" for section in sections if section.startswith("Limits\n"))
 
 
 def show_results(emotion_share, path):
-    """Puts the shares of a clip on the page, or why it cannot be used."""
+    """Puts the shares of a clip on the page, or the reason why the clip cannot be used."""
     if path is None:
         gradio.Markdown("Upload or record a clip, or choose an example: its shares appear here.")
         return
@@ -333,7 +333,7 @@ def show_results(emotion_share, path):
         with CATCHING_WARNINGS, warnings.catch_warnings(record=True) as problems:
             warnings.simplefilter("always", UserWarning)
             waveform = hear(emotion_share, path)
-        # Warns of the same, in the server's log: nobody else should have to wait for the model.
+        # This repeats the warnings, in the server's log. It runs without the lock, so that others need not wait for it.
         clip = {"array": waveform, "sampling_rate": sampling_rate, "path": path}
         result = emotion_share(clip, **options)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -358,7 +358,7 @@ def show_results(emotion_share, path):
 
 
 def alert(headline, text, path):
-    gradio.HTML(alert_html(headline, text.replace(path, Path(path).name)))  # without the server's folders
+    gradio.HTML(alert_html(headline, text.replace(path, Path(path).name)))  # do not show the server's folders
 
 
 def alert_html(headline, text):
@@ -367,14 +367,14 @@ def alert_html(headline, text):
 
 def hear(emotion_share, path):
     """
-    Decodes a clip, by the pipeline's module and no further than the page allows. Where the pipeline only warns of a
-    file that was cut off, the page refuses it.
+    Decodes a clip with the pipeline's own code, and stops when it is longer than the page allows. The pipeline only
+    warns about truncated files; the page refuses them.
 
     Returns:
         `np.ndarray`: (samples,) float32, at the sampling rate of the pipeline's feature extractor.
 
     Raises:
-        ValueError: if the clip is too large, too long or cut off, and as the pipeline does.
+        ValueError: if the clip is too large, too long or truncated, and as the pipeline does.
     """
     if os.path.getsize(path) > MAX_MEGABYTES * 2**20:
         raise ValueError(f"{path}: is larger than {MAX_MEGABYTES} MB")
@@ -396,11 +396,11 @@ def show(chart, name):
 def finished(chart):
     return (
         chart.properties(width="container", autosize=altair.AutoSizeParams(type="fit", contains="padding"))
-        # Text of an SVG can be read aloud, and takes the page's colours.
+        # Screen readers can read the text of an SVG, and it takes the page's colours.
         .properties(usermeta={"embedOptions": {"renderer": "svg", "actions": False}})
         .configure(font=", ".join(FONTS), background="transparent")
         .configure_axis(labelFontSize=12, titleFontSize=12)
-        .configure_axisY(minExtent=95, maxExtent=95)  # so that equal times stand under each other
+        .configure_axisY(minExtent=95, maxExtent=95)  # aligns the time axes of the charts
         .configure_legend(labelFontSize=12, titleFontSize=12)
         .configure_text(fontSize=12)
         .configure_view(stroke=None)
@@ -421,7 +421,7 @@ def shares_chart(shares):
         whiskers = base.mark_errorbar(color=ORANGE, ticks=True, thickness=2)
         marks += whiskers.encode(altair.X("low:Q", title="share of listeners"), altair.X2("high:Q"))
     marks += base.mark_text(align="left", dx=4).encode(altair.X("end:Q"), altair.Text("score:Q", format=".1%"))
-    room = {"left": 5, "top": 5, "right": 45, "bottom": 5}  # for the value of a bar that reaches the end
+    room = {"left": 5, "top": 5, "right": 45, "bottom": 5}  # for the number behind a full bar
     return marks.properties(padding=room)
 
 
@@ -472,7 +472,7 @@ def timeline_chart(timeline, ranking):
 
 
 def live_chart(timeline):
-    """As `timeline_chart`, of the last minute; emotions stay where they are."""
+    """Like `timeline_chart`, for the last minute; the order of the emotions does not change."""
     end = max(timeline[-1]["end"], LIVE_SECONDS)
     ranking = list(timeline[-1]["shares"])
     return heat_map(
@@ -489,12 +489,12 @@ def timeline_cells(timeline, ranking):
 
 
 def heat_map(values, ranking, end, title, color, number_format, start=0):
-    """Emotions down, time across; `values` have `emotion`, `start`, `end` and `value`."""
+    """A heat map with emotions as rows and time as columns. `values` have `emotion`, `start`, `end` and `value`."""
     scale = altair.Scale(range=["white", color], interpolate="rgb", domainMin=0)
     legend = altair.Legend(orient="bottom", title=title, titleLimit=0, format=number_format)
     return (
         altair.Chart(altair.Data(values=values), height=300)
-        .mark_rect(aria=False)  # thousands of cells are nothing to read aloud
+        .mark_rect(aria=False)  # screen readers should not read thousands of cells
         .encode(
             time_axis("start:Q", end, start),
             altair.X2("end:Q"),

@@ -1,10 +1,10 @@
 """
-What a Hugging Face Inference Endpoint runs of a model repository: it finds this file there by its name.
+The handler of a Hugging Face Inference Endpoint, which finds this file in a model repository by its name.
 
     curl https://... -H "Authorization: Bearer hf_..." -H "Content-Type: audio/wav" --data-binary @clip.wav
 
 or JSON, with the audio in base64: `{"inputs": "UklGR...", "parameters": {"return_timeline": true}}`. The endpoint
-answers with what is returned here, or, with status 400, with the message of what is raised here.
+answers with what `EndpointHandler` returns. If that raises an error, it answers with status 400 and the message.
 """
 
 import base64
@@ -29,36 +29,38 @@ class EndpointHandler:
         """
         Args:
             data (`dict`):
-                `"inputs"`: the audio. The content of a file as `bytes`, which an endpoint makes of a body of audio, or
-                as `str` in base64; or a waveform: `{"array": [...], "sampling_rate": int}`, or a list of numbers at the
-                rate of the model. Never a path or a URL: whoever asks must not choose what this machine opens.
-                `"parameters"` (*optional*): options of the pipeline, by their names. `strict` is true if it is not
-                given, because nobody would see the warning. Numbers and truth values may be text, as an endpoint gives
-                those that stand in the query of a URL.
+                `"inputs"`: the audio: the content of a file, as `bytes` (which an endpoint passes if the request's
+                body is audio) or as a base64 `str`; or a waveform, as `{"array": [...], "sampling_rate": int}` or as a
+                list of numbers at the model's sampling rate. Never a path or a URL, because clients must not choose
+                what this machine opens.
+                `"parameters"` (*optional*): options of the pipeline by name. `strict` defaults to true, because nobody
+                would see a warning. Numbers and booleans may be text, because endpoints pass those in a URL's query as
+                text.
 
         Returns:
-            What the pipeline returns: `[{"label": str, "score": float}, ...]`, or a `dict` with further results.
+            The pipeline's result: `[{"label": str, "score": float}, ...]`, or a `dict` with further results.
 
         Raises:
-            ValueError, TypeError: on anything else, and on audio as in the pipeline.
+            ValueError, TypeError: if `data` is anything else, and as the pipeline does.
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError("got no 'inputs'; expected the content of an audio file")
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise ValueError(f"parameters: got {type(parameters).__name__}; expected options by their names")
+            raise ValueError(f"parameters: got {type(parameters).__name__}; expected a dict of options")
         given = {name: _value(name, value) for name, value in parameters.items()}
         return self.emotion_share(_audio(data["inputs"]), **{"strict": True, **given})
 
 
 def _audio(inputs):
-    """As the pipeline takes it."""
+    """The audio in a form that the pipeline takes."""
     if isinstance(inputs, str):
         try:
             inputs = base64.b64decode(inputs, validate=True)
         except ValueError as error:
             raise ValueError(
-                f"inputs: got text that is not base64 ({error}); expected the content of an audio file, no path or URL"
+                f"inputs: got text that is not base64 ({error}); expected the content of an audio file, not a path or "
+                "a URL"
             ) from error
     if isinstance(inputs, bytes | bytearray):
         return {"bytes": inputs, "path": "inputs"}
@@ -76,7 +78,7 @@ def _waveform(numbers):
     try:
         return np.asarray(numbers, dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"inputs: got a waveform that is no list of numbers ({error})") from error
+        raise ValueError(f"inputs: got a waveform that is not a list of numbers ({error})") from error
 
 
 def _value(name, value):

@@ -371,7 +371,7 @@ def test_intervals_are_drawn_for_a_model_that_knows_them(wav):
     with gradio.Blocks() as blocks:
         app.show_results(emotion_share, str(wav))
     texts = [block.value for block in blocks.blocks.values() if isinstance(block, gradio.Markdown)]
-    assert any("of panels of 20 listeners, 90% would" in text for text in texts)
+    assert any("90% of panels of 20 listeners would" in text for text in texts)
     shares = emotion_share(str(wav), return_interval=True, listeners=20)
     chart = app.shares_chart(shares).to_dict()
     assert [layer["mark"]["type"] for layer in chart["layer"]] == ["bar", "errorbar", "text"]

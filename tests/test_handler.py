@@ -1,6 +1,6 @@
 """
-What an Inference Endpoint answers to what it cannot use; `test_remote_code.py` has what it can use, and does so where
-this package cannot be imported.
+How an Inference Endpoint answers input that it cannot use. `test_remote_code.py` tests valid input, where this package
+cannot be imported.
 """
 
 import pytest
@@ -28,9 +28,9 @@ def test_parameters_are_the_pipelines(handler, wav):
     [
         ({"audio": b""}, "got no 'inputs'"),
         ({"inputs": "/etc/passwd"}, r"inputs: (got text that is not base64|not an audio file)"),
-        ({"inputs": "https://127.0.0.1/clip.wav"}, "inputs: got text that is not base64 .* no path or URL"),
+        ({"inputs": "https://127.0.0.1/clip.wav"}, "inputs: got text that is not base64 .* not a path or a URL"),
         ({"inputs": {"path": "/etc/passwd"}}, r"inputs: got \['path'\]; expected the content of an audio file"),
-        ({"inputs": {"array": ["a"], "sampling_rate": 16000}}, "inputs: got a waveform that is no list of numbers"),
+        ({"inputs": {"array": ["a"], "sampling_rate": 16000}}, "inputs: got a waveform that is not a list of numbers"),
         ({"inputs": [[0.0, 0.1]]}, r"expected a mono waveform, 1D"),
         ({"inputs": None}, "inputs: got NoneType"),
         ({"inputs": b"no audio"}, "inputs: not an audio file"),
