@@ -1,1 +1,1 @@
-"""Conversations in the terminal: files of segments, speech that is found, and files of what was predicted."""
+"""Conversations on the command line: segment files, speech detection, and files of predictions."""

@@ -1,11 +1,11 @@
-"""Praat's TextGrid files: read in both text forms, written in the long one."""
+"""Praat's TextGrid files: reads the long and the short text format, writes the long one."""
 
 import codecs
 import re
 from itertools import pairwise
 
-# Praat takes from a text file what stands free in it, quoted text, numbers and <flags>, and passes over all the rest,
-# which is what makes the long form long. `!` begins a comment.
+# From a text file, Praat reads free-standing quoted text, numbers and <flags>. It skips everything else, which is what
+# makes the long format long. `!` begins a comment.
 TOKEN = re.compile(
     r'"(?P<text>(?:[^"]|"")*)"|<(?P<flag>\w+)>|(?<!\S)(?P<number>[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?!\S)|![^\n]*'
 )
@@ -15,14 +15,14 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF16_LE: "utf-16"
 def read_textgrid(path):
     """
     Args:
-        path: TextGrid file in Praat's long or short text form, UTF-8 or UTF-16.
+        path: TextGrid file in Praat's long or short text format, UTF-8 or UTF-16.
 
     Returns:
-        `list` of the interval tiers, in their order: (name, intervals), each interval (start, end, text, line), in
-        seconds, and the line of the file that its start is on.
+        `list` of the interval tiers, in order: (name, intervals). Each interval is (start, end, text, line): start and
+        end in seconds, and the line of the file that has the start.
 
     Raises:
-        ValueError: naming file and line, if it is no such file.
+        ValueError: naming file and line, if the file is not valid.
     """
     content = path.read_bytes()
     try:
@@ -31,7 +31,7 @@ def read_textgrid(path):
         raise ValueError(f"{path}: not a TextGrid in UTF-8 or UTF-16 ({error})") from error
     tokens = _Tokens(path, text)
     if [tokens.next("text"), tokens.next("text")] != ["ooTextFile", "TextGrid"]:
-        raise ValueError(f"{path}: not a TextGrid in one of Praat's text forms")
+        raise ValueError(f"{path}: not a TextGrid in one of Praat's text formats")
     tokens.next("number"), tokens.next("number")
     num_tiers = tokens.next_count() if tokens.next("flag") == "exists" else 0
     tiers = []
@@ -51,7 +51,11 @@ class _Tokens:
     def __init__(self, path, text):
         self.path = path
         self.found = (match for match in TOKEN.finditer(text) if match.lastgroup)
-        self.text, self.line, self.counted = text, 1, 0  # line of the last token, and where it begins
+        self.text, self.line, self.counted = (
+            text,
+            1,
+            0,
+        )  # `line`: line of the last token; `counted`: where that token begins
 
     def next(self, kind):
         match = next(self.found, None)
@@ -60,13 +64,13 @@ class _Tokens:
         self.counted = end
         if match is None or match.lastgroup != kind:
             got = "the end of the file" if match is None else match[0]
-            raise ValueError(f"{self.path}, row {self.line}: got {got}; expected a {kind}, as a TextGrid has it here")
+            raise ValueError(f"{self.path}, row {self.line}: got {got}; expected a {kind} at this place in a TextGrid")
         return match[kind].replace('""', '"')
 
     def next_count(self):
         number = self.next("number")
         if not number.isdecimal():
-            raise ValueError(f"{self.path}, row {self.line}: got {number}; expected how many there are")
+            raise ValueError(f"{self.path}, row {self.line}: got {number}; expected a count")
         return int(number)
 
     def next_interval(self):
@@ -78,8 +82,8 @@ def write_textgrid(file, tiers, seconds):
     """
     Args:
         file: text file, in UTF-8.
-        tiers: `list` of (name, intervals), each interval (start, end, text), in seconds; those of a tier in order, and
-            without overlap. Times between them become intervals without text.
+        tiers: `list` of (name, intervals), each interval (start, end, text), in seconds. Intervals of a tier must be in
+            order and not overlap. Gaps between them become intervals without text.
         seconds: duration of the recording.
     """
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {seconds!r}"]

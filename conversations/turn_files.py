@@ -1,4 +1,4 @@
-"""What was predicted of conversations, as files: tables, and annotations for Praat and Audacity."""
+"""Writes the predictions for conversations: as tables, and as annotations for Praat and Audacity."""
 
 import csv
 
@@ -8,17 +8,17 @@ from ..evaluation.predictions import json_line
 from .segment_files import TURN
 from .textgrid import write_textgrid
 
-SHOWN_EMOTIONS = 3  # in a label, the highest
+SHOWN_EMOTIONS = 3  # a label shows this many, the highest
 TOO_SHORT = "?"  # the label of a turn without shares
 
 
 class TurnsCsv:
     """
     A row for each turn, then one for each speaker and one for the recording: `filename`, `unit` (turn, speaker or
-    recording), `start` and `end` in seconds, `speaker`, and a column for each label. Empty is what is not known.
+    recording), `start` and `end` in seconds, `speaker`, and a column for each label. Unknown values are empty.
 
     Args:
-        file: text file, opened with `newline=""`; the header is written at once.
+        file: text file, opened with `newline=""`; the constructor writes the header.
         labels: label names.
     """
 
@@ -28,7 +28,7 @@ class TurnsCsv:
         self.labels = labels
 
     def write(self, filename, result):
-        """Adds the rows of a recording; `result` as the pipeline returns it."""
+        """Adds the rows of a recording; `result` is what the pipeline returns."""
         for row in _rows(result, self.labels):
             times = ["" if row[name] is None else f"{row[name]:.6f}" for name in ("start", "end")]
             shares = [""] * len(self.labels) if row["shares"] is None else map("{:.9g}".format, row["shares"].values())
@@ -38,7 +38,7 @@ class TurnsCsv:
 class TurnsJsonLines:
     """
     The rows of `TurnsCsv` as JSON lines: `{"filename", "unit", "start", "end", "speaker", "shares": {label: share}}`,
-    with null for what is not known.
+    with null for unknown values.
 
     Args:
         file: text file.
@@ -57,11 +57,12 @@ class TurnsJsonLines:
 
 class TurnsTextGrid:
     """
-    A TextGrid with a tier for each speaker, whose name it has; that of turns without a speaker has none. Where turns of
-    one speaker overlap, further tiers have the same name. The text of a turn is its highest shares.
+    A TextGrid with a tier for each speaker, named after the speaker; the tier of turns without a speaker has an empty
+    name. If turns of one speaker overlap, there are more tiers with the same name. The text of a turn is its highest
+    shares.
 
     Args:
-        file: text file; takes one recording.
+        file: text file, for one recording.
         labels: label names.
     """
 
@@ -85,10 +86,10 @@ class TurnsTextGrid:
 
 class TurnsLabels:
     """
-    A label track for Audacity: a line for each turn, with the speaker and the highest shares as its text.
+    A label track for Audacity: a line for each turn, whose text is the speaker and the highest shares.
 
     Args:
-        file: text file; takes one recording.
+        file: text file, for one recording.
         labels: label names.
     """
 
@@ -125,7 +126,7 @@ def _highest(shares):
 
 
 def _seconds_of(path):
-    """Of an audio file, 0 if it is damaged and does not say."""
+    """Duration of an audio file; 0 if the file is damaged and does not give it."""
     try:
         return audio_info(path).seconds
     except ValueError:

@@ -1,17 +1,17 @@
-"""Where speech is in a recording, as Silero's detector hears it."""
+"""Voice activity detection with Silero's detector."""
 
 import numpy as np
 import torch
 
 from ..audio_emoshare import audio_blocks, audio_name
 
-SAMPLING_RATE = 16000  # Hz, that the detector is given
-FRAME = 512  # samples that it hears at a time
+SAMPLING_RATE = 16000  # of the detector's input, in Hz
+FRAME = 512  # samples that the detector takes at a time
 
 
 class SpeechDetector:
     """
-    Finds speech by the package silero-vad, which brings its weights along.
+    Finds speech with the package silero-vad, which includes its weights.
 
     Raises:
         ValueError: if the package is not installed.
@@ -26,7 +26,7 @@ class SpeechDetector:
                 "--vad: needs the package silero-vad; `pip install silero-vad`, or the extra `vad` of EmoShare"
             ) from error
         finally:
-            torch.set_num_threads(threads)  # which importing it sets to 1
+            torch.set_num_threads(threads)  # importing silero-vad sets it to 1
         self.model = silero_vad.load_silero_vad()
         self.find = silero_vad.get_speech_timestamps_from_probs
 
@@ -36,10 +36,10 @@ class SpeechDetector:
             audio: as `load_audio` takes it; read in blocks.
 
         Returns:
-            `list[dict]`: segments as `EmotionSharePipeline` takes them, without speakers, in order and without overlap.
+            `list[dict]`: segments as `EmotionSharePipeline` takes them, without speakers, ordered, not overlapping.
 
         Raises:
-            As `audio_blocks`; what is missing from a file is warned of.
+            As `audio_blocks`, which only warns about truncated files here.
         """
         self.model.reset_states()
         probabilities, rest, num_samples = [], np.zeros(0, np.float32), 0
@@ -64,5 +64,5 @@ class SpeechDetector:
 
     @torch.inference_mode()
     def _probabilities(self, samples):
-        """Of speech, in each of a number of whole frames."""
+        """The probability of speech in each frame; `samples` holds whole frames."""
         return [self.model(frame, SAMPLING_RATE).item() for frame in torch.from_numpy(samples).reshape(-1, FRAME)]

@@ -49,7 +49,7 @@ class Url:
         steps = unquote(parts.path).replace("\\", "/").split("/")
         is_climbing = any(step.partition(";")[0] == ".." for step in steps)
         if is_climbing or any(character.isspace() or not character.isprintable() for character in text):
-            raise NotAllowedError(f"{text!r} has '..' or blanks in it")
+            raise NotAllowedError(f"{text!r} contains '..' or whitespace")
         path, query = (quote(part, safe="/?%:@!$&'()*+,;=~") for part in (parts.path or "/", parts.query))
         return cls(parts.scheme, host, port, path, query)
 

@@ -93,7 +93,7 @@ def test_rttm(tmp_path):
     # A single recording may have any name.
     assert read(tmp_path / "a.rttm", RTTM.replace("other", "meeting"), "clip.wav")[1] == (0.0, 9.0, "eve", 5)
     with pytest.raises(
-        ValueError, match=r"a\.rttm: has turns of meeting, other; expected some of clip, the audio file's name"
+        ValueError, match=r"a\.rttm: has turns of meeting, other; expected turns of clip, the name of the audio file"
     ):
         read(tmp_path / "a.rttm", RTTM, "clip.wav")
 
@@ -132,7 +132,7 @@ def test_of_a_csv_with_several_recordings_the_turns_of_this_one_are_read(recordi
 @pytest.mark.parametrize("recording", ["two.wav", "c/two.wav", "three.wav"])
 def test_a_csv_of_several_recordings_must_name_this_one_once(recording, tmp_path):
     names = "a/one.wav, a/two.wav, b/two.wav, silence.wav"
-    with pytest.raises(ValueError, match=rf"a\.csv: has turns of {names}; expected those of {recording}$"):
+    with pytest.raises(ValueError, match=rf"a\.csv: has turns of {names}; expected turns of {recording}$"):
         read(tmp_path / "a.csv", SEVERAL, recording)
 
 
@@ -179,7 +179,7 @@ def test_textgrid(tmp_path):
     path = tmp_path / "a.TextGrid"
     assert read(path, TEXTGRID, encoding="utf-16") == [(0.5, 1.75, "ada", 16), (0.0, 5.0, "words", 27)]
     assert read(path, TEXTGRID, tiers=["ada"]) == [(0.5, 1.75, "ada", 16)]
-    with pytest.raises(ValueError, match=r"a\.TextGrid: has no tier of intervals 'eve'; it has \['ada', 'words'\]"):
+    with pytest.raises(ValueError, match=r"a\.TextGrid: has no interval tier 'eve'; it has \['ada', 'words'\]"):
         read(path, TEXTGRID, tiers=["ada", "eve"])
     with pytest.raises(ValueError, match=r"--tier: is for a TextGrid; got .*a\.csv"):
         read(tmp_path / "a.csv", CSV, tiers=["ada"])
@@ -197,24 +197,24 @@ def test_textgrid(tmp_path):
         ("a.csv", "start,end\n", "a.csv: holds no segments"),
         ("a.csv", "", "row 1: got the columns []"),
         ("a.rttm", "SPEAKER a 1 0.5 <NA> <NA> <NA> ada <NA> <NA>\n", "row 1: duration is '<NA>'; expected seconds"),
-        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 to 10, as RTTM has them"),
+        ("a.rttm", "SPEAKER a 1 0.5\n", "row 1: has 4 fields; expected 8 to 10, as in RTTM"),
         (
             "a.rttm",
             "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA> <NA>\n",
-            "row 1: has 11 fields; expected 8 to 10, as RTTM has them, and no blanks in names",
+            "row 1: has 11 fields; expected 8 to 10, as in RTTM, and no spaces in names",
         ),
         (
             "a.rttm",
             "SPEAKER my meeting 1 0.500 3.200 <NA> <NA> ada <NA>\n",
-            "row 1: channel is 'meeting'; expected a number or <NA>, and no blanks in names",
+            "row 1: channel is 'meeting'; expected a number or <NA>, and no spaces in names",
         ),
         ("a.rttm", "SPEAKER a 1 0.5 0 <NA> <NA> ada <NA> <NA>\n", "row 1: starts at 0.500 s and ends at 0.500 s"),
-        ("a.srt", "1\n0:00 --> 0:01\nhello\n", "row 2: got '0:00 --> 0:01'; expected times as 00:00:01,500 -->"),
+        ("a.srt", "1\n0:00 --> 0:01\nhello\n", "row 2: got '0:00 --> 0:01'; expected times like 00:00:01,500 -->"),
         ("a.srt", "1\n00:00:02,000 --> 00:00:01,000\n", "row 2: starts at 2.000 s and ends at 1.000 s"),
-        ("a.txt", "hello\n", "row 1: got 'hello'; expected start, end and text, with tabs between them"),
+        ("a.txt", "hello\n", "row 1: got 'hello'; expected start, end and text, separated by tabs"),
         ("a.txt", "1\tx\thello\n", "row 1: end is 'x'; expected seconds"),
         ("a.TextGrid", TEXTGRID.replace('1.75\n"hm', '0.25\n"hm'), "row 16: starts at 0.500 s and ends at 0.250 s"),
-        ("a.json", "[]", "a.json: expected a file of segments that ends in .rttm, .textgrid, .csv, .srt, .txt"),
+        ("a.json", "[]", "a.json: expected a segment file that ends in .rttm, .textgrid, .csv, .srt, .txt"),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_file_and_row(name, content, message, tmp_path):

@@ -1,4 +1,4 @@
-"""TextGrids: what Praat writes is read, and what is written Praat reads. `parselmouth` is Praat."""
+"""TextGrids: we read what Praat writes, and Praat reads what we write. `parselmouth` is Praat."""
 
 import io
 
@@ -23,7 +23,7 @@ def written(path, tiers=TIERS, seconds=5.0, encoding="utf-8"):
 
 
 def spoken(tiers):
-    """Intervals that are no pauses."""
+    """Intervals that are not pauses."""
     return [(name, [tuple(interval[:3]) for interval in intervals if interval[2]]) for name, intervals in tiers]
 
 
@@ -43,7 +43,7 @@ def test_praat_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize("form", ["text", "short text"])
 @pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16"])
 def test_what_praat_writes_is_read(form, encoding, tmp_path):
-    """In both text forms, which Praat writes in UTF-8 or UTF-16 as its settings say, with points in time too."""
+    """In both text formats, in UTF-8 or UTF-16 according to Praat's settings, and with a point tier."""
     grid = parselmouth.read(str(written(tmp_path / "a.TextGrid")))
     parselmouth.praat.call(grid, "Insert point tier", 2, "clicks")
     parselmouth.praat.call(grid, "Insert point", 2, 1.5, "k")
@@ -82,7 +82,7 @@ def test_a_textgrid_without_tiers_is_read(tmp_path):
     [
         (b"", "row 1: got the end of the file; expected a text"),
         (b"start,end\n0,1\n", "row 3: got the end of the file; expected a text"),
-        (b'"ooTextFile"\n"Sound"\n', "a.TextGrid: not a TextGrid in one of Praat's text forms"),
+        (b'"ooTextFile"\n"Sound"\n', "a.TextGrid: not a TextGrid in one of Praat's text formats"),
         (b"ooBinaryFile\x08TextGrid\xff", "a.TextGrid: not a TextGrid in UTF-8 or UTF-16"),
         (
             b'"ooTextFile"\n"TextGrid"\n0 2 <exists> 1\n"IntervalTier" "A" 0 2 1\n0 "x"\n',
@@ -90,7 +90,7 @@ def test_a_textgrid_without_tiers_is_read(tmp_path):
         ),
         (
             b'"ooTextFile"\n"TextGrid"\n0 2 <exists> 1\n"IntervalTier" "A" 0 2 1.5\n',
-            "row 4: got 1.5; expected how many",
+            "row 4: got 1.5; expected a count",
         ),
         (b'"ooTextFile"\n"TextGrid"\n0 2 <exists> 1\n"IntervalTier" "A" 0 2 2\n0 1 "x"\n', "got the end of the file"),
     ],

@@ -1,4 +1,4 @@
-"""What was predicted of conversations, written and read again."""
+"""Predictions for conversations, written to files and read again."""
 
 import io
 import json
@@ -100,7 +100,7 @@ def test_json_lines_have_the_same_rows(tmp_path):
 
 
 def test_a_textgrid_has_a_tier_for_each_speaker_and_the_recordings_length(recording, tmp_path):
-    """Turns of one speaker that overlap are on two tiers: intervals of a tier cannot."""
+    """Overlapping turns of one speaker are on two tiers, because the intervals of a tier cannot overlap."""
     turns = [turn for turn in RESULT["turns"] if turn["end"] < 3]
     path = write(tmp_path / "turns.TextGrid", {**RESULT, "turns": turns}, recording)
     grid, call = parselmouth.read(str(path)), parselmouth.praat.call

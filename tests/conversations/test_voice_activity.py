@@ -1,4 +1,4 @@
-"""Where speech is, as Silero's detector finds it in the whole recording at once."""
+"""Speech is found where Silero's detector finds it in the whole recording at once."""
 
 import sys
 
@@ -44,7 +44,7 @@ def test_silence_has_no_speech(find_speech):
 
 
 def test_torchs_threads_stay_as_they_were(monkeypatch):
-    """Importing the package sets them to one."""
+    """Importing silero-vad sets the number of threads to one."""
     monkeypatch.delitem(sys.modules, "silero_vad")
     monkeypatch.delitem(sys.modules, "silero_vad.model")
     with torch_threads(2):
