@@ -92,7 +92,7 @@ class EmotionShareRuntime:
                   str or None}`, or `{"audio": ...}` with any of these.
             batch_size (`int`): most windows in a batch. It does not change the shares, except a little those of a
                 model in 8 bits.
-            top_k (`int`, *optional*): return only the highest shares, this many.
+            top_k (`int`, *optional*): return only the `top_k` highest shares.
             return_timeline (`bool`): also return the shares of each window.
 
         Returns:

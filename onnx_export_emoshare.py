@@ -169,10 +169,7 @@ def _write_float32(model, feature_extractor, path):
             verbose=False,
             input_names=["waveforms", "lengths"],
             output_names=graph.output_names,
-            dynamic_shapes=(
-                {0: "batch", 1: "samples"},
-                {0: None},
-            ),  # names of dimensions; `lengths` takes the first's
+            dynamic_shapes=({0: "batch", 1: "samples"}, {0: None}),  # dimension names; `lengths` takes the first's
         )
     for node in onnx.model.graph.all_nodes():
         node.metadata_props.clear()  # source lines and paths of the code that made the nodes

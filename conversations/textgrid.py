@@ -51,11 +51,7 @@ class _Tokens:
     def __init__(self, path, text):
         self.path = path
         self.found = (match for match in TOKEN.finditer(text) if match.lastgroup)
-        self.text, self.line, self.counted = (
-            text,
-            1,
-            0,
-        )  # `line`: line of the last token; `counted`: where that token begins
+        self.text, self.line, self.counted = text, 1, 0  # the last token's line, and where it begins in the text
 
     def next(self, kind):
         match = next(self.found, None)

@@ -60,10 +60,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, description="return only the highest shares, this many")
+    top_k: int | None = Field(None, description="return only the `top_k` highest shares")
     chunk_length_s: float | None = Field(None, allow_inf_nan=False, description="longest window in seconds")
     stride_length_s: float | None = Field(
-        None, allow_inf_nan=False, description="seconds of context at either end of a window"
+        None, allow_inf_nan=False, description="seconds at either end of a window that are context only"
     )
     hop_length_s: float | None = Field(
         None, allow_inf_nan=False, description="seconds from the start of one window to the next; windows overlap"
@@ -86,10 +86,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter("emoshare_requests", "Answers by HTTP status", ["status"], registry=self.registry)
         self.seconds = Histogram(
-            "emoshare_request_seconds",
-            "From headers to answer",
-            buckets=SECONDS,
-            registry=self.registry,
+            "emoshare_request_seconds", "From headers to answer", buckets=SECONDS, registry=self.registry
         )
         self.batches = Histogram("emoshare_batch_windows", "Windows per batch", buckets=WINDOWS, registry=self.registry)
         self.waiting = Gauge("emoshare_waiting_clips", "Clips waiting for their answer", registry=self.registry)

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 COLLECTING_S = 0.005  # how long an incomplete batch waits for more windows
 MOST_DECODERS = 8  # threads
-# How often each second of the longest clip may be computed when windows overlap: with windows of 8 s and a hop of 1 s,
-# it is computed eight times.
+# A clip's overlapping windows may last this many times the longest clip in total: with windows of 8 s and a hop of 1 s,
+# each second of audio is in eight windows.
 MOST_HEARD = 8
 
 
