@@ -66,7 +66,9 @@ class Options(BaseModel):
         None, allow_inf_nan=False, description="seconds at either end of a window that are context only"
     )
     hop_length_s: float | None = Field(
-        None, allow_inf_nan=False, description="seconds from the start of one window to the next; windows overlap"
+        None,
+        allow_inf_nan=False,
+        description="seconds that each window counts for; it also hears those before",
     )
     return_timeline: bool | None = Field(None, description="also return the shares of each window")
     return_attention: bool | None = Field(None, description="also return the attention of each emotion's head")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-HEADER = "| fault | trials | failures | what came of it |\n|---|---|---|---|"
+HEADER = "| fault | trials | failures | outcome |\n|---|---|---|---|"
 SHOWN = 10
 
 
@@ -15,7 +15,7 @@ class Row:
         name: what was done.
         trials: how often.
         failures: what went wrong, in words, one for each failure.
-        note: what came of it.
+        note: the outcome.
     """
 
     name: str
