@@ -1,10 +1,10 @@
 """
-How far a clip's frame features in a padded batch are from those of the clip alone: plain Transformers, and EmoShare.
+How much a clip's frame features in a padded batch differ from those of the clip alone, in Transformers and EmoShare.
 
     python benchmarks/batch_exactness.py
 
-Prints the table of docs/fidelity.md. Every supported kind of backbone in its published sizes, with random weights: the
-differences come from the design, and are as large as they are in an untrained network.
+Prints the table of docs/fidelity.md. Every supported kind of backbone has its published sizes and random weights: the
+differences come from the design, and have the size that they have in an untrained network.
 """
 
 import copy
@@ -51,7 +51,7 @@ def main():
         config = AutoConfig.for_model(model_type, mask_time_prob=0.0, **fields)
         family = family_of(config)
         clips, plain = inputs(family), family.build(config).eval()
-        if model_type == "whisper":  # which plain Transformers gives 30 s of each clip
+        if model_type == "whisper":  # plain Transformers pads each clip to 30 s
             alone, leak = [in_batch(plain, [clip])[0] for clip in clips], "none"
         else:
             alone = [plain(clip[None]).last_hidden_state[0] for clip in clips]
@@ -64,7 +64,7 @@ def main():
 
 
 def inputs(family):
-    """Of synthetic utterances: (samples,) each, or (frames, width)."""
+    """Model inputs of synthetic utterances, each (samples,) or (frames, width)."""
     extractor = EmoShareFeatureExtractor(family.feature_type)
     return [torch.from_numpy(extractor(w, sampling_rate=16000)[family.input_name][0]) for w in voices(SECONDS)]
 
@@ -86,12 +86,12 @@ def padded(clips):
 
 
 def largest(batch, alone):
-    """Largest difference of any feature."""
+    """The largest difference between features."""
     return max((clip[: len(own)] - own).abs().max().item() for clip, own in zip(batch, alone, strict=True))
 
 
 def relative(batch, alone):
-    """Root mean square of all differences, over that of the features."""
+    """The relative RMS difference between features."""
     own = torch.cat(list(alone)).float()
     own_in_batch = torch.cat([clip[: len(own)] for clip, own in zip(batch, alone, strict=True)]).float()
     return ((own_in_batch - own).norm() / own.norm()).item()

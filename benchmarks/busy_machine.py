@@ -1,11 +1,11 @@
 """
-How much slower heads train and predict next to another process that keeps one core busy.
+How much another process that keeps one core busy slows down the training and prediction of heads.
 
     python benchmarks/busy_machine.py
 
-Two ways are compared, on the heads of configs/demo.yaml and batches of 12 clips of 400 frames:
-- one head after another, each operator divided among all intra-op threads: how PyTorch runs a loop over heads;
-- heads side by side, each on one intra-op thread: `threads_emoshare.side_by_side`, which EmoShare uses.
+Compares two ways to run the heads of configs/demo.yaml, on batches of 12 clips of 400 frames:
+- one head after another, with each operator divided among all intra-op threads, as PyTorch runs a loop over heads;
+- heads side by side, each on one intra-op thread, with `threads_emoshare.side_by_side`, as EmoShare does.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from emoshare.training.arguments import parse_arguments
 from emoshare.training.steps import heads_in_training, threads_for, train_step
 
 CLIPS, FRAMES = 12, 400
-SECONDS = 10.0  # of each measurement
+SECONDS = 10.0  # per measurement
 
 
 def main():
@@ -95,7 +95,7 @@ def predict_side_by_side(model, batch):
 
 
 def passes_per_second(run):
-    """Median and slowest pass within `SECONDS`, after two to warm up."""
+    """Median and slowest rate of passes within `SECONDS`, after two warm-up passes."""
     run(), run()
     seconds, started = [], time.perf_counter()
     while time.perf_counter() - started < SECONDS:
@@ -107,7 +107,7 @@ def passes_per_second(run):
 
 @contextmanager
 def busy_core():
-    """Another process that keeps one core busy."""
+    """Keeps one core busy with another process."""
     process = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
     process.start()
     time.sleep(1)

@@ -1,10 +1,10 @@
 """
-Clients of `emoshare serve`, in a process that imports nothing heavy, so that they cost the server little.
+Clients of `emoshare serve`, in a process with light imports only, so that they take little CPU time from the server.
 
     python benchmarks/clients.py URL FOLDER REQUESTS CLIENTS
 
-Posts the clips of a folder, in turns, to URL from CLIENTS connections that each wait for their answer, REQUESTS in all.
-Prints a line of JSON for each: `{"clip", "status", "seconds", "answer"}`.
+Posts the clips of FOLDER in rotation to URL, REQUESTS in total, from CLIENTS connections that each wait for an answer.
+Prints JSON: `{"seconds": ..., "answers": [{"clip", "status", "seconds", "answer"}, ...]}`.
 """
 
 import json

@@ -1,13 +1,13 @@
 """
-What turns and streams cost: memory of a long recording, time against the same audio as clips, and how late a stream is.
+The cost of turns and streams: memory for a long recording, time compared with separate clips, and latency of a stream.
 
     python benchmarks/conversations.py
 
 First, memory: a recording of an hour with 500 turns against one of ten minutes, with a model that computes nothing.
-Then HuBERT Base in its published size, with random weights and nine small heads. The peer of the turns is the pipeline
-on the same turns as clips, each cut out before; the ratio is that of the least CPU times of several rounds. Last, a
-stream that is given audio in pieces of 0.1 s: what a window costs, and how much later than its end it comes, if audio
-comes in real time and the machine is free.
+Then HuBERT Base in its published size, with random weights and nine small heads. The peer is the pipeline on the same
+turns as separate clips; the ratio is that of the shortest CPU times of several rounds. Last, a stream that receives
+audio in pieces of 0.1 s: the time to compute a window, and the delay from the window's end to its shares, if audio
+arrives in real time and the machine is free.
 """
 
 import statistics
@@ -79,7 +79,7 @@ def stream(emotion_share):
 
 
 def compare_memory(emotion_share, folder):
-    """Anonymous memory at most, above what it was before, with a model that computes nothing."""
+    """Prints the peak increase of anonymous memory, with a model that computes nothing."""
     emotion_share.model.forward = lambda input_values, **further: EmoShareOutput(
         logits=torch.zeros(len(input_values), emotion_share.model.config.num_labels)
     )
@@ -93,7 +93,7 @@ def compare_memory(emotion_share, folder):
         with PeakMemory() as memory:
             emotion_share(str(path), segments=turns)
         print(f"{minutes} minutes with {MANY_TURNS} turns: {(memory.peak - before) / 2**20:.0f} MiB more than before")
-    del emotion_share.model.forward  # this instance's; the class has the real one
+    del emotion_share.model.forward  # restores the class's method
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clips for benchmarks: their lengths matter, and nothing else."""
+"""Clips for benchmarks, where only their lengths matter."""
 
 import numpy as np
 import soundfile

@@ -1,10 +1,10 @@
 """
-What EmoShare does on an NVIDIA GPU: the same shares as on the CPU, and how fast it extracts and trains.
+EmoShare on an NVIDIA GPU: whether its shares equal those on the CPU, and how fast it extracts and trains.
 
-    python benchmarks/cuda.py            # about 5 minutes, the CPU's side of the comparison included
-    python benchmarks/cuda.py --small    # tiny sizes, to try the script itself on any machine
+    python benchmarks/cuda.py            # about 5 minutes, including the CPU's part
+    python benchmarks/cuda.py --small    # tiny sizes, to try the script on any machine
 
-Nothing is fetched: all weights are random. A section that fails prints its error, and the next one runs.
+All weights are random, so nothing is downloaded. If a section fails, it prints its error, and the next one runs.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main():
         try:
             with tf32(False):
                 section(sizes)
-        except Exception:  # noqa: BLE001 - the next section says something too
+        except Exception:  # noqa: BLE001 - the next section should still run
             print(f"FAILED\n{traceback.format_exc(limit=-6)}")
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
@@ -104,7 +104,7 @@ def main():
 
 @contextmanager
 def tf32(is_allowed):
-    """Within it, float32 products on the GPU are computed in TF32, or not."""
+    """Turns TF32 for float32 products on the GPU on or off."""
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -117,7 +117,7 @@ def tf32(is_allowed):
 
 
 def peak_memory(function):
-    """What a function returns, and the most memory of the GPU that was in use meanwhile, as text."""
+    """A function's result, and its peak GPU memory as text."""
     if DEVICE.type != "cuda":
         return function(), "-"
     torch.cuda.synchronize()
@@ -145,13 +145,13 @@ def print_parity(sizes):
     clips = voices(rng.uniform(1, 8, size=sizes.parity_clips) * sizes.clip_seconds / 4)
     print(
         f"{len(clips)} clips of {min(map(len, clips)) / RATE:.1f} to {max(map(len, clips)) / RATE:.1f} s. Last layers "
-        f"are scaled so that an emotion's shares are spread widely.\n"
+        f"are scaled so that each emotion's shares spread widely.\n"
     )
     print("| model | float32, one by one | in batches | TF32 | bfloat16 | Spearman, TF32 | Spearman, bfloat16 |")
     print("|---|---|---|---|---|---|---|")
     for name, fields in sizes.backbones.items():
         backbone_config = AutoConfig.for_model("hubert", **fields)
-        if backbone_config.num_hidden_layers > 12:  # for the CPU's sake
+        if backbone_config.num_hidden_layers > 12:  # to save time on the CPU
             backbone_config.num_hidden_layers = 4
             name += ", 4 layers"
         model = EmoShareModel(EmoShareConfig(backbone_config=backbone_config, **sizes.released_head)).eval()
@@ -182,7 +182,7 @@ def print_parity_of(name, model, extractor, clips, sizes):
 
 
 def shares_of(model, extractor, clips, device, batch_size=1):
-    """(clips, labels) of the pipeline, on a copy of the model."""
+    """The pipeline's shares, (clips, labels), from a copy of the model."""
     pipe = EmotionSharePipeline(model=copy.deepcopy(model), feature_extractor=extractor, device=device)
     labels = model.config.labels
     by_label = [{share["label"]: share["score"] for share in shares} for shares in pipe(clips, batch_size=batch_size)]
@@ -190,7 +190,7 @@ def shares_of(model, extractor, clips, device, batch_size=1):
 
 
 def spread(model, shares):
-    """Scales the last layers so that each emotion's logits have the deviation 1 and mean 0 over the clips."""
+    """Scales the last layers so that each emotion's logits have mean 0 and standard deviation 1 over the clips."""
     logits = torch.from_numpy(np.log(shares / (1 - shares))).float().T
     rows = [(head, row) for head in model.heads for row in range(head.num_outputs)]
     with torch.no_grad():
@@ -205,7 +205,7 @@ def mean_spearman(shares, expected):
 
 
 def print_gradients(sizes):
-    """The same gradients as on the CPU: of one training batch, relative RMS error"""
+    """The same gradients as on the CPU: relative RMS error for one training batch"""
     frames = training.speech_frames(16)
     batch = training.RandomStore(frames).collate(np.arange(len(frames)))
     batch = {name: batch[name] for name in ("frame_features", "attention_mask", "labels")}
@@ -224,7 +224,7 @@ def print_gradients(sizes):
 
 
 def gradients(model, batch, device, dtype):
-    """Of all heads, as one vector."""
+    """The gradients of all heads as one vector."""
     model = copy.deepcopy(model).to(device)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     batch["frame_features"] = batch["frame_features"].to(dtype)
@@ -235,11 +235,11 @@ def gradients(model, batch, device, dtype):
 
 
 def print_extraction(sizes):
-    """Extraction: hours of audio in a second"""
+    """Extraction: hours of audio per second"""
     print(
         f"Clips of {sizes.clip_seconds:.0f} s. Roofline: counted operations at the rate of a large matrix product in "
-        "bfloat16, and bytes at that of a copy; of the front end and the encoder whichever takes longer. From files, "
-        "in bfloat16: WAV files are decoded, and features stored in float16 "
+        "bfloat16, or bytes at that of a copy, whichever takes longer, for the front end and for the encoder. From "
+        "files, in bfloat16: WAV files are decoded, and features stored in float16 "
         f"({sizes.stored_clips} clips, the second of two extractions).\n"
     )
     print("| backbone | | hours/s | of the roofline | batch size | memory |")
@@ -282,10 +282,10 @@ def print_extraction_of(name, config, roofline, sizes):
 
 
 def seconds_at_least(config, seconds, flops, bandwidth):
-    """For one clip."""
+    """The roofline time for one clip."""
     operations, values, frames = front_end_counts(config, round(seconds * RATE))
     front_end = max(operations / flops, 2 * values / bandwidth)
-    # A layer reads and writes what its linear layers take and make, attention, GELU, and two norms with their sums.
+    # A layer reads and writes the values of its linear layers, attention, GELU, and two norms with their sums.
     values = config.num_hidden_layers * frames * (18 * config.hidden_size + 4 * config.intermediate_size)
     weights = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
     encoder = max(encoder_operations(config, frames) / flops, 2 * (values + weights / 32) / bandwidth)
@@ -303,7 +303,7 @@ def rates_by_batch_size(run, dtype, sizes):
 
 
 def stock_from_files(model, batch_size, sizes, folder):
-    """As a short script would: a batch is read, computed and saved after the other."""
+    """Like a short script: reads, computes and saves one batch after another."""
     files = sorted((folder / "corpus" / "wav").glob("train*.wav"))
     extractor = Wav2Vec2FeatureExtractor()
 

@@ -1,11 +1,11 @@
 """
-Makes a corpus of synthetic voices with espeak-ng (a program that must be installed), to try recipes on: not speed.
+Makes a corpus of synthetic voices with espeak-ng (which must be installed), to try training recipes on.
 
-Each clip is a sentence in a voice (a speaker), with a pitch, a range of pitch, a rate and a loudness that follow from
-how aroused and how tense it is meant to be. Ten listeners choose one of six emotions each, the more likely the closer
-it is to that. So shares and numbers of listeners are known, and the emotions are in the sound alone. Speakers of train,
-devel and test are disjoint. Nobody has listened to these clips: figures show what software can find in them, and
-nothing about people.
+Each clip is a sentence in a voice (a speaker). Its intended arousal and tension determine its pitch, pitch range, rate
+and loudness. Ten simulated listeners choose one of six emotions each; the closer an emotion is to the clip's arousal
+and tension, the more likely they choose it. So shares and numbers of listeners are known, and only the sound carries
+the emotions. Speakers of train, devel and test are disjoint. Nobody has listened to these clips: figures show what
+software can find in them, and say nothing about people.
 
     python benchmarks/espeak_voices.py --output_dir DIR
     accelerate launch train.py configs/small_corpus.yaml --dataset csv --data_dir DIR
@@ -45,7 +45,7 @@ SENTENCES = (
 
 
 def shares_of(state, rng):
-    """How many of the listeners chose each emotion, divided by their number: (emotions,)."""
+    """The share of listeners who chose each emotion: (emotions,)."""
     distances = ((np.array(list(EMOTIONS.values())) - state) ** 2).sum(axis=1)
     likelihoods = np.exp(-2.5 * distances)
     return rng.multinomial(LISTENERS, likelihoods / likelihoods.sum()) / LISTENERS

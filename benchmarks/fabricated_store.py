@@ -1,4 +1,4 @@
-"""A store of any number of windows with the lengths of real clips, and features so narrow that any disk holds them."""
+"""A store of any number of windows with the lengths of real clips, but with narrow features that fit on any disk."""
 
 import shutil
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LABELS = [f"label {number}" for number in range(9)]
 
 @dataclass
 class FabricatedCorpus:
-    """What a store asks a corpus for, without its audio."""
+    """The parts of a corpus that a store needs, without audio."""
 
     windows: int
     labels = LABELS
@@ -34,7 +34,7 @@ class FabricatedCorpus:
 
 
 def speech_seconds(clips):
-    """1 to 8 s with a mean of 4; the longest is among them in any case, since it decides what a batch takes."""
+    """Clip lengths of 1 to 8 s with a mean of 4. Some are always the longest, which determines a batch's memory."""
     seconds = np.clip(np.random.default_rng(clips).gamma(6, 0.67, size=clips), 1, 8)
     seconds[:32:8] = 8
     return seconds

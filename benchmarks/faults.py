@@ -1,15 +1,15 @@
 """
-What comes of faults: kills, interrupted writes, damaged inputs, and a Hub that fails.
+The fault campaign: kills, interrupted writes, damaged inputs, and a Hub that fails.
 
     python benchmarks/faults.py
-    python benchmarks/faults.py --kills 5 --moments 20 --inputs 500 --requests 2     # in small
+    python benchmarks/faults.py --kills 5 --moments 20 --inputs 500 --requests 2     # a small run
     python benchmarks/faults.py --parts fuzz --inputs 100000 --seed 1
 
-Prints a table, and below it what failed; the exit code is 1 if anything did. About 40 minutes on two cores. Everything
-is written to a temporary folder, which is kept if something failed. `docs/reliability.md` says what is promised, and
-`benchmarks/fault_campaign/` holds what is done here.
+Prints a table, and below it all failures; the exit code is 1 if there are any. It takes about 40 minutes on two cores.
+Everything is written to a temporary folder, which is kept if something failed. `docs/reliability.md` has the promises
+that it tests, and `benchmarks/fault_campaign/` its parts.
 
-Each part runs in a process of its own, which imports everything once, and forks for each run: so a kill costs a second.
+Each part runs in a process of its own, which imports everything once and forks for each run, so a kill costs a second.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from queue import Queue
 
 from fault_campaign.report import HEADER, Row, failures_of
 
-# In the order in which they are started, the longest first.
+# In the order in which they start: the longest first.
 PARTS = ("grid", "training", "hub-loading", "fuzz", "hub-publishing", "publishing", "two-processes", "extraction")
 ORDER = ("extraction", "training", "two-processes", "grid", "publishing", "fuzz", "hub-publishing", "hub-loading")
 WITH_HUB = ("publishing", "hub-publishing", "hub-loading")
@@ -57,7 +57,7 @@ def main():
 
 
 def _start_part(part, place, cores):
-    """Runs a part in a process of its own, on one of the cores that are free; returns its `Row`s."""
+    """Runs a part in a process of its own, on a free core; returns its `Row`s."""
     place.mkdir()
     core = cores.get()
     made = place / "made"
@@ -84,13 +84,13 @@ def _start_part(part, place, cores):
 
 
 def _run_part(part, arguments):
-    """In the process of a part: writes its rows to a file."""
+    """Runs in the process of a part, and writes its rows to a file."""
     place = arguments.place
     os.sched_setaffinity(0, {arguments.core})  # so that parts do not slow down each other's threads
     if part in WITH_HUB:
         from fault_campaign.faulty_hub import HubClient
 
-        hub = HubClient()  # before anything is imported that reads its address
+        hub = HubClient()  # before importing anything that reads its address
         os.environ.update(HF_ENDPOINT=hub.url, HF_TOKEN=hub.token)
     else:
         hub = None
@@ -116,7 +116,7 @@ def _kill(part, place, hub, arguments):
     from fault_campaign.kills import kill
     from fault_campaign.moments import interrupt
 
-    import emoshare.dataset_script.__main__  # so that no forked process has to
+    import emoshare.dataset_script.__main__  # so that forked processes need not import them
     import emoshare.reproduction.run  # noqa: F401
     from emoshare.training import features
 
@@ -136,7 +136,7 @@ def _fuzz(place, arguments):
     from fault_campaign.fuzz import fuzz
     from fault_campaign.fuzz_targets import targets
 
-    import emoshare.reproduction.run  # noqa: F401  (so that no forked process has to)
+    import emoshare.reproduction.run  # noqa: F401  (so that forked processes need not import it)
 
     prepare(lambda: fixtures.make_everything(place), place / "run.log")
     return [
@@ -146,7 +146,7 @@ def _fuzz(place, arguments):
 
 
 def _fail_at_requests(part, place, hub, arguments):
-    # Not emoshare: one of the runs has to do without it.
+    # Not emoshare: one of the runs must work without it.
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import torchaudio  # noqa: F401
@@ -168,19 +168,24 @@ def _parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--kills", type=int, default=50, help="of each kind of run (default: 50)")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills of each kind of run (default: 50)")
     parser.add_argument(
-        "--moments", type=int, default=80, help="between file operations, of each kind, at most (default: 80)"
+        "--moments",
+        type=int,
+        default=80,
+        help="most interruptions between file operations, for each kind of run (default: 80)",
     )
-    parser.add_argument("--inputs", type=int, default=10_000, help="that are damaged, in all (default: 10,000)")
+    parser.add_argument(
+        "--inputs", type=int, default=10_000, help="number of damaged inputs in total (default: 10,000)"
+    )
     parser.add_argument(
         "--requests",
         type=int,
         default=1000,
-        help="at which the Hub fails, of each conversation, at most (default: all)",
+        help="most requests at which the Hub fails, for each command (default: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of moments and damage (default: 0)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of moments and damage (default: 0)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="run only these parts (default: all)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)

@@ -1,17 +1,17 @@
 """
-Upper layers of the encoder that train with the heads: from stored hidden states against from waveforms.
+Fine-tuning the encoder's upper layers: training from stored hidden states against training from waveforms.
 
     python benchmarks/finetuning.py
 
 The encoder has the size of HuBERT Base and random weights; its last three layers train. A step is forward, backward and
-update, of clips of 4 s. From waveforms, it takes the same model, whose frozen part is fast and in eval mode; or, as
-one's own code has it, Transformers' HuBERT in training mode, with the lower part frozen. Heads of one trunk, and nine
-heads of the released sizes, which take most of the time of a step. The limit is how many operations the encoder has in
-the one and the other.
+update, on clips of 4 s. From waveforms, it runs either the same model, whose frozen part is fast and in eval mode, or,
+as in a plain training loop, Transformers' HuBERT in training mode with its lower part frozen. It is measured with a
+shared trunk, and with nine heads of the released sizes, which take most of the time of a step. The limit is the ratio
+of the encoder's operations with and without the store.
 
-Then, in processes of their own: the peak of memory of a step of 32 clips, against that of the heads alone and the state
-of Adam for the tuned layers. Then how near losses and gradients from the store are to those from waveforms, in each
-dtype of the store. Then a task that needs tuning.
+Then come, in processes of their own, the peak memory of a step of 32 clips, against that of the heads alone plus Adam's
+state for the tuned layers; the differences of losses and gradients between store and waveforms, for each dtype of the
+store; and a task that needs tuning.
 """
 
 import os
@@ -45,7 +45,7 @@ GIGABYTE = 1e9
 
 def main():
     print(describe())
-    print("\n| heads, dtype | from the store | from waveforms | Transformers from waveforms | store against these |")
+    print("\n| heads, dtype | from the store | from waveforms | Transformers from waveforms | speed-up over these two |")
     print("|---|---|---|---|---|")
     for dtype in dict.fromkeys([training_dtype("auto", DEVICE), torch.float32]):
         for separate_heads in (False, True):
@@ -79,7 +79,7 @@ def batches(model, clips):
 
 
 class PlainEncoder(EncoderInTraining):
-    """Transformers' own encoder, as a training loop of one's own has it: in training mode, its lower part frozen."""
+    """Transformers' own encoder as in a plain training loop: in training mode, with its lower part frozen."""
 
     def __init__(self, model, dtype):
         super().__init__(model, dtype, 1e-5, PLAIN, "best_epoch")
@@ -104,7 +104,7 @@ def print_steps(dtype, separate_heads):
     }
     heads = heads_in_training(model, 1e-4)
     seconds = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):  # the first to warm up
+    for _ in range(ROUNDS + 1):  # the first round is a warm-up
         for name, (encoder, batch) in ways.items():
             step = partial(step_of, model, heads, encoder, batch)
             seconds[name].append(seconds_of(step) if DEVICE.type == "cuda" else least_cpu_seconds(step, 1)[0])
@@ -117,7 +117,7 @@ def print_steps(dtype, separate_heads):
 
 
 def print_limit():
-    """Without the heads, and if every operation took as long; a backward pass counts as two forward passes."""
+    """Prints the limit without heads, if all operations take the same time; backward counts as two forward passes."""
     front_end, _, frames = front_end_counts(HubertConfig(), SAMPLES)
     lower = encoder_operations(HubertConfig(num_hidden_layers=HubertConfig().num_hidden_layers - LAYERS), frames)
     tuned = 3 * (encoder_operations(HubertConfig(), frames) - lower)
@@ -136,8 +136,8 @@ def step_of(model, heads, encoder, batch):
 
 def print_memory():
     """
-    Each kind in a process of its own: what one has allocated and freed, the next would find. With this variable, glibc
-    gives freed memory back at once, so that only what is in use counts.
+    Runs each kind in a process of its own, because freed memory of one would be reused by the next. With this variable,
+    glibc returns freed memory at once, so that only memory in use counts.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     peaks = [
@@ -145,15 +145,15 @@ def print_memory():
     ]
     model = tuned_model()
     state = 2 * 4 * sum(weight.numel() for weight in model.backbone.parameters() if weight.requires_grad) / GIGABYTE
-    print(f"\nPeak of memory, {CLIPS_IN_MEMORY} clips of 4 s, nine heads of the released sizes, float32:")
+    print(f"\nPeak memory, {CLIPS_IN_MEMORY} clips of 4 s, nine heads of the released sizes, float32:")
     for kind, peak in zip(KINDS, peaks, strict=True):
         print(
-            f"  {kind}: {peak:.2f} GB, {peak / (peaks[0] + state):.2f} times the heads alone and {state:.2f} GB of Adam"
+            f"  {kind}: {peak:.2f} GB, {peak / (peaks[0] + state):.2f} times the heads alone plus {state:.2f} GB of Adam"
         )
 
 
 def print_peak(kind):
-    """Of two steps, in gigabytes."""
+    """Prints the peak memory of two steps, in gigabytes."""
     model = tuned_model().train()
     if "checkpointing" in kind:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -168,12 +168,12 @@ def print_peak(kind):
 
 
 def print_differences():
-    """The largest difference of losses, and the norm of that of all gradients against their own; without dropout."""
+    """Prints the largest difference of losses, and the relative norm of that of gradients, without dropout."""
     model = tuned_model(separate_heads=False).eval()
     stored, waveforms = batches(model, CLIPS_PER_STEP)
     losses, gradients = computed(model, model, waveforms)
     print(
-        "\nFrom the store against from waveforms, float32: largest difference of a loss; of gradients, by their norm:"
+        "\nStore against waveforms, float32: largest difference of a loss; relative norm of the difference of gradients:"
     )
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         rounded = {**stored, "frame_features": stored["frame_features"].to(dtype)}
@@ -200,7 +200,7 @@ def computed(model, part, batch):
 
 
 def print_task():
-    """The best mean ρ on devel of linear heads on frozen random layers, and with these layers tuned."""
+    """Prints the best mean ρ on devel of linear heads on frozen random layers, and with these layers tuned."""
     small = HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     fields = {"backbone_config": small, "architecture": "statistics", "id2label": {0: "first", 1: "second"}}
     rhos = {}

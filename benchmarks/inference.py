@@ -1,15 +1,15 @@
 """
-How fast the emotion-share pipeline is: against Transformers' own, and against what the machine can do.
+Speed of the emotion-share pipeline, against Transformers' own pipeline and the machine's limits.
 
     python benchmarks/inference.py
 
 HuBERT Base in its published size with random weights, 32 synthetic clips of 1 to 8 s. The peer is the stock
 `pipeline("audio-classification")` with `HubertForSequenceClassification`, whose head is two linear layers. EmoShare has
-nine small heads instead (sizes as in configs/demo.yaml), and in the lines "released sizes" nine as large as the
-paper's. Each side runs at its own best batch size. All run in turns, for several rounds; a ratio is the median over
-the rounds. Then: what each batch size costs that a user may ask for (the least of the rounds), and what a model takes
-that reads a middle layer. A real-time factor (RTF) is seconds of computing per second of audio. The limit is the
-counted arithmetic at the rate of a large matrix product, and the traffic of the front end at the rate of a copy, both
+nine small heads instead (sizes as in configs/demo.yaml), and in the rows "released sizes" nine heads of the paper's
+sizes. Each pipeline runs at its own best batch size. They take turns, for several rounds; a ratio is the median over
+the rounds. Then come the times for several values of `batch_size` (best of the rounds), and those of a model that reads
+a middle layer. The real-time factor (RTF) is seconds of computing per second of audio. The limit is the counted
+arithmetic at the rate of a large matrix product, and the memory traffic of the front end at the rate of a copy, both
 measured in this run.
 """
 
@@ -86,12 +86,12 @@ def stock_pipeline(peer, dtype):
 
 def our_pipeline(model, dtype):
     model = copy.deepcopy(model)
-    model.backbone.to(dtype)  # as `from_pretrained(dtype=...)` does: the heads' weights stay in float32
+    model.backbone.to(dtype)  # like `from_pretrained(dtype=...)`: the heads' weights stay in float32
     return EmotionSharePipeline(model=model, feature_extractor=EmoShareFeatureExtractor(), device=DEVICE)
 
 
 def best_times(pipelines, clips):
-    """For each pipeline its median time over all clips, in seconds, at its best batch size, and that size."""
+    """Times of each pipeline in each round, over all clips, at its best batch size, and that size."""
     batch_sizes = {}
     for name, pipe in pipelines.items():
         pipe(clips[:2])  # warm-up
@@ -103,15 +103,15 @@ def best_times(pipelines, clips):
 
 
 def latencies(pipelines, clip):
-    """As `best_times`, of one clip by itself."""
+    """Like `best_times`, for one clip on its own."""
     runs = {name: partial(pipe, clip) for name, pipe in pipelines.items()}
     return interleaved(runs, LATENCY_ROUNDS), dict.fromkeys(pipelines, 1)
 
 
 def interleaved(runs, rounds):
     """
-    The times of each run in each round, in seconds: (rounds,) for each name. Whatever else the machine does in a round,
-    it does to all of them.
+    The seconds of each run in each round: (rounds,) for each name. The runs take turns, so that other load on the
+    machine affects all of them.
     """
     times = {name: [] for name in runs}
     for _ in range(rounds):
@@ -121,7 +121,7 @@ def interleaved(runs, rounds):
 
 
 def print_batch_sizes(pipelines, clips):
-    """Whatever batch size is asked for: each against the fastest."""
+    """Prints the time for each value of `batch_size`, relative to the fastest."""
     print(f"| {len(clips)} clips, time against the fastest | {' | '.join(f'batch_size={n}' for n in ASKED)} |")
     print(f"|---|{'---|' * len(ASKED)}")
     for name, pipe in pipelines.items():
@@ -133,7 +133,7 @@ def print_batch_sizes(pipelines, clips):
 
 
 def print_cut(model, clips):
-    """A model that reads a middle layer, saved, loaded and run: its repository has no layers above that."""
+    """Saves, loads and runs a model that reads a middle layer; its repository has no layers above that."""
     print(f"| reads | on disk | loading | {len(clips)} clips |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def print_cut(model, clips):
 
 
 def report(title, measured, seconds):
-    """A line for each pipeline; ratios are medians over the rounds, with the smallest and the largest."""
+    """Prints a row for each pipeline; ratios are medians over the rounds, with minimum and maximum."""
     times, batch_sizes = measured
     print(f"| {title} | median | RTF | batch size | against stock float32 | against stock, same dtype |")
     print("|---|---|---|---|---|---|")
@@ -169,7 +169,7 @@ def report(title, measured, seconds):
 
 
 def print_limits(demo, released, dtype, clips):
-    """Counted arithmetic and traffic of all clips, and how long this machine would take for them at the least."""
+    """Prints the counted arithmetic and memory traffic of all clips, and the machine's lower limit for their time."""
     seconds = sum(len(clip) for clip in clips) / 16000
     flops, memory = matmul_rate(dtype), copy_rate()
     heads = {"demo": demo, "released": released}
@@ -201,7 +201,7 @@ def print_limits(demo, released, dtype, clips):
 
 
 def front_end_counts(config, samples):
-    """Operations, values moved, and frames. A map is written, goes through its activation, and is read again."""
+    """Operations, values moved, and frames. A feature map is written, activated, and read again."""
     operations, values, channels_in = 0, 0, 1
     for channels, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
@@ -220,7 +220,7 @@ def encoder_operations(config, frames):
 
 
 def head_operations(config, frames):
-    """Of all emotions' convolutions, and of their LSTMs. What comes after is run once per clip, and is little."""
+    """Operations of all emotions' convolutions and LSTMs. Later layers run once per clip, and cost little."""
     widths = [config.feature_size, *config.conv_channels]
     convolutions = sum(config.conv_kernel_size * a * b for a, b in pairwise(widths))
     width = config.lstm_hidden_size
@@ -231,7 +231,7 @@ def head_operations(config, frames):
 
 @torch.inference_mode()
 def print_accuracy(plain, model, clips):
-    """Of frame features, against plain Transformers in float32 on each clip alone; of shares, against float32."""
+    """Prints errors of frame features, against plain Transformers in float32 on single clips, and of shares."""
     extractor = EmoShareFeatureExtractor()
     plain, model = plain.to(DEVICE), model.to(DEVICE)
     halved = copy.deepcopy(model)

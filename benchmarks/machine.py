@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it can multiply and move: the limits that benchmarks are compared with."""
+"""Describes the machine, and measures its matrix product and copy rates, the limits that benchmarks compare with."""
 
 import platform
 import threading
@@ -54,13 +54,13 @@ def copy_rate(megabytes=256):
 
 
 def anonymous_memory(process="self"):
-    """Anonymous memory of a process in bytes (RssAnon); pages of mapped files do not count."""
+    """Anonymous memory of a process in bytes (RssAnon), without pages of mapped files."""
     (line,) = (line for line in _lines(f"/proc/{process}/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
 
 class PeakMemory:
-    """Samples this process's anonymous memory while it is open."""
+    """Context manager that records the peak of this process's anonymous memory."""
 
     def __enter__(self):
         self.peak = anonymous_memory()
@@ -83,7 +83,7 @@ def _lines(path):
 
 
 def least_cpu_seconds(function, rounds):
-    """The least CPU time of several rounds, in seconds, and what the function returns."""
+    """The shortest CPU time of several rounds, in seconds, and the function's result."""
     times = []
     for _ in range(rounds):
         started = time.process_time()

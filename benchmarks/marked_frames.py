@@ -1,4 +1,4 @@
-"""A task that heads on frozen random layers cannot solve, and tuned layers can: made on the spot, in seconds."""
+"""A task that tuned layers can solve, but heads on frozen random layers cannot. It is generated in seconds."""
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ from emoshare.frames_emoshare import length_mask
 
 class MemoryStore:
     """
-    Frame features in memory, as a `FrameFeatureStore` gives them.
+    Frame features in memory, with the interface of a `FrameFeatureStore`.
 
     Args:
-        features: of each clip, (frames, width) float32 tensors.
+        features: a (frames, width) float32 tensor for each clip.
         shares: (clips, labels) float32.
     """
 
@@ -45,8 +45,8 @@ class MemoryStore:
 
 def marked_frames(clips, seed, width=32):
     """
-    A `MemoryStore` of random frames, one of which in each clip is marked: its values along two directions make the two
-    shares. The mean and deviation over time hardly show them; a layer that finds the mark can tell.
+    A `MemoryStore` of random frames with one marked frame per clip, whose values along two directions give the two
+    shares. The mean and deviation over time hardly show these values; a layer that finds the mark can read them.
     """
     rng = np.random.default_rng(seed)
     (mark, *directions), _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))
@@ -62,7 +62,7 @@ def marked_frames(clips, seed, width=32):
 
 
 def through(model, store):
-    """The same clips, past the tuned layers of a model as they are now."""
+    """The same clips as the outputs of a model's tuned layers in their present state."""
     upper_layers = model.eval().trained_part().upper_layers
     with torch.no_grad():
         features = [upper_layers(frames[None], torch.tensor([len(frames)]))[0] for frames in store.features]

@@ -1,11 +1,11 @@
 """
-How far the shares of exported models are from the pipeline's: onnxruntime without PyTorch, alone and in mixed batches.
+How much the shares of exported models differ from the pipeline's, for single clips and in mixed batches.
 
     python benchmarks/onnx_exactness.py
 
 200 synthetic clips of 1 to 8 s, a third of them at 44.1 kHz. Every architecture on log-mels, MFCCs and a small HuBERT
-with random weights, and one on each other kind of backbone. Last layers are scaled so that an emotion's shares are
-spread widely. The runtime is in a process of its own, in which PyTorch and Transformers cannot be imported.
+with random weights, and one architecture on each other kind of backbone. Last layers are scaled so that each emotion's
+shares spread widely. The runtime is in a process of its own, in which PyTorch and Transformers cannot be imported.
 """
 
 import json
@@ -93,7 +93,7 @@ def write_clips(folder):
 
 
 def compare(name, architecture, feature_extractor, fields, paths):
-    """A line of the table."""
+    """Prints a row of the table."""
     torch.manual_seed(0)
     model = EmoShareModel(EmoShareConfig(architecture=architecture, **HEAD, **fields)).eval()
     emotion_share = EmotionSharePipeline(model=model, feature_extractor=feature_extractor)
@@ -111,7 +111,7 @@ def compare(name, architecture, feature_extractor, fields, paths):
 
 
 def as_array(results, labels):
-    """(clips, labels)"""
+    """Returns the scores as (clips, labels)."""
     scores = [{share["label"]: share["score"] for share in shares} for shares in results]
     return np.array([[clip[label] for label in labels] for clip in scores])
 

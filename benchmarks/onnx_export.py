@@ -1,13 +1,13 @@
 """
-Exported models: how large they are, how fast onnxruntime runs them, and what 8 bits cost.
+Exported models: their size, their speed in onnxruntime, and the accuracy lost in 8 bits.
 
     python benchmarks/onnx_export.py
 
-HuBERT Base in its published size with random weights, and nine heads of the demo's sizes, which are trained a little on
-synthetic clips so that their shares differ from clip to clip. The time is that of eight clips of 1 to 8 s, one by one,
-the least of several rounds in which all take turns: Transformers' own pipeline and EmoShare's in PyTorch, and the
-runtime of exported models with the file in float32 and the one in 8 bits. Rank correlations are between the shares of
-the two files, on clips that the heads have not seen.
+HuBERT Base in its published size with random weights, and nine heads of the demo's sizes, which are briefly trained on
+synthetic clips so that their shares differ from clip to clip. Four runtimes take turns for several rounds:
+Transformers' own pipeline and EmoShare's in PyTorch, and the runtime of exported models with the file in float32 and
+the one in 8 bits. The time is the best over the rounds, for eight clips of 1 to 8 s, one by one. Rank correlations are
+between the shares of the two files, on clips that the heads have not seen.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from emoshare.emoshare_runtime import EmotionShareRuntime
 TIMED_SECONDS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 TRAINED_ON, TRIED_ON = 48, 48
 SHORT = 2.0  # seconds of these clips
-STEPS, RATE = 200, 3e-4  # with more at once, heads soon give every clip the same share
+STEPS, RATE = 200, 3e-4  # with a higher rate, heads soon give every clip the same share
 ROUNDS = 3
 
 
@@ -62,7 +62,7 @@ def main():
 
 
 def corpus():
-    """Synthetic clips, and what share of listeners is said to perceive each emotion, (clips, labels)."""
+    """Synthetic clips, and their shares of listeners, (clips, labels)."""
     utterances = SyntheticCorpus(train=TRAINED_ON + TRIED_ON).utterances("train")
     for utterance in utterances:
         utterance.seconds = SHORT
@@ -70,7 +70,7 @@ def corpus():
 
 
 def train(model, extractor, clips, shares):
-    """Adam on the heads, a few steps over all clips at once."""
+    """Trains the heads with Adam, on all clips at once."""
     features = [features_of(model, extractor, clip) for clip in clips]
     features, shares = torch.cat(features), torch.tensor(np.array(shares), dtype=torch.float32)
     optimizer = torch.optim.Adam(model.heads.parameters(), lr=RATE)
@@ -104,7 +104,7 @@ def print_rank_correlation(exact, rounded, clips):
 
 
 def as_array(results):
-    """(clips, labels)"""
+    """Returns the scores as (clips, labels)."""
     scores = [{share["label"]: share["score"] for share in shares} for shares in results]
     return np.array([[clip[emotion] for emotion in EMOTIONS] for clip in scores])
 

@@ -1,14 +1,13 @@
 """
-Shares of listeners on real speech: the recipe for small corpora against linear models on openSMILE's ComParE_2016
-functionals, and against the built-in control, on Emo-DB.
+Prediction of shares on real speech, on Emo-DB: the recipe for small corpora against linear models on openSMILE's
+ComParE_2016 functionals, and against the built-in control.
 
     pip install opensmile scikit-learn
     python benchmarks/real_speech.py --data_dir DIR
 
-Each of the ten actors is once the test speaker, with the next one as devel, for all systems alike; and there is the
-corpus's own split. Networks are trained as `train.py` trains them, with flags of the YAML file as it is now; linear
-models are fitted to shares, or to their ranks. Settings are chosen on devel, nothing on test. Intervals resample the
-actors.
+Each of the ten actors is the test speaker once, with the next one as devel, for all systems; the corpus's own split is
+also used. Networks are trained as in `train.py`, with the flags of the current YAML file; linear models are fitted to
+shares or to their ranks. Settings are chosen on devel, nothing on test. Intervals resample the actors.
 """
 
 import argparse
@@ -51,7 +50,7 @@ GROUP = "speaker"
 SCORED = ("devel", "test")
 RESAMPLES = 1000
 RATE = 16000
-LIBRARIES = {"opensmile": "opensmile", "sklearn": "scikit-learn"}  # what they are called in Python, and by pip
+LIBRARIES = {"opensmile": "opensmile", "sklearn": "scikit-learn"}  # names in Python and for pip
 RANDOM_BACKBONE = ("synthetic_grid.yaml", "Random HuBERT, Base style")  # a grid, and its row of features
 # C and epsilon of support vector regression, on standardised features.
 SVR_SETTINGS = tuple(product((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1)))
@@ -59,7 +58,7 @@ SVR_SETTINGS = tuple(product((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1)))
 
 class Data:
     """
-    Emo-DB, and what systems are fitted on, which is computed once.
+    Emo-DB and the inputs of all systems, which are computed once.
 
     Args:
         data_dir: the corpus's folder.
@@ -85,7 +84,7 @@ class Data:
 
     @cached_property
     def functionals(self):
-        """What the built-in control sees: (clips, functionals)."""
+        """The inputs of the built-in control: (clips, functionals)."""
         of_splits = [clip_functionals(clips) for clips in self.corpus.splits.values()]
         return np.concatenate([next(iter(of_split.values())) for of_split in of_splits])
 
@@ -108,7 +107,7 @@ class Data:
 
 
 def trained(config, data, fold, seed, **changes):
-    """Shares of a run of `train.py` with the flags of a YAML file."""
+    """Predictions of a run of `train.py` with the flags of a YAML file."""
     output_dir = Path(tempfile.mkdtemp(dir=data.folder))
     flags = {
         **read_yaml(CONFIGS / config),
@@ -123,7 +122,7 @@ def trained(config, data, fold, seed, **changes):
         "controls": False,
     }
     arguments = arguments_of(flags, config)
-    with redirect_stdout(io.StringIO()):  # stdout is for the table alone
+    with redirect_stdout(io.StringIO()):  # only the table goes to stdout
         train(arguments, start(arguments))
     division = data.divisions[fold]
     files = {split: (output_dir / f"predictions_{split}.csv", division.filenames(split)) for split in SCORED}
@@ -135,7 +134,7 @@ def on_random_hubert(data, fold, seed):
 
 
 def linear(inputs, fit, data, fold, seed, on_ranks=False):
-    """Shares, or ranks, of a linear model on an attribute of `Data`, with the settings that are best on devel."""
+    """Predicts shares or ranks with a linear model on an attribute of `Data`, with the settings best on devel."""
     division = data.divisions[fold]
     train, *others = (getattr(data, inputs)[division.origins[split]] for split in ("train", *SCORED))
     targets = division.shares("train")
@@ -148,7 +147,7 @@ def linear(inputs, fit, data, fold, seed, on_ranks=False):
 
 
 def support_vectors(train_inputs, targets, inputs):
-    """As `ridge`, for linear support vector regression. One kernel serves all settings and labels."""
+    """Like `ridge`, with linear support vector regression. All settings and labels share one kernel."""
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVR
 
@@ -160,7 +159,7 @@ def support_vectors(train_inputs, targets, inputs):
 
 
 def mean_of_emotion(data, fold, seed):
-    """The mean training shares of the clips in which the same emotion was meant."""
+    """Predicts the mean training shares of the clips with the same intended emotion."""
     division = data.divisions[fold]
     emotions = {split: np.array(facts["emotion"]) for split, facts in division.metadata.items()}
     shares = division.shares("train")
@@ -170,7 +169,7 @@ def mean_of_emotion(data, fold, seed):
 
 @dataclass(frozen=True)
 class System:
-    """`predict(data, fold, seed)` gives (clips, labels) by split, devel and test; `has_seed`: whether seeds differ."""
+    """`predict(data, fold, seed)` returns (clips, labels) for devel and test; `has_seed`: whether the seed matters."""
 
     title: str
     predict: Callable
@@ -195,7 +194,7 @@ SYSTEMS = {
 
 
 def measure(system, data, seeds):
-    """The scores of a system, as they are in the JSON file; `of_speakers` has a mean ρ for each seed and speaker."""
+    """The scores of a system, as in the JSON file; `of_speakers` has a mean ρ for each seed and speaker."""
     started, labels = time.perf_counter(), data.corpus.labels
     of_folds, own_splits = [], {split: [] for split in SCORED}
     for seed in seeds if system.has_seed else seeds[:1]:
@@ -226,7 +225,7 @@ def measure(system, data, seeds):
 
 
 def mean_with_interval(of_speakers):
-    """The mean of values (speakers,), and the ends of its 95 % interval over resamples of the speakers."""
+    """The mean of (speakers,) values, and the ends of its 95 % interval over resamples of the speakers."""
     number = len(of_speakers)
     draws = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
     return [float(of_speakers.mean()), *np.percentile(of_speakers[draws].mean(axis=1), [2.5, 97.5]).tolist()]
@@ -246,7 +245,7 @@ def print_table(results):
 
 
 def plot(folder, results, seeds):
-    """Bars with intervals, and a mark for each speaker."""
+    """Draws bars with intervals, and a mark for each speaker."""
     figure = Figure((7.5, 1.4 + 0.4 * len(results)), layout="constrained")
     panel = figure.subplots()
     panel.set_title("Emo-DB, each actor once the test speaker", fontsize="medium")
@@ -271,10 +270,12 @@ def plot(folder, results, seeds):
 def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, type=Path, help="folder of Emo-DB: wav/*.wav and erkennung.txt")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the networks")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the networks")
     default = [name for name in SYSTEMS if name != "demo"]
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=default, help="all but demo if not given")
-    parser.add_argument("--with_demo", action="store_true", help="and configs/demo.yaml, which takes much longer")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=default, help="systems to compare (default: all but demo)"
+    )
+    parser.add_argument("--with_demo", action="store_true", help="add configs/demo.yaml, which takes much longer")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for a JSON file and a figure")
     flags = parser.parse_args(argv)
     flags.systems = dict.fromkeys([*flags.systems, *(["demo"] if flags.with_demo else [])])

@@ -1,10 +1,10 @@
 """
-How well extraction and training share their work between two processes, against one, each with one thread.
+How well extraction and training scale from one process to two, with one thread each.
 
     python benchmarks/scaling.py
 
-Launched with torchrun, as users on CPUs launch. A backbone of four HuBERT Base layers, 64 clips of 4 s; nine heads of
-middling size, two epochs on the features.
+The runs are launched with torchrun, as on CPUs. The backbone has four layers of HuBERT Base; there are 64 clips of 4 s,
+and nine heads of medium size train on the features for two epochs.
 """
 
 import json
@@ -49,7 +49,7 @@ def launch(processes, folder):
 
 
 def work(folder):
-    """One process's part; the main process prints the seconds that all took."""
+    """Runs one process's part; the main process prints the seconds of all."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
@@ -64,7 +64,7 @@ def work(folder):
         stores.append(extract_frame_features(corpus, "train", model, extractor, cache_dir, accelerator))
 
     seconds = {"extraction": seconds_of(extract)}
-    batch_size = 16 // accelerator.num_processes  # the same batch in all
+    batch_size = 16 // accelerator.num_processes  # the same total batch size
     run = RunArguments(per_device_train_batch_size=batch_size, mixed_precision="no")
     arguments, stores = Arguments(DataArguments(), ModelArguments(), run), {"train": stores[0], "devel": stores[0]}
     trainer = HeadTrainer(model, stores, None, arguments, accelerator)

@@ -1,14 +1,14 @@
 """
-What `emoshare serve` promises: 1,000 requests from 32 clients against the pipeline on the same clips, and bad uploads.
+Load test of `emoshare serve`: 1,000 requests from 32 clients against the pipeline on the same clips, and bad uploads.
 
     python benchmarks/serve.py
 
-Two models with random weights: the demo's acoustic one and one of HuBERT Base's size. In each of several rounds, the
-pipeline and the service predict the same clips of 1 to 8 s with the same batch size, in turns, so that whatever else
-the machine does, it does to both. The pipeline reads files; the clients, one process, send the same files. Then each
-upload that must be refused, and SIGTERM while clients wait. A share is "equal" if it is within 1e-5 of the pipeline's
-for the clip alone. Memory is anonymous memory of the server's process (RssAnon) after the
-first round and after the last.
+Two models with random weights: one like the demo's acoustic model, and one of HuBERT Base's size. In each of several
+rounds, the pipeline and the service take turns to predict the same clips of 1 to 8 s with the same batch size, so that
+other load on the machine affects both. The pipeline reads files; the clients, in one process, send the same files. Then
+come uploads that must be refused, and SIGTERM while clients wait. A clip's shares are "equal" if they are within 1e-5
+of the pipeline's for the clip alone. Memory is the anonymous memory of the server's process (RssAnon) after the first
+and the last round.
 """
 
 import json
@@ -34,7 +34,7 @@ from emoshare import EmoShareConfig, EmoShareFeatureExtractor, EmoShareModel
 BATCH_SIZE = 8
 CLIENTS = 32
 ROUNDS = 5
-CLIPS = {"acoustic": 200, "HuBERT Base": 32}  # of a round: 1,000 requests in all, and 160
+CLIPS = {"acoustic": 200, "HuBERT Base": 32}  # per round: 1,000 and 160 requests in total
 DEMO_HEAD = {"conv_channels": (32, 32, 32), "pool_size": 4, "lstm_hidden_size": 32, "ffn_sizes": (32,)}
 LIMITS = {"max_megabytes": 1, "max_seconds": 20, "upload_seconds": 2}
 HERE = Path(__file__).parent
@@ -79,7 +79,7 @@ def write_clips(folder, seconds):
 
 @contextmanager
 def serving(model, **limits):
-    """`emoshare serve` in a process of its own: that process, and the URL to post to."""
+    """Runs `emoshare serve` in a process of its own; yields that process and the URL to post to."""
     flags = [f"--{name}={value}" for name, value in limits.items()]
     command = [sys.executable, "-m", "emoshare.cli", "serve", str(model), "--port=0", f"--batch_size={BATCH_SIZE}"]
     server = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
@@ -91,7 +91,7 @@ def serving(model, **limits):
 
 
 def ask(url, clips, num_requests):
-    """Seconds that all requests took, and the answers."""
+    """Returns the seconds that all requests took together, and the answers."""
     command = [sys.executable, HERE / "clients.py", url, clips, num_requests, CLIENTS]
     result = json.loads(subprocess.run(map(str, command), capture_output=True, text=True, check=True).stdout)
     return result["seconds"], result["answers"]
@@ -123,14 +123,14 @@ def compare(name, model, clips):
 
 
 def difference(shares, expected):
-    """The largest, whatever the order."""
+    """The largest difference between shares, whatever their order."""
     expected = {share["label"]: share["score"] for share in expected}
     assert len(shares) == len(expected)
     return max(abs(share["score"] - expected[share["label"]]) for share in shares)
 
 
 def refused(url, folder):
-    """What the service answers to uploads that it must refuse."""
+    """Yields each upload that the service must refuse, and its answer."""
     write_clips(folder / "long", [LIMITS["max_seconds"] + 5])
     (long,) = (folder / "long").iterdir()
     soundfile.write(folder / "silence.flac", np.zeros(3600 * 4000), 4000)
@@ -156,11 +156,11 @@ def post(url, content):
 
 
 def print_stop(server, url, clips):
-    """SIGTERM while every client waits for an answer: each gets it, and whoever comes later is refused."""
+    """Sends SIGTERM while clients wait: every request must be answered."""
     command = [sys.executable, HERE / "clients.py", url, clips, CLIENTS, CLIENTS]
     clients = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     while waiting(url) < CLIENTS / 4:
-        assert clients.poll() is None, "they had their answers too soon"
+        assert clients.poll() is None, "the clients got their answers too soon"
     server.send_signal(signal.SIGTERM)
     answers = json.loads(clients.communicate()[0])["answers"]
     good = sum(answer["status"] == 200 for answer in answers)
@@ -168,7 +168,7 @@ def print_stop(server, url, clips):
 
 
 def waiting(url):
-    """Clips that have no answer yet."""
+    """The number of clips that wait for their answer."""
     server = urlsplit(url)
     connection = HTTPConnection(server.hostname, server.port)
     connection.request("GET", "/metrics")

@@ -1,14 +1,14 @@
 """
-What the feature store takes: disk for each clip, memory for any number of clips, and what 50,000 clips would take; and
-how a store of a million windows is opened, shuffled and read.
+The cost of the feature store: disk per clip, memory for growing numbers of clips, an estimate for 50,000 clips, and
+opening, shuffling and reading a store of a million windows.
 
     python benchmarks/store.py
 
-Extracts and trains on 128, 256 and 512 clips of 1 to 8 s (mean 4) in a process of its own each, and samples its
-anonymous memory (RssAnon: pages of mapped files do not count), as it is, and with an allocator that gives back at once
-what is free (`MALLOC_TRIM_THRESHOLD_`), which shows what the program itself holds. The backbone has HuBERT Large's
-width but one thin layer and a thin front end, so that it is quick; nine small heads train for one epoch. Time for
-50,000 clips is scaled from a HuBERT Large in its published size, random weights, on a clip of 4 s.
+Extracts and trains on 128, 256 and 512 clips of 1 to 8 s (mean 4), each in a process of its own, and samples anonymous
+memory (RssAnon, without pages of mapped files). It does so by default and with an allocator that returns freed memory
+at once (`MALLOC_TRIM_THRESHOLD_`), which shows the memory that the program itself holds. The backbone has HuBERT
+Large's width, but for speed only one thin layer and a thin front end; nine small heads train for one epoch. The time
+for 50,000 clips is scaled from a HuBERT Large in its published size, with random weights, on a clip of 4 s.
 
 The million windows have the lengths of clips of 1 to 8 s, and features one value wide, so that 1 GB of disk holds them.
 They are made in a temporary folder, in about two minutes.
@@ -40,7 +40,7 @@ from emoshare.training.store import FrameFeatureStore, is_whole
 from emoshare.training.trainer import HeadTrainer
 
 SIZES = (128, 256, 512)
-ALLOCATORS = {"as it is": {}, "gives back": {"MALLOC_TRIM_THRESHOLD_": str(2**20)}}
+ALLOCATORS = {"default": {}, "returns memory": {"MALLOC_TRIM_THRESHOLD_": str(2**20)}}
 WINDOWS = 1_000_000
 USERS_CLIPS = 50_000
 MEAN_SECONDS = 4.0
@@ -60,7 +60,7 @@ def main():
         peaks = []
         for clips in SIZES:
             measured = in_a_process("measure", clips, **environment)
-            # At a mean of 4 s, whatever the mean of these clips is.
+            # Scaled to a mean of 4 s per clip.
             size = measured["bytes"] / measured["seconds"] * MEAN_SECONDS
             peaks.append([measured["extraction"], measured["training"]])
             memory = " | ".join(f"{peak / MEBIBYTE:.0f} MiB" for peak in peaks[-1])
@@ -77,7 +77,7 @@ def main():
 
 
 def in_a_process(name, *arguments, **environment):
-    """What a function of this module prints as JSON, in a process of its own."""
+    """Runs a function of this module in a process of its own; returns the JSON that it prints."""
     command = [sys.executable, __file__, name, *map(str, arguments)]
     environment = {**os.environ, **environment}
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -85,7 +85,7 @@ def in_a_process(name, *arguments, **environment):
 
 
 def open_shuffle_read(windows):
-    """Prints what a process takes to open, shuffle and read a store of so many windows."""
+    """Prints what a process needs to open, shuffle and read a store of `windows` windows."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         store = fabricate(Path(folder), windows)
@@ -99,7 +99,7 @@ def open_shuffle_read(windows):
 
 
 def use_store(folder, windows):
-    """Opens a fabricated store, shuffles it for an epoch and reads all of it; prints what each took as JSON."""
+    """Opens a fabricated store, shuffles it for an epoch and reads all of it; prints the cost of each as JSON."""
     corpus, steps = FabricatedCorpus(windows), {}
     before = anonymous_memory()
 
@@ -131,7 +131,7 @@ def use_store(folder, windows):
 
 
 def measure(clips):
-    """Extraction and one epoch of training on this many clips; prints what they took as JSON."""
+    """Runs extraction and one epoch of training on this many clips; prints their cost as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         train, devel = speech_seconds(clips), speech_seconds(clips // 4)
@@ -165,7 +165,7 @@ def measure(clips):
 
 
 def extraction_rate():
-    """Seconds of computing per second of audio, HuBERT Large in its published size."""
+    """Seconds of computing per second of audio, for HuBERT Large in its published size."""
     config = AutoConfig.for_model(
         "hubert", mask_time_prob=0.0, num_hidden_layers=24, intermediate_size=4096, conv_bias=True, **LARGE
     )

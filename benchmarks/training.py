@@ -1,15 +1,15 @@
 """
-How fast the heads train: nine emotions at once, against the released scripts' way, one network at a time.
+Training speed of the heads: nine emotions at once, against one network at a time as in the released scripts.
 
     python benchmarks/training.py
 
 The peer is a plain reimplementation of the released design (Architecture 2, sizes of the paper): float32, every clip
 padded to 398 frames, a packed LSTM, a Python loop over the clips of a batch for the softmax, Adam. Features are random,
-of HuBERT Large's width; lengths are those of speech, 1 to 8 s with a mean of 4. Both sides take batches of 32 clips. An
-epoch of ours is measured whole. One of the peer is the mean of a few steps right before it and a few right after it,
-scaled, since all its steps are alike: a machine that is shared becomes faster and slower within minutes.
+with HuBERT Large's width; clips last 1 to 8 s, 4 s on average. Both sides use batches of 32 clips. Our epoch is
+measured as a whole. The peer's is scaled from a few steps right before ours and a few right after it, because all its
+steps cost the same, and the speed of a shared machine changes within minutes.
 
-Then, on the synthetic corpus and over five seeds: devel Spearman in bfloat16 and in float32.
+Then comes the devel Spearman in bfloat16 and in float32, on the synthetic corpus with five seeds.
 """
 
 import math
@@ -46,7 +46,7 @@ def main():
     frames = speech_frames(CLIPS)
     print(f"{CLIPS} clips, {frames.mean() / 50:.2f} s on average, batches of {CLIPS_PER_BATCH}\n")
     step = peer_step(frames)
-    step()  # the first takes longer
+    step()  # warm-up
     steps = len(EMOTIONS) * len(frames) / CLIPS_PER_BATCH
     print("| ours | s an epoch | released design, one network at a time | | padding | waiting for data | limit, s |")
     print("|---|---|---|---|---|---|---|")
@@ -65,7 +65,7 @@ def main():
                 f"{epoch.waiting:.2%} | {limit:.1f} |",
                 flush=True,
             )
-    print("\nThe limit: counted operations of the steps that are no padding, at the rate of a large matrix product.\n")
+    print("\nThe limit: counted operations, without padding, at the rate of a large matrix product.\n")
     print_scores()
 
 
@@ -75,7 +75,7 @@ def speech_frames(clips):
 
 
 class RandomStore(torch.utils.data.Dataset):
-    """Random float16 features, as a `FrameFeatureStore` gives them."""
+    """Random float16 features with the interface of a `FrameFeatureStore`."""
 
     input_name = "frame_features"
     reading_threads = 2
@@ -112,7 +112,7 @@ def our_epoch(model, frames, precision):
     accelerator = Accelerator(cpu=DEVICE.type == "cpu")
     run = RunArguments(per_device_train_batch_size=CLIPS_PER_BATCH, mixed_precision=precision)
     arguments = Arguments(DataArguments(), ModelArguments(), run)
-    for store in (RandomStore(frames[:CLIPS_PER_BATCH]), RandomStore(frames)):  # the first to warm up
+    for store in (RandomStore(frames[:CLIPS_PER_BATCH]), RandomStore(frames)):  # the first is a warm-up
         trainer = HeadTrainer(model, {"train": store, "devel": store}, None, arguments, accelerator)
         epoch = trainer.train_epoch(trainer.progress.heads)
     return epoch, trainer.loader.padding
@@ -131,7 +131,7 @@ def operations(config):
 
 
 class ReleasedNetwork(nn.Module):
-    """Architecture 2 as released, in the released sizes."""
+    """The released Architecture 2, in its released sizes."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ class ReleasedNetwork(nn.Module):
 
 
 def peer_step(frames):
-    """Function that trains one network on a batch."""
+    """Returns a function that trains one network on a batch."""
     network = ReleasedNetwork().to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     lengths = frames[:CLIPS_PER_BATCH]
@@ -185,13 +185,13 @@ def peer_step(frames):
 
 
 def seconds_of_peer(step):
-    """Mean of a few steps."""
+    """Mean seconds of a few steps."""
     return sum(seconds_of(step) for _ in range(PEER_STEPS)) / PEER_STEPS
 
 
 def print_scores():
-    """Devel ρ of small heads on log-mels of the synthetic corpus: whether bfloat16 loses anything."""
-    print("Synthetic corpus, mean devel rho (shows that nothing is lost, and nothing about people):")
+    """Prints whether bfloat16 loses accuracy: devel ρ of small heads on log-mels of the synthetic corpus."""
+    print("Synthetic corpus, mean devel rho (compares precisions, and says nothing about people):")
     print("| seed | bfloat16 | float32 |")
     print("|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

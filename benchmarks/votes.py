@@ -1,16 +1,16 @@
 """
-What it is worth to know how many listeners voted: heads that are trained on votes against heads trained on shares.
+The value of knowing how many listeners voted: heads trained on votes against heads trained on shares.
 
     python benchmarks/votes.py
 
-Synthetic clips: four hidden numbers decide how likely a listener is to perceive each of three emotions, and features
-show these numbers with noise. A panel votes on each clip. There are two kinds of panels: of 3 to 20 listeners, each
-number as often as any other; and very unequal ones, of 3 listeners for 60 % of the clips and of 20 for the others. The
-same small heads are trained with each loss on 400 clips, by the trainer, and tested on 2,000 others, over five seeds.
-Nothing is chosen on test. All that a loss other than `beta_binomial` lacks for intervals is a concentration: it gets
-the one number that is best on devel.
+For each synthetic clip, four hidden numbers determine how likely a listener is to perceive each of three emotions, and
+the features show these numbers with noise. A panel votes on each clip. There are two kinds of panels: 3 to 20
+listeners, all equally often; and very unequal ones, with 3 listeners for 60 % of the clips and 20 for the others. The
+trainer trains the same small heads with each loss on 400 clips, and they are tested on 2,000 others, over five seeds.
+Nothing is chosen on test. Losses other than `beta_binomial` have no concentration for the intervals, so they get the
+constant that is best on devel.
 
-Then, what each loss costs: the time of a training step, relative to that with `mse`.
+Then comes the cost of each loss: the time of a training step, relative to that with `mse`.
 """
 
 import tempfile
@@ -42,7 +42,7 @@ LABELS = ["joy", "awe", "calm"]
 MEAN_LOGITS = (-1.5, -2.0, -2.5)  # most shares are low, as in real corpora
 CLIPS = {"train": 400, "devel": 200, "test": 2000}
 FRAMES, WIDTH, HIDDEN = 24, 16, 4
-UNSEEN, NOISE = 0.3, 0.2  # deviation of what features do not show of a logit, and of their noise
+UNSEEN, NOISE = 0.3, 0.2  # standard deviation of a logit's part that features do not show, and of the features' noise
 HEAD = {"architecture": "cnn_lstm", "conv_channels": (16,), "pool_size": 4, "lstm_hidden_size": 16, "ffn_sizes": (16,)}
 PANELS = {
     "3 to 20": lambda rng, clips: rng.integers(3, 21, clips),
@@ -50,7 +50,7 @@ PANELS = {
 }
 SEEDS = range(5)
 RESAMPLES = 200
-ROUNDING = 1e-6  # of shares in float32
+ROUNDING = 1e-6  # tolerance for shares in float32
 CONCENTRATIONS = np.geomspace(0.5, 5000, 200)
 STEP = {"clips": 32, "frames": 200, "head": {"conv_channels": (32, 32, 32), "pool_size": 4, "lstm_hidden_size": 32}}
 STEPS = 60
@@ -70,7 +70,7 @@ def main():
 
 
 def print_comparison(panel, accelerator):
-    stores, tested = [], {loss: [] for loss in LOSSES}  # of each seed
+    stores, tested = [], {loss: [] for loss in LOSSES}  # for each seed
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             of_split = make_stores(Path(folder), seed, panel)
@@ -78,7 +78,7 @@ def print_comparison(panel, accelerator):
                 tested[loss].append(trained_predictions(loss, of_split, seed, folder, accelerator))
             stores.append(of_split["test"])
     rhos = {loss: list(map(mean_rho, stores, of_seeds)) for loss, of_seeds in tested.items()}
-    print("| loss | rho | minus that with mse | each seed | log-likelihood of votes | in 90 % intervals | each seed |")
+    print("| loss | rho | gain over mse | gain, each seed | log-likelihood of votes | shares in 90 % intervals | each seed |")
     print("|---|---|---|---|---|---|---|")
     for loss, of_seeds in tested.items():
         low, high = interval_of_difference(stores, of_seeds, tested["mse"])
@@ -121,7 +121,7 @@ def write_store(folder, features, corpus, split):
 
 
 def trained_predictions(loss, stores, seed, folder, accelerator):
-    """`VotePredictions` on test; with the best constant concentration on devel where the loss gives none."""
+    """`VotePredictions` on test, with the constant concentration best on devel if the loss gives none."""
     torch.manual_seed(seed)
     fields = {"id2label": dict(enumerate(LABELS)), "separate_heads": False, "loss": loss, **HEAD}
     model = EmoShareModel(EmoShareConfig(feature_size=WIDTH, **fields))
@@ -156,19 +156,19 @@ def mean_rho(store, predictions, clips=slice(None)):
 
 
 def mean_log_likelihood(store, predictions):
-    """Of the votes on a clip and label, in nats."""
+    """Mean log-likelihood of the votes on a clip and label, in nats."""
     listeners = store.listeners[:, None].astype(np.float64)
     return log_likelihood(store.shares * listeners, listeners, *predictions).mean()
 
 
 def held_part(store, predictions):
-    """The part of the true shares that lie in their 90 % intervals, ends included."""
+    """The fraction of true shares that lie in their 90 % intervals, including the ends."""
     low, high, _ = clip_intervals(predictions, store.listeners)
     return np.mean((low - ROUNDING <= store.shares) & (store.shares <= high + ROUNDING))
 
 
 def interval_of_difference(stores, predictions, baseline):
-    """Of the mean over seeds and labels of the difference in ρ: 95 %, over the test clips, the same ones for both."""
+    """95 % interval, over test clips, of the difference in ρ, averaged over seeds and labels; resamples are paired."""
     rng, differences = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         clips = rng.integers(0, CLIPS["test"], CLIPS["test"])
@@ -178,7 +178,7 @@ def interval_of_difference(stores, predictions, baseline):
 
 
 def step_costs(separate_heads):
-    """By loss, the time of the fastest training step relative to that with mse; steps of all losses take turns."""
+    """For each loss, the time of the fastest training step relative to that of mse; the losses take turns."""
     accelerator, clips, frames = Accelerator(cpu=True), STEP["clips"], STEP["frames"]
     batch = {
         "frame_features": torch.randn(clips, frames, 40),

@@ -1,12 +1,12 @@
 """
-What Whisper's encoder costs with silence up to 30 s, as it was trained, and without (`backbone_padding`).
+Speed of Whisper's encoder with clips padded to 30 s, as in its training, and without padding (`backbone_padding`).
 
     python benchmarks/whisper.py
 
-Published sizes with random weights, 8 synthetic clips of 1 to 8 s, from waveforms to frame features, on a CPU clip by
-clip, as training extracts them. The peer is plain Transformers: `WhisperFeatureExtractor` and `WhisperEncoder`, which
-take 30 s alone. All run in turns, for several rounds; a ratio is the median over the rounds. A real-time factor (RTF)
-is seconds of computing per second of audio.
+Published sizes with random weights, 8 synthetic clips of 1 to 8 s, from waveforms to frame features, clip by clip on a
+CPU, as training extracts them. The peer is plain Transformers: `WhisperFeatureExtractor` and `WhisperEncoder`, which
+only take 30 s. They take turns for several rounds; a ratio is the median over the rounds. The real-time factor (RTF) is
+seconds of computing per second of audio.
 """
 
 import numpy as np

@@ -1,1 +1,1 @@
-"""What `benchmarks/faults.py` is made of: kills, interrupted writes, fuzzed inputs, and a Hub that fails."""
+"""The parts of `benchmarks/faults.py`: kills, interrupted writes, fuzzed inputs, and a Hub that fails."""

@@ -1,5 +1,5 @@
 """
-The tests' Hub on loopback, in a process of its own, which fails at any request that it is asked to fail at.
+The tests' Hub on loopback, in a process of its own, which can be told to fail at any request.
 
     python benchmarks/fault_campaign/faulty_hub.py
 
@@ -27,10 +27,10 @@ STATUSES = {"429": 429, "500": 500, "503": 503}
 class FaultyHub(LoopbackHub):
     """
     Attributes:
-        fault: what happens at the request number `at` since the last `arm`, and, if `lasts`, at all after it:
-            `"cut"`: the connection is closed, and the request is not carried out; `"lost"`: it is carried out, and the
-            connection is closed without an answer; `"half"`: it is carried out, and half of the answer arrives;
-            `"delay"`: it is answered after `DELAY_S`; `"429"`, `"500"`, `"503"`: the Hub refuses with this status.
+        fault: what happens at request number `at`, counted from the last `arm`, and at all later requests if `lasts`:
+            `"cut"`: the Hub closes the connection without processing the request; `"lost"`: it processes the request
+            and closes the connection without an answer; `"half"`: it processes the request and sends half of the
+            answer; `"delay"`: it answers after `DELAY_S`; `"429"`, `"500"`, `"503"`: it refuses with this status.
     """
 
     handler = property(lambda self: FaultyHandler)
@@ -38,7 +38,7 @@ class FaultyHub(LoopbackHub):
     saved = ({}, {})
 
     def control(self, command, fault=None, at=0, lasts=False):
-        """`arm` sets a fault, `save` and `restore` keep repositories, `clear` forgets them; the state is returned."""
+        """`arm` sets a fault, `save` and `restore` repositories, `clear` removes them. Returns the Hub's state."""
         if command == "arm":
             self.fault, self.at, self.lasts, self.count = fault, at, lasts, 0
         elif command == "clear":
@@ -59,7 +59,7 @@ class FaultyHub(LoopbackHub):
         }
 
     def next_fault(self):
-        """Counts a request; returns its fault, or `None`."""
+        """Counts a request and returns its fault, or `None`."""
         self.count += 1
         is_due = self.count >= self.at if self.lasts else self.count == self.at
         return self.fault if is_due else None
@@ -106,8 +106,8 @@ class HubClient:
     Starts a `FaultyHub` in a process of its own, and controls it.
 
     Attributes:
-        url: for HF_ENDPOINT.
-        token: for HF_TOKEN.
+        url: value for HF_ENDPOINT.
+        token: value for HF_TOKEN.
     """
 
     token = TOKEN

@@ -1,4 +1,4 @@
-"""The small things that the campaign breaks: a corpus, a backbone, and the flags of runs on them."""
+"""The small inputs that the campaign breaks: a corpus, a backbone, and the flags of runs on them."""
 
 import io
 from pathlib import Path
@@ -33,7 +33,7 @@ FIELDS = {
 }
 
 
-# Audio that is damaged: seconds, subtypes (the default if not given), sampling rates and channels.
+# Audio to damage: seconds, subtypes (the format's default if not listed), sampling rates and channels.
 AUDIO_SECONDS = 0.4
 SUBTYPES = {
     "WAV": ("PCM_16", "PCM_24", "FLOAT", "ULAW", "GSM610", "IMA_ADPCM", "MS_ADPCM", "MPEG_LAYER_III"),
@@ -45,7 +45,7 @@ RATES_AND_CHANNELS = [(16000, 1), (8000, 1), (44100, 2)]
 
 
 def make_everything(place):
-    """All that is killed, fuzzed and published: corpus, backbone, model, feature stores, audio files."""
+    """Makes everything that is killed, fuzzed and published: corpus, backbone, model, feature stores, audio files."""
     make_corpus(place / "corpus")
     make_backbone(place / "backbone")
     make_model(place)
@@ -54,7 +54,7 @@ def make_everything(place):
 
 
 def make_corpus(folder):
-    """A corpus in the ComParE 2023 layout, with facts about its clips."""
+    """Writes a corpus in the ComParE 2023 layout, with facts about its clips."""
     from corpus import write_corpus
 
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def make_corpus(folder):
 
 
 def make_backbone(folder):
-    """A small HuBERT with random weights."""
+    """Writes a small HuBERT with random weights."""
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model("hubert", **BACKBONE)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
@@ -73,7 +73,7 @@ def make_backbone(folder):
 
 
 def flags(**fields):
-    """Fields as flags of train.py."""
+    """Turns fields into flags of train.py."""
     words = []
     for name, value in fields.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
@@ -88,7 +88,7 @@ def training_flags(place, **fields):
 
 
 def make_model(place):
-    """A complete model repository, untrained, around the backbone in `place`."""
+    """Writes a complete, untrained model repository with the backbone in `place`."""
     from emoshare import EmoShareFeatureExtractor, EmoShareModel
 
     torch.manual_seed(1)
@@ -100,7 +100,7 @@ def make_model(place):
 
 
 def extraction_inputs(place):
-    """Corpus, model, feature extractor and accelerator."""
+    """Returns corpus, model, feature extractor and accelerator."""
     from accelerate import Accelerator
 
     from emoshare import EmoShareFeatureExtractor, EmoShareModel
@@ -112,7 +112,7 @@ def extraction_inputs(place):
 
 
 def make_stores(place):
-    """The frame features of the corpus's train split, in `place / "stores"`."""
+    """Extracts the frame features of the corpus's train split into `place / "stores"`."""
     from emoshare.training.features import extract_frame_features
 
     corpus, model, feature_extractor, accelerator = extraction_inputs(place)
@@ -120,10 +120,10 @@ def make_stores(place):
 
 
 def make_audio(folder):
-    """A file of each format that soundfile writes."""
+    """Writes a file of each format that soundfile supports."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    # Not SD2: its header is a second file, `._` in the current folder, which libsndfile then takes for that of any MP3.
+    # Not SD2: its header is a second file, `._` in the current folder, which libsndfile then uses for any MP3.
     for form in [form for form in soundfile.available_formats() if form != "SD2"]:
         for subtype in SUBTYPES.get(form, (soundfile.default_subtype(form),)):
             for rate, channels in RATES_AND_CHANNELS:
@@ -133,12 +133,12 @@ def make_audio(folder):
                     soundfile.write(content, samples, rate, subtype, format=form)
                     soundfile.read(io.BytesIO(content.getvalue()))
                 except (soundfile.LibsndfileError, ValueError, TypeError):
-                    continue  # this format takes no such samples, or cannot be recognised without a name
+                    continue  # the format does not support these samples, or needs a file name
                 (folder / f"{form}-{subtype}-{rate}-{channels}").write_bytes(content.getvalue())
 
 
 def publish_heads(place):
-    """Publishes the backbone in `place`, and heads alone that fetch it."""
+    """Publishes the backbone in `place`, and heads without backbone, which fetch it."""
     from huggingface_hub import HfApi
 
     from emoshare import EmoShareModel

@@ -1,8 +1,8 @@
 """
-Runs functions in forked processes, so that each run costs no imports, and can be killed at any moment.
+Runs functions in forked processes, so that a run needs no imports and can be killed at any moment.
 
-A forked run begins where a new one is after its imports: nothing is written before that. The process that forks must
-not compute anything itself, because threads do not survive a fork.
+A forked run begins in the state of a new process after its imports, before which nothing is written. The process that
+forks must not compute anything itself, because threads do not survive a fork.
 """
 
 import os
@@ -22,9 +22,9 @@ class Run:
     A function that runs in a process group of its own.
 
     Args:
-        function: without arguments. What it returns is the exit code, as in `sys.exit`.
-        log (`Path`): gets what it prints.
-        processes: number of processes that call the function, with the environment that torchrun gives them.
+        function: takes no arguments and returns the exit code, as in `sys.exit`.
+        log (`Path`): file for its output.
+        processes: number of processes that call the function, each with the environment that torchrun sets.
     """
 
     def __init__(self, function, log, processes=1):
@@ -35,22 +35,22 @@ class Run:
             os.setpgid(0, 0)
             _redirect_output(log)
             os._exit(_call(function) if processes == 1 else _launch(function, processes))
-        with suppress(OSError):  # here too, whichever is first; it may have ended already
+        with suppress(OSError):  # parent and child both do this, whichever is first; the child may have ended
             os.setpgid(self.pid, self.pid)
         self.code = None
 
     @property
     def seconds(self):
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def wait(self, until=LONGEST_RUN_S):
-        """The exit code; `None` if the run is still going so many seconds after its start. A signal is negative."""
+        """The exit code (negative for a signal), or `None` if the run is not over `until` seconds after its start."""
         while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
-                self._kill_group()  # processes that it may have left
+                self._kill_group()  # processes that it may have left behind
             elif self.seconds > until:
                 return None
             else:
@@ -58,7 +58,7 @@ class Run:
         return self.code
 
     def kill(self):
-        """Kills the whole process group with SIGKILL, and waits for its end."""
+        """Kills the whole process group with SIGKILL, and waits until it has ended."""
         self._kill_group()
         if self.code is None:
             os.waitpid(self.pid, 0)
@@ -69,12 +69,12 @@ class Run:
             os.killpg(self.pid, signal.SIGKILL)
 
     def output(self, lines=12):
-        """The last lines that it printed."""
+        """The last lines of its output."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 def run_to_end(function, log, processes=1):
-    """The finished `Run` of a function. One that does not end is killed."""
+    """Returns the finished `Run` of a function. Kills it if it does not end."""
     run = Run(function, log, processes)
     if run.wait() is None:
         run.kill()
@@ -82,7 +82,7 @@ def run_to_end(function, log, processes=1):
 
 
 def prepare(function, log):
-    """Runs a function that must not fail, in a forked process, because this one must not compute anything."""
+    """Runs a function in a forked process, because this one must not compute anything. Raises if it fails."""
     run = run_to_end(function, log)
     if run.code != 0:
         raise RuntimeError(f"ended with {run.code}:\n{run.output(40)}")
@@ -101,7 +101,7 @@ def _call(function):
         code = function() or 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:  # noqa: BLE001  (the process ends here, and its log says why)
+    except BaseException:  # noqa: BLE001  (the process ends here, and its log has the reason)
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -109,7 +109,7 @@ def _call(function):
 
 
 def _launch(function, processes):
-    """What torchrun does: starts all processes, and ends with the first that fails."""
+    """Does what torchrun does: starts all processes, and ends with the first one that fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

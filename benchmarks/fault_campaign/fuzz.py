@@ -1,8 +1,8 @@
 """
-Fuzzed inputs: real files of each kind, damaged, and read as the product reads them.
+Fuzzed inputs: damages real files of each kind, and reads them as the product does.
 
-Each must be a right answer, or one of the errors that are documented for its kind, within 10 s and 1 GiB. Inputs are
-read in forked processes, a chunk each, so that a crash or a hang is known to be of one input and ends nothing else.
+Each input must give a right answer, or one of the errors documented for its kind, within 10 s and 1 GiB. Chunks of
+inputs are read in forked processes, so that a crash or a hang can be attributed to one input and ends nothing else.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from .forks import Run
 from .report import Row
 
-CHUNK = 200  # inputs of a process
+CHUNK = 200  # inputs per process
 LONGEST_S = 10
 MOST_BYTES = 1 << 30
 SHOWN_LINES = 6  # of a failure's traceback
@@ -29,7 +29,7 @@ def fuzz(target, inputs, seed, log):
     Args:
         target: `Target` of `fuzz_targets`.
         inputs: number of damaged inputs.
-        seed: of the damage.
+        seed: seed of the damage.
         log: file for the output of processes; failing inputs are kept next to it.
 
     Returns:
@@ -55,7 +55,7 @@ def fuzz(target, inputs, seed, log):
 
 
 def _read_chunk(target, first, last, seed, log):
-    """Yields number, outcome, seconds and bytes of each input, up to the first that ends the process."""
+    """Yields number, outcome, seconds and added bytes of each input, up to the first one that ends the process."""
     reader, writer = os.pipe()
 
     def run():
@@ -88,7 +88,7 @@ def _read_chunk(target, first, last, seed, log):
 
 
 def _read(target, data):
-    """Outcome, seconds and added bytes of memory of an input."""
+    """Reads an input; returns the outcome, the seconds and the added bytes of memory."""
     before, started = _reset_peak(), time.perf_counter()
     try:
         target.read(data)
@@ -96,7 +96,7 @@ def _read(target, data):
     except target.errors as error:
         is_clear = str(error).strip() and any(name in str(error) for name in target.names)
         outcome = type(error).__name__ if is_clear else f"failed: the message does not say where: {error!r}"
-    except BaseException as error:  # noqa: BLE001  (whatever it is, it is the finding)
+    except BaseException as error:  # noqa: BLE001  (any other error is a finding)
         lines = "".join(traceback.format_exception(error)).strip().splitlines()
         outcome = "failed: " + "\n".join(lines[-1:] + lines[-SHOWN_LINES:-1])[:1500]
     added = _peak() - before
@@ -106,13 +106,13 @@ def _read(target, data):
 
 
 def _limit_memory():
-    """So that what is too large fails here, and does not end other processes of the machine."""
+    """Limits the address space, so that large allocations fail here instead of ending other processes."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 3 * MOST_BYTES, resource.RLIM_INFINITY))
 
 
 def _reset_peak():
-    """Resident bytes; `_peak` starts from here."""
+    """Resets the peak that `_peak` measures; returns the resident bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 

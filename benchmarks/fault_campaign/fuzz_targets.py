@@ -1,4 +1,4 @@
-"""What is fuzzed: real files, how each kind is damaged, and which errors are documented."""
+"""The targets of fuzzing: real files, how each kind is damaged, and its documented errors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from .mutations import cut_short, damaged_bytes, damaged_json, damaged_text
 from .readers import Reader, predictions_csv, results_json
 
 DOCUMENTED = (ValueError, OSError)  # FileNotFoundError is an OSError
-# Containers that show that a file was cut off: by what `containers_emoshare.contents` compares, or because decoding
-# fails. An MP3 shows it by a Xing header.
+# Containers in which truncation is detected: by `containers_emoshare.contents`, or because decoding fails. An MP3 needs
+# a Xing header for that.
 SHOW_LENGTH = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "OGG", "FLAC", "SVX")
 
 
@@ -17,13 +17,13 @@ SHOW_LENGTH = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "OGG"
 class Target:
     """
     Attributes:
-        name: for the table.
-        fraction: of all inputs.
-        seeds: whole files, as bytes.
+        name: name in the table.
+        fraction: fraction of all inputs.
+        seeds: intact files, as bytes.
         damage: `damage(data, rng, seeds)` returns a damaged file.
-        read: reads a file as the product does; a method of `Reader`.
-        suffix: of files that are kept.
-        names: the message of an error must hold one of these: the file, or the flag.
+        read: method of `Reader` that reads a file as the product does.
+        suffix: suffix of failing inputs that are kept.
+        names: an error's message must contain one of these: the file, or the flag.
         errors: the documented errors.
     """
 
@@ -41,7 +41,7 @@ class Target:
 
 
 def targets(place):
-    """The `Target`s; `fixtures.make_everything` has filled `place` before."""
+    """The `Target`s, of the files that `fixtures.make_everything` has written into `place`."""
     reader = Reader(place)
     audio = {path.name: path.read_bytes() for path in sorted((place / "audio").iterdir())}
     with_length = [content for name, content in audio.items() if name.split("-")[0] in SHOW_LENGTH]

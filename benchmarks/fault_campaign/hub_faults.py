@@ -1,4 +1,4 @@
-"""Publishing to and loading from a Hub that fails at every request in turn."""
+"""Publishes to and loads from a Hub that fails at every request in turn."""
 
 import json
 from itertools import product
@@ -10,7 +10,7 @@ from .forks import prepare, run_to_end
 from .report import Row
 from .scenarios import Scenario, differences, half_published, undisturbed
 
-# (fault, whether it lasts from that request on); what they are stands in `faulty_hub.FaultyHub`.
+# (fault, whether it lasts from that request on); `faulty_hub.FaultyHub` describes them.
 FAULTS = [(fault, False) for fault in ("cut", "lost", "half", "delay", "429", "500", "503")]
 FAULTS += [("cut", True), ("503", True)]
 REFUSED = 3  # exit code of a run that ended with a clear error
@@ -18,12 +18,12 @@ REFUSED = 3  # exit code of a run that ended with a clear error
 
 class Conversation(Scenario):
     """
-    What is said to the Hub by one command of a user.
+    One command of a user, and its requests to the Hub.
 
     Attributes:
-        name: for the table.
-        is_upload: whether it publishes; it then begins with an empty Hub, and otherwise with a full one.
-        errors: that are clear, if they say anything.
+        name: name in the table.
+        is_upload: whether it publishes. It then begins with an empty Hub, otherwise with a full one.
+        errors: types of errors that are clear, if they have a message.
     """
 
     is_upload = False
@@ -34,7 +34,7 @@ class Conversation(Scenario):
         self.hub.control("clear" if self.is_upload else "restore")
 
     def run(self):
-        """The command, which leaves its answer in a file; exit code `REFUSED` if it ends with a clear error."""
+        """Runs the command, and writes its answer to a file. Returns `REFUSED` if it ends with a clear error."""
         shorten_waits()
         try:
             answer = self.speak()
@@ -45,11 +45,11 @@ class Conversation(Scenario):
         return 0
 
     def speak(self):
-        """The command; returns what is to be equal to an undisturbed run's."""
+        """Runs the command; returns the answer, which must equal that of an undisturbed run."""
         raise NotImplementedError
 
     def result(self):
-        """The answer, and what is published."""
+        """The answer, and the published files."""
         answer = (self.output / "answer.json").read_text()
         repositories = self.hub.control("look")["repositories"]
         return {"answer": answer, **{name: commits[-1] for name, commits in repositories.items()}}
@@ -80,7 +80,7 @@ class PublishCorpus(Conversation):
 class LoadModel(Conversation):
     name = "loading a model, EmoShare installed"
 
-    errors = (OSError, ValueError, HTTPError)  # the last is of the Hub's client: Transformers lets it pass
+    errors = (OSError, ValueError, HTTPError)  # HTTPError of the Hub's client passes through Transformers
 
     def speak(self):
         import emoshare  # noqa: F401
@@ -131,7 +131,7 @@ CONVERSATIONS = (PublishModel, PublishCorpus, LoadModel, LoadRemoteCode, LoadHea
 
 
 def shorten_waits():
-    """The Hub's client waits for seconds before it tries a request again; here it waits for hundredths."""
+    """Makes the Hub's client wait for hundredths of seconds instead of seconds before it retries."""
     import time
 
     sleep = time.sleep
@@ -139,7 +139,7 @@ def shorten_waits():
 
 
 def fill(place, hub, log):
-    """Publishes everything that is loaded afterwards."""
+    """Publishes everything that later commands load."""
     hub.control("clear")
     for conversation in (PublishModel(place, hub), PublishCorpus(place, hub)):
         Scenario.reset(conversation)
@@ -151,12 +151,12 @@ def fill(place, hub, log):
 
 def fail_at_each_request(conversation, most, log):
     """
-    Has a conversation with the Hub again and again; each time it fails at another request, in each way. A run that ends
-    with an error is started again, in the same place, and with no fault.
+    Repeats a conversation with the Hub, which fails at each request in turn, in each way. If the command ends with an
+    error, it is run again in the same place, without a fault.
 
     Args:
         conversation: `Conversation`.
-        most: number of requests to fail at, the first ones.
+        most: fail at this many requests at most, the first ones.
         log: file for the output of runs.
 
     Returns:

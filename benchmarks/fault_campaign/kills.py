@@ -1,4 +1,4 @@
-"""Kills runs at random moments, starts them again, and compares what they leave with an undisturbed run."""
+"""Kills runs at random moments, restarts them, and compares their results with those of an undisturbed run."""
 
 import random
 
@@ -9,14 +9,14 @@ from .scenarios import differences, undisturbed
 
 def kill(scenario, kills, seed, log):
     """
-    Kills runs of a scenario, with SIGKILL to their whole process group, and starts them again until so many kills have
-    happened; then lets it finish. The moments are drawn uniformly from the seconds that an undisturbed run takes.
-    Whenever a run finishes before its kill, its result is compared, and all begins again from nothing.
+    Kills runs of a scenario, with SIGKILL to their whole process group, and restarts them until `kills` kills have
+    happened; then lets the last run finish. The moments are drawn uniformly from the duration of an undisturbed run. If
+    a run finishes before its kill, its result is compared, and everything begins again from nothing.
 
     Args:
         scenario: `Scenario`.
         kills: number of kills.
-        seed: of the moments.
+        seed: seed of the moments.
         log: file for the output of runs.
 
     Returns:

@@ -1,9 +1,9 @@
 """
-Every moment between two file operations of a run: what a kill would leave on disk there, and how the run starts again.
+Restarts a run from each state of the disk that a kill between two of its file operations would leave.
 
-A kill leaves what had been written. So an audit hook copies everything that a run has made, before each operation that
-changes a file or folder: one run gives the states of all moments. What is written without Python's knowledge, in the
-middle of a file, is added as a state in which that file is cut in half.
+A kill leaves what has been written so far. So an audit hook copies everything that a run has made before each operation
+that changes a file or folder: one run gives the states of all moments. The hook does not see writes within a file; for
+these, there are also states in which a new file is cut in half.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.syml
 
 def interrupt(scenario, most, log):
     """
-    Starts a scenario's run again from each state that a kill between two of its file operations would leave, and
-    compares what it leaves in the end with an undisturbed run.
+    Restarts a scenario's run from each state that a kill between two of its file operations would leave, and compares
+    the result with that of an undisturbed run.
 
     Args:
         scenario: `Scenario`.
-        most: number of states at most; of more, every n-th is taken.
+        most: most states to try; if there are more, every n-th is tried.
         log: file for the output of runs.
 
     Returns:
@@ -49,7 +49,7 @@ def interrupt(scenario, most, log):
 
 
 def _states(scenario, log):
-    """The folders of all different states, in their order; the name of each says what would have come next."""
+    """The folders of all distinct states, in order; each is named after the operation that would have come next."""
     folder = scenario.place / "states"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -76,7 +76,7 @@ def _states(scenario, log):
 
 
 def _photograph_before_changes(made, folder):
-    """From now on, copies `made` to a new folder in `folder` before each change of something in it."""
+    """From now on, copies `made` to a new folder in `folder` before each change in it."""
     is_busy, count = False, 0
 
     def hook(event, arguments):
@@ -93,7 +93,7 @@ def _photograph_before_changes(made, folder):
 
 
 def _changes(event, arguments, made):
-    """Whether an audit event is a change of something in `made`."""
+    """Whether an audit event changes something in `made`."""
     if event == "open":
         path, mode, flags = arguments
         writes = set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR)
@@ -114,7 +114,7 @@ def _contents(folder):
 
 
 def _torn(state, before, files):
-    """Copies of a state, in which one file each that is new in it is cut in half."""
+    """Yields copies of a state, in each of which one new file is cut in half."""
     known = set(before.values())
     for number, (name, content) in enumerate(files.items()):
         if content and content not in known:

@@ -38,7 +38,7 @@ VALUES = [
 
 
 def damaged_bytes(data, rng, others):
-    """`data` with one to four of: bits flipped, extreme numbers, parts cut, repeated, inserted, or of another file."""
+    """`data` with one to four changes: flipped bits, extreme numbers, parts removed, repeated, inserted or foreign."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         rng.choice(BYTE_CHANGES)(data, rng, others)
@@ -51,7 +51,7 @@ def cut_short(data, rng):
 
 
 def damaged_text(data, rng, others):
-    """Text in UTF-8: words, fields and lines are replaced, removed, repeated and moved; some bytes are damaged too."""
+    """UTF-8 text with words, fields and lines replaced, removed, repeated and moved; sometimes with damaged bytes."""
     if rng.random() < 0.2:
         return damaged_bytes(data, rng, others)
     lines = data.decode("utf-8").split("\n")
@@ -75,7 +75,7 @@ def damaged_text(data, rng, others):
 
 
 def damaged_structure(value, rng):
-    """What JSON or YAML holds, with one to three values replaced, removed, renamed or moved elsewhere."""
+    """A JSON or YAML structure with one to three values replaced, removed or renamed."""
     value = copy.deepcopy(value)
     for _ in range(rng.randint(1, 3)):
         places = list(_places(value))
@@ -93,7 +93,7 @@ def damaged_structure(value, rng):
 
 
 def damaged_json(data, rng, others):
-    """JSON: its structure, or its text."""
+    """JSON with a damaged structure or damaged text."""
     if rng.random() < 0.2:
         return damaged_text(data, rng, others)
     return json.dumps(damaged_structure(json.loads(data), rng)).encode()
@@ -107,7 +107,7 @@ def _places(value):
 
 
 def _position(data, rng):
-    """Half of the changes are in the header."""
+    """A random position; half of them are in the header."""
     end = min(len(data), HEADER_BYTES) if rng.random() < 0.5 else len(data)
     return rng.randrange(end) if end else 0
 

@@ -1,4 +1,4 @@
-"""Reads damaged files as the product does, and checks that what it makes of them is right."""
+"""Reads damaged files as the product does, and checks that its answers are right."""
 
 import csv
 import io
@@ -16,18 +16,18 @@ import torchaudio
 from . import fixtures
 
 ACCURACY = 1e-4
-LARGEST_KERNEL = 1_000_000  # entries of torchaudio's resampling, with which answers are compared
-SECONDS_OF_FRAMES = 0.6  # of MP3 at the lowest rate that an encoder may have added at the ends
-SECONDS_LOST = 0.05  # of a file that was cut short; more must be noticed
+LARGEST_KERNEL = 1_000_000  # entries of torchaudio's resampling kernel, the reference for waveforms
+SECONDS_OF_FRAMES = 0.6  # that an MP3 encoder may have added at the ends, at the lowest sampling rate
+SECONDS_LOST = 0.05  # a larger loss from a truncated file must be noticed
 
 
 class Reader:
     """
-    Each method reads the bytes of a damaged file. It raises what the product raises, and AssertionError where the
-    product gives an answer that is not right.
+    Each method reads the bytes of a damaged file. It raises what the product raises, or AssertionError if the product
+    gives a wrong answer.
 
     Args:
-        place (`Path`): folder that `fixtures.make_everything` has filled.
+        place (`Path`): folder with the files of `fixtures.make_everything`.
     """
 
     def __init__(self, place):
@@ -36,7 +36,7 @@ class Reader:
 
     @cached_property
     def scratch(self):
-        """A folder for this process, with copies of everything that is read together with a damaged file."""
+        """A folder of this process, with copies of all files that are read together with a damaged one."""
         folder = self.place / "scratch"
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "corpus").mkdir(parents=True)
@@ -46,7 +46,7 @@ class Reader:
         return folder
 
     def _damaged(self, name, content):
-        """The damaged file, in the place of the whole one."""
+        """Writes the damaged file in place of the intact one."""
         path = self.scratch / name
         path.write_bytes(content)
         return path
@@ -64,7 +64,7 @@ class Reader:
             return
         expected = torch.from_numpy(samples.mean(axis=1))
         expected = torchaudio.functional.resample(expected, rate, 16000).numpy()
-        if content[:1] == b"\xff":  # MP3, of whose length libsndfile has but a guess
+        if content[:1] == b"\xff":  # MP3, whose length libsndfile only estimates
             lost = (len(expected) - len(waveform)) / 16000
             assert lost < SECONDS_OF_FRAMES, f"got {len(waveform)} samples; expected {len(expected)}"
             return
@@ -73,12 +73,12 @@ class Reader:
         assert difference < ACCURACY, f"the waveform differs by {difference:.2g}"
 
     def cut_audio(self, content):
-        """The answer to a file that was cut is an error, unless the cut took no more than what follows the samples."""
+        """A truncated file must raise an error, unless only bytes after the samples are missing."""
         from emoshare import load_audio
 
         waveform = load_audio(content)
         lost = fixtures.AUDIO_SECONDS - len(waveform) / 16000
-        assert lost < SECONDS_LOST, f"{lost:.2f} s of {fixtures.AUDIO_SECONDS} s are missing, without a word"
+        assert lost < SECONDS_LOST, f"{lost:.2f} s of {fixtures.AUDIO_SECONDS} s are missing without an error"
 
     def labels(self, content):
         from emoshare.dataset_script.labels import read_folder
@@ -147,7 +147,7 @@ class Reader:
         self._load_model(content)
 
     def _load_model(self, weights):
-        """The model in the scratch folder must have all its weights from the file."""
+        """Loads the model in the scratch folder, which must have exactly the weights of the file."""
         from emoshare import EmoShareModel
 
         try:
@@ -177,12 +177,12 @@ class Reader:
 
     @cached_property
     def extraction(self):
-        """What an extraction takes: corpus, model, feature extractor, accelerator."""
+        """The inputs of an extraction: corpus, model, feature extractor, accelerator."""
         return fixtures.extraction_inputs(self.place)
 
     @cached_property
     def features(self):
-        """The features of all windows of the whole store."""
+        """The features of all windows of the intact store."""
         return self._extract(self.place / "stores")
 
     def _extract(self, folder):
@@ -194,8 +194,8 @@ class Reader:
 
     def store(self, name, holds_features=False):
         """
-        A function that reads a damaged file of this name in the store: the features must be as if it were whole. Bits
-        that flip within features do not show.
+        Returns a function that reads the store with a damaged file of this name. The features must equal those of the
+        intact store, except that flipped bits within features are not detected.
         """
 
         def read(content):
@@ -214,7 +214,7 @@ class Reader:
 
 
 def _csv_rows(content):
-    """Header and rows, stripped; no empty ones."""
+    """Header and rows, stripped, without empty rows."""
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     return [[text.strip() for text in row] for row in rows if row]
 

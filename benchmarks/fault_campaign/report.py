@@ -12,9 +12,9 @@ class Row:
     A row of the table.
 
     Attributes:
-        name: what was done.
-        trials: how often.
-        failures: what went wrong, in words, one for each failure.
+        name: the fault.
+        trials: number of trials.
+        failures: a description of each failure.
         note: the outcome.
     """
 
@@ -31,7 +31,7 @@ class Row:
 
 
 def failures_of(rows):
-    """The failures of all rows as text; of each row the first ones."""
+    """The first failures of each row, as text."""
     lines = []
     for row in rows:
         lines += [f"{row.name}: {failure}" for failure in row.failures[:SHOWN]]

@@ -1,4 +1,4 @@
-"""What is killed: runs of the product's own commands on small inputs, each with all that it leaves on disk."""
+"""The runs to kill: the product's own commands on small inputs, and everything that they leave on disk."""
 
 import hashlib
 import shutil
@@ -31,17 +31,17 @@ GRID = {
 
 class Scenario:
     """
-    A run on the inputs in `place`; what it writes is in `place / "made"`: results, the cache of Hugging Face libraries,
-    and temporary files.
+    A run on the inputs in `place`. It writes everything to `place / "made"`: results, the cache of Hugging Face
+    libraries, and temporary files.
 
     Args:
         place (`Path`): folder with the corpus and the backbone.
-        hub: `HubClient`, for those that publish.
+        hub: `HubClient`, for scenarios that publish.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         processes: number of processes of a run.
-        whole: the result of an undisturbed run, when there has been one.
+        whole: the result of an undisturbed run, once there has been one.
     """
 
     processes = 1
@@ -53,24 +53,24 @@ class Scenario:
         self.output = self.made / "output"
 
     def run(self):
-        """The run, in a forked process; started again, it does what a user would do."""
+        """Runs in a forked process. When it is restarted, it does what a user would do."""
         raise NotImplementedError
 
     def prepare(self):
-        """Makes the inputs, in a forked process."""
+        """Makes the inputs; runs in a forked process."""
         fixtures.make_corpus(self.place / "corpus")
         fixtures.make_backbone(self.place / "backbone")
 
     def reset(self):
-        """Removes everything that runs have made."""
+        """Removes everything that runs have written."""
         shutil.rmtree(self.made, ignore_errors=True)
         for name in ("output", "home", "tmp"):
             (self.made / name).mkdir(parents=True)
 
     def result(self):
         """
-        What must be equal to an undisturbed run's in the end: the content of every file in the output folder, and the
-        names of all other files that were made. Those in the system's temporary folder do not count: it removes them.
+        What must equal an undisturbed run's in the end: the content of every file in the output folder, and the names
+        of all other files. Files in the system's temporary folder do not count, because the system removes them.
         """
         result = {}
         for path in sorted(self.made.rglob("*")):
@@ -81,7 +81,7 @@ class Scenario:
         return result
 
     def problems_after_kill(self):
-        """What must never be, at any moment: a list of problems."""
+        """Problems that must never exist at any moment, as a list."""
         return []
 
 
@@ -136,7 +136,7 @@ class Grid(Scenario):
 
 
 class Publishing(Scenario):
-    """A model, and then a corpus, in repositories on the Hub."""
+    """Publishes a model, and then a corpus, on the Hub."""
 
     name = "publishing"
 
@@ -165,7 +165,7 @@ class Publishing(Scenario):
 
 
 def half_published(hub, whole):
-    """The commits that are neither that with which the Hub makes a repository, nor hold everything, in words."""
+    """Describes all commits that are incomplete, other than the first, empty commit of a repository."""
     repositories = hub.control("look")["repositories"]
     return [
         f"{name}: a commit holds {len(files)} of {len(whole[name])} files"
@@ -189,10 +189,10 @@ def undisturbed(scenario, log):
     Runs a scenario twice without any fault.
 
     Returns:
-        Its result, and the seconds that it takes.
+        The result, and the seconds that a run takes.
 
     Raises:
-        RuntimeError: if it fails, or the two results differ.
+        RuntimeError: if a run fails, or the two results differ.
     """
     results = []
     for _ in range(2):
@@ -210,7 +210,7 @@ def undisturbed(scenario, log):
 
 
 def differences(expected, found):
-    """The names that differ between two results, in words."""
+    """Describes the differences between two results."""
     texts = [f"{name} is missing" for name in expected if name not in found]
     texts += [f"{name} should not be there" for name in found if name not in expected]
     texts += [f"{name} differs" for name in expected if name in found and expected[name] != found[name]]

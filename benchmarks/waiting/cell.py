@@ -1,12 +1,12 @@
 """
-What a cell of a grid takes beside its training, on a corpus of ComParE 2023's size, 51,813 clips.
+The time of a grid's cell outside training, on a corpus of ComParE 2023's size, 51,813 clips.
 
     python benchmarks/waiting/cell.py [FRACTION]
 
-The clips are 0.1 s of noise, so that the features of the grid, log-mels, are there after a few minutes; FRACTION (1 by
-default) makes them fewer. The grid has two cells of small heads that train for one epoch. The table says how long each
-took beside its training, and where that went. The second one is what any further cell takes: the first one reads each
-clip to recognise it, and extracts its features.
+The clips are 0.1 s of noise, so that extracting the grid's features, log-mels, takes only a few minutes; FRACTION
+(default 1) reduces their number. The grid has two cells of small heads that train for one epoch. The table shows the
+time that each cell took outside training, by step. The first cell computes the clips' digests and extracts their
+features; the second one shows what every later cell takes.
 """
 
 import sys
@@ -29,14 +29,14 @@ from emoshare.reproduction.command import main as reproduce
 from emoshare.training import run as training_run
 
 SIZES = {"train": 31745, "devel": 9925, "test": 10143}
-# Steps of a run, by the names that `training/run.py` knows them by.
+# Steps of a run, with the names of their functions in `training/run.py`.
 STEPS = {
     "corpus": ["load_run_corpus"],
     "model": ["build_model"],
-    "audio checked, features opened": ["check_new_audio", "extract_frame_features"],
+    "checking audio, extracting or opening features": ["check_new_audio", "extract_frame_features"],
     "prediction": ["predict_votes"],
     "noise ceiling": ["noise_ceiling"],
-    "model, card, figure, predictions and results written": ["save"],
+    "writing model, card, figure, predictions and results": ["save"],
 }
 
 
@@ -83,7 +83,7 @@ def write_corpus(folder, fraction):
 
 @contextmanager
 def timed_cells():
-    """A list, in which each cell puts the seconds of its steps by name; that of `train` is of all of it."""
+    """Yields a list with the seconds of each cell's steps by name; `train` is the whole cell."""
     cells = []
     timed(grid_run, "train", cells, is_cell=True)
     for names in STEPS.values():
@@ -105,7 +105,7 @@ def timed(owner, name, cells, is_cell=False):
         try:
             return function(*args, **options)
         finally:
-            if cells:  # the grid calls some of them before its first cell
+            if cells:  # the grid calls some of these functions before its first cell
                 spent = np.array([time.perf_counter() - started, time.process_time() - cpu])
                 cells[-1][name] = cells[-1].get(name, 0) + spent
 
@@ -114,11 +114,11 @@ def timed(owner, name, cells, is_cell=False):
 
 def print_table(cells, num_clips):
     steps = {**STEPS, "scores, and intervals of 1,000 resamples": ["__init__", "scores"]}
-    print(f"\n{num_clips:,} clips\n\n| | first cell, s | s of CPU | second cell, s | s of CPU |\n|---|---|---|---|---|")
+    print(f"\n{num_clips:,} clips\n\n| | first cell, s | CPU s | second cell, s | CPU s |\n|---|---|---|---|---|")
     beside = [np.subtract(cell["train"], cell["fit"]) for cell in cells]
     rows = {step: [sum_of(cell, names) for cell in cells] for step, names in steps.items()}
     rows["everything else"] = np.subtract(beside, np.sum(list(rows.values()), axis=0))
-    rows["**beside training**"] = beside
+    rows["all except training"] = beside
     for step, of_cells in rows.items():
         print(f"| {step} | " + " | ".join(f"{value:.2f}" for of_cell in of_cells for value in of_cell) + " |")
 

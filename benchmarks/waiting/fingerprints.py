@@ -1,13 +1,13 @@
 """
-How long a run takes to recognise its clips and its backbone, whose features may be there already.
+How long a run takes to fingerprint its clips and its backbone, to find features that exist already.
 
     python benchmarks/waiting/fingerprints.py
 
-10,000 clips of 64 kB (2 s) in 16 bits, and a backbone of HuBERT Base's size with random weights. A run asks for the
-fingerprint of its clips three times: to see which features are missing, to open or extract them, and to note what its
-results are of; and for that of the backbone twice. The peer reads everything each time. "First" is the first run that
-meets these files, "again" any other one. All files are in the page cache: from a disk or over a network, the peer and
-the first run take as long as reading takes.
+10,000 clips of 64 kB (2 s) in 16 bits, and a backbone of HuBERT Base's size with random weights. A run needs the
+fingerprint of its clips three times: to find missing features, to open or extract them, and to record the inputs of its
+results; and that of the backbone twice. The peer reads everything each time. "First" is the first run on these files,
+"again" any later one. All files are in the page cache: from a disk or a network, the peer and the first run take as
+long as reading takes.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ def main():
     print(describe())
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        digests.cached_assets_path = lambda *_: Path(folder)  # not the user's
+        digests.cached_assets_path = lambda *_: Path(folder)  # instead of the user's folder
         clips = write_clips(Path(folder))
         HubertModel(HubertConfig(mask_time_prob=0.0)).save_pretrained(f"{folder}/backbone")
         Wav2Vec2FeatureExtractor().save_pretrained(f"{folder}/backbone")
         flags = {"backbone": f"{folder}/backbone", "push_backbone": False, **SMALL_HEAD}
         arguments = arguments_of(flags, "benchmark")
         time.sleep(digests.SETTLED_NS / 1e9)
-        print("\n| | peer, s of CPU | first | again |\n|---|---|---|---|")
+        print("\n| | peer, CPU s | first | again |\n|---|---|---|---|")
         of_clips = lambda: [clips_fingerprint(clips) for _ in range(3)]  # noqa: E731
         row(f"{CLIPS:,} clips", lambda: fingerprints_of_peer(clips), of_clips)
         row("backbone, and heads", lambda: peers_model(arguments), lambda: names(arguments, clips))
@@ -57,14 +57,14 @@ def main():
 def write_clips(folder):
     rng, paths = np.random.default_rng(0), [folder / f"{index:05d}.wav" for index in range(CLIPS)]
     for path in paths:
-        path.write_bytes(rng.bytes(BYTES))  # nobody decodes them
+        path.write_bytes(rng.bytes(BYTES))  # they are not decoded
     audio = [{"bytes": None, "path": str(path)} for path in paths]
     types = {"filename": Value("string"), "audio": {"bytes": Value("binary"), "path": Value("string")}}
     return Dataset.from_dict({"filename": [path.name for path in paths], "audio": audio}, Features(types))
 
 
 def row(title, peer, ours):
-    """Prints a row; what `ours` gives at first must be what it gives again."""
+    """Prints a row; both calls of `ours` must return the same."""
     times, results = zip(*(timed(function) for function in (peer, ours, ours)), strict=True)
     assert results[1] == results[2]
     print(f"| {title} | " + " | ".join(f"{seconds:.2f}" for seconds in times) + " |", flush=True)

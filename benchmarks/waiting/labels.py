@@ -1,12 +1,12 @@
 """
-Labels, facts and names of a corpus of ComParE 2023's size, 51,813 clips: how long a run waits for them.
+How long a run waits for labels, facts and names of a corpus of ComParE 2023's size, 51,813 clips.
 
     python benchmarks/waiting/labels.py
 
-The peer is what one writes first with `datasets`: `clips[label]`, a column that NumPy reads value by value. Of a fold,
-whose clips are a selection, it is `clips[label][:]`, which reads a column in one go where no rows are selected, and row
-by row where they are. Label files are compared with pandas, which reads them, checks nothing, and looks for no clip.
-Empty files stand for the clips.
+The peer is the obvious code with `datasets`: `clips[label]`, a column that NumPy reads value by value. For a fold,
+which selects clips, it is `clips[label][:]`, which reads a column at once if no rows are selected, and row by row if
+they are. Label files are compared with pandas, which only reads them, without checking values or clips. The clips are
+empty files.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main():
         folder = Path(folder)
         write_corpus(folder / "corpus")
         load = lambda: load_corpus("compare2023", folder / "corpus", folder / "cache")  # noqa: E731
-        corpus = load()  # once, as what `datasets` keeps is there from then on
+        corpus = load()  # fills the cache of `datasets`
         files = sorted((folder / "corpus" / "lab").iterdir())
         row("label files and facts, read and checked", lambda: [pd.read_csv(file) for file in files], load)
         row("shares", lambda: [by_value(clips) for clips in corpus.splits.values()], lambda: shares(corpus))
@@ -77,7 +77,7 @@ def by_column(clips):
 
 
 def shares(corpus):
-    """As a new corpus reads them, which keeps them from then on."""
+    """Reads shares as a new corpus does, without those that it has cached."""
     vars(corpus).pop("_shares", None)
     return [corpus.shares(split) for split in corpus.splits]
 

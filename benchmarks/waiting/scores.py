@@ -1,12 +1,12 @@
 """
-Scores and intervals of predictions for ComParE 2023: what an epoch and the end of a run wait for.
+How long an epoch and the end of a run wait for scores and intervals of predictions for ComParE 2023.
 
     python benchmarks/waiting/scores.py
 
-The peer of a score is the metric as `evaluate` calls it, which writes all shares to Arrow and reads them back: the same
-numbers, to the last bit. The peer of a bootstrap is SciPy's `spearmanr` in a loop over the same resamples. It runs a
-few of them, and its time is given for as many as EmoShare's. Shares have ties, as those of votes have. If the scores
-of the two differed by more than 1e-12, this would fail.
+The peer of a score is the metric as `evaluate` calls it, which writes all shares to Arrow and reads them back; its
+scores must be the same to the last bit. The peer of a bootstrap is SciPy's `spearmanr` in a loop over the same
+resamples. It runs a few of them, and its time is scaled to the number of EmoShare's. Shares have ties, like those of
+votes. The script fails if the intervals of the two differ by more than 1e-12.
 """
 
 import sys
@@ -49,9 +49,9 @@ def main():
         print(
             f"| {RESAMPLES:,} resamples of {name} | {seconds:.1f} s | {own:.2f} s | {seconds / own:.1f}x |", flush=True
         )
-    # Each column of predictions and of references is read for its counts, and once more for its ranks.
+    # Each column of predictions and references is read once for its counts and once for its ranks.
     passes = 2 * 2 * len(EMOTIONS) * CLIPS["devel"] * 8 * RESAMPLES
-    print(f"\nTo read devel's shares from memory twice for each resample would take {passes / copy_rate():.2f} s.")
+    print(f"\nReading devel's shares from memory twice per resample would take {passes / copy_rate():.2f} s.")
 
 
 def draw(clips):
@@ -62,7 +62,7 @@ def draw(clips):
 
 
 def bootstrap_by_scipy(predictions, references):
-    """Mean ρ in each resample."""
+    """The mean ρ of each resample."""
     return [
         np.mean(
             [spearmanr(predictions[own, label], references[own, label]).statistic for label in range(len(EMOTIONS))]

@@ -1,10 +1,10 @@
 """
-How long a command takes to answer `--help`, or to say that a flag is wrong.
+How long a command takes to answer `--help`, or to report a wrong flag.
 
     python benchmarks/waiting/startup.py
 
-The peers are commands of the libraries below. The limit is Python, which has to start as well. What is imported to
-predict or train is imported once the arguments are found to be right; the last row is all of it.
+The peers are commands of the underlying libraries. The limit is the start of Python itself. The imports for prediction
+and training come after the arguments have been checked; the last row is the time of all of these imports.
 """
 
 import os
@@ -33,14 +33,14 @@ COMMANDS = {
 
 def main():
     print(describe())
-    print("\n| | s | s of CPU |\n|---|---|---|")
+    print("\n| | seconds | CPU seconds |\n|---|---|---|")
     for title, command in COMMANDS.items():
         wall, cpu = (min(of_rounds) for of_rounds in zip(*(times_of(command) for _ in range(ROUNDS)), strict=True))
         print(f"| {title} | {wall:.2f} | {cpu:.2f} |", flush=True)
 
 
 def times_of(command):
-    """Seconds that a command takes, and seconds of CPU."""
+    """Seconds and CPU seconds that a command takes."""
     before = os.times()
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     after = os.times()

@@ -1,11 +1,12 @@
 """
-How long it takes to open a feature store, for each of its windows.
+How long it takes to open a feature store, in total and per window.
 
     python benchmarks/waiting/store.py [WINDOWS]
 
-A store of 100,000 windows of real lengths, whose features are one value wide. The peer is what opened stores before:
-one Arrow table of all shards, with a chunk for each window. "Without an index" is a store that an earlier version
-wrote. Each is measured in a process of its own. Memory is anonymous, at its peak; maps are those of the store's files.
+A store of 100,000 windows of realistic lengths, whose features are one value wide. The peer is how earlier versions
+opened stores: one Arrow table of all shards, with a chunk for each window. "Without an index" is a store written by an
+earlier version. Each is measured in a process of its own. Memory is peak anonymous memory; maps are memory maps of the
+store's files.
 """
 
 import json
