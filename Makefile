@@ -1,4 +1,4 @@
-# Everything runs in .venv, into which the first command of any kind installs.
+# Everything runs in .venv; the first target that needs it installs it.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -13,7 +13,7 @@ train: $(INSTALLED)
 demo: $(INSTALLED) $(DEMO_MODEL) examples
 	$(VENV)/bin/python app.py
 
-# One test process per core, each with one torch thread, in the order of tests/conftest.py.
+# One test process per core, each with one torch thread; tests/conftest.py sets the order of the tests.
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
