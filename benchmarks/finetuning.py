@@ -45,7 +45,7 @@ GIGABYTE = 1e9
 
 def main():
     print(describe())
-    print("\n| heads, dtype | from the store | from waveforms | Transformers from waveforms | speed-up over these two |")
+    print("\n| heads, dtype | from the store | from waveforms | Transformers from waveforms | speed-up over both |")
     print("|---|---|---|---|---|")
     for dtype in dict.fromkeys([training_dtype("auto", DEVICE), torch.float32]):
         for separate_heads in (False, True):
@@ -147,9 +147,7 @@ def print_memory():
     state = 2 * 4 * sum(weight.numel() for weight in model.backbone.parameters() if weight.requires_grad) / GIGABYTE
     print(f"\nPeak memory, {CLIPS_IN_MEMORY} clips of 4 s, nine heads of the released sizes, float32:")
     for kind, peak in zip(KINDS, peaks, strict=True):
-        print(
-            f"  {kind}: {peak:.2f} GB, {peak / (peaks[0] + state):.2f} times the heads alone plus {state:.2f} GB of Adam"
-        )
+        print(f"  {kind}: {peak:.2f} GB, {peak / (peaks[0] + state):.2f} times the heads plus {state:.2f} GB of Adam")
 
 
 def print_peak(kind):
@@ -172,9 +170,7 @@ def print_differences():
     model = tuned_model(separate_heads=False).eval()
     stored, waveforms = batches(model, CLIPS_PER_STEP)
     losses, gradients = computed(model, model, waveforms)
-    print(
-        "\nStore against waveforms, float32: largest difference of a loss; relative norm of the difference of gradients:"
-    )
+    print("\nStore against waveforms, float32: largest difference of a loss; relative difference of gradients:")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         rounded = {**stored, "frame_features": stored["frame_features"].to(dtype)}
         own_losses, own_gradients = computed(model, model.trained_part(), rounded)

@@ -78,7 +78,7 @@ def print_comparison(panel, accelerator):
                 tested[loss].append(trained_predictions(loss, of_split, seed, folder, accelerator))
             stores.append(of_split["test"])
     rhos = {loss: list(map(mean_rho, stores, of_seeds)) for loss, of_seeds in tested.items()}
-    print("| loss | rho | gain over mse | gain, each seed | log-likelihood of votes | shares in 90 % intervals | each seed |")
+    print("| loss | rho | gain over mse | each seed | log-likelihood of votes | shares in 90 % intervals | each seed |")
     print("|---|---|---|---|---|---|---|")
     for loss, of_seeds in tested.items():
         low, high = interval_of_difference(stores, of_seeds, tested["mse"])

@@ -68,7 +68,7 @@ class Options(BaseModel):
     hop_length_s: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="seconds that each window counts for; it also hears those before",
+        description="seconds of each window that count; audio before them is context",
     )
     return_timeline: bool | None = Field(None, description="also return the shares of each window")
     return_attention: bool | None = Field(None, description="also return the attention of each emotion's head")

@@ -52,7 +52,7 @@ SMALL_HEAD_FLAGS = ["--conv_channels", "16", "8", "--lstm_hidden_size", "12", "-
 
 
 def pytest_collection_modifyitems(items):
-    """Files with many slow tests run first: a test process takes whole files, and one that starts late runs alone."""
+    """Runs files with many slow tests first: a test process takes whole files, and one that starts late runs alone."""
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow_tests[item.path])
 
@@ -202,7 +202,7 @@ def _fixed_seed():
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """A run in this process takes all cores; it must not leave them to the tests after it, which would be slow then."""
+    """Resets the number of threads that a run in this process sets, which would slow down later tests."""
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Cells of a grid as `train.py` leaves them, with shares that are drawn and not trained."""
+"""Cells of a grid as `train.py` leaves them, with random shares instead of trained ones."""
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -72,7 +72,7 @@ def finish_cell(cell, corpus, noise=0.2, epochs=3):
 
 
 def write_scores(cell, labels, rhos):
-    """A finished cell that has nothing but these scores, one for each label; `None` where there is no ρ."""
+    """Writes a finished cell with only these scores, one for each label; `None` where there is no ρ."""
     cell.folder.mkdir(parents=True)
     known = [rho for rho in rhos if rho is not None]
     of_label = {label: np.nan if rho is None else rho for label, rho in zip(labels, rhos, strict=True)}

@@ -1,4 +1,4 @@
-"""A CUDA device on paper: fake tensors on it, which say on which device each result would be."""
+"""A fake CUDA device: fake tensors, which know the device of each result."""
 
 from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
@@ -19,7 +19,7 @@ class FakeCuda(FakeTensorMode):
     asks for a length or compares masks takes its usual way. What depends on other values gets NaN.
     """
 
-    is_inside = False  # of an operator that consists of others
+    is_inside = False  # for an operator that consists of others
 
     def dispatch(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -70,7 +70,7 @@ class LoopbackHub:
         self.server.server_close()
 
     def environment(self, cache_dir, token=TOKEN):
-        """Of a process that knows this Hub alone, with a cache of its own."""
+        """Environment of a process that only knows this Hub, with a cache of its own."""
         variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache_dir)}
         return {**variables, "HF_HUB_OFFLINE": "0", **({} if token is None else {"HF_TOKEN": token})}
 
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def repository(self, kind, name):
-        """The repository, or `None` where it is private and the caller not known, who then hears of none."""
+        """The repository, or `None` if it is private and the caller has no token, as if it did not exist."""
         repository = self.hub.repositories.get(name if kind == "models" else f"{kind}/{name}")
         if repository is None or (repository.private and not self.is_known()):
             self.refuse(404 if self.is_known() else 401, "RepoNotFound", f"Repository {name} not found")
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def commit_at(self, kind, name, revision):
-        """Sha and files of a repository's revision, or `None` if the caller was answered that there is none."""
+        """Sha and files of a repository's revision, or `None` after answering that it does not exist."""
         repository = self.repository(kind, name)
         commit = repository and repository.at(revision)
         if repository is not None and commit is None:
@@ -267,7 +267,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entries_of(files):
-    """What the Hub tells of the files and folders of a commit: {path: entry}, sorted by path."""
+    """The Hub's description of the files and folders of a commit: {path: entry}, sorted by path."""
     entries = {}
     for path, (content, is_lfs) in files.items():
         size = len(content)

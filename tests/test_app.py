@@ -32,7 +32,7 @@ from emoshare.training.arguments import Arguments, DataArguments, ModelArguments
 
 pytestmark = pytest.mark.slow
 
-# As on a Space: the package cannot be imported. And whatever host the server wants to reach is written down.
+# As on a Space, the package cannot be imported. Also logs each host that the server tries to reach.
 START = """
 import runpy, sys
 sys.modules["emoshare"] = None
@@ -127,7 +127,7 @@ def browser(launch, wav):
 
 @pytest.fixture
 def page(browser, space):
-    """The demo, opened; that it asks for nothing from elsewhere is checked in the end."""
+    """The opened demo; checks at the end that it requested nothing from elsewhere."""
     _, url = space
     requested = []
     page = opened(browser, url, requested)
@@ -137,7 +137,7 @@ def page(browser, space):
 
 
 def opened(browser, url, requested):
-    """The page, ready for a clip; the addresses of all that it asks for go into the list `requested`."""
+    """The page, ready for a clip; the list `requested` gets the addresses of all its requests."""
     page = browser.new_page(viewport={"width": 1280, "height": 800}, permissions=["microphone"])
     page.on("request", lambda request: requested.append(request.url))
     page.set_default_timeout(60_000)
@@ -228,7 +228,7 @@ def test_shares_are_drawn_while_somebody_speaks(page):
     least = time.monotonic() - first_drawn
     page.locator("#microphone").get_by_role("button", name="Stop").click()
     most = time.monotonic() - clicked
-    # What was spoken is there to its end, and nothing besides: none of it is lost, or heard twice.
+    # Exactly the spoken audio arrives: nothing is lost or heard twice.
     expect(cells.nth(9 * math.floor(least))).to_be_attached()
     page.wait_for_timeout(500)
     assert cells.count() <= 9 * math.ceil(most)

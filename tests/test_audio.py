@@ -34,7 +34,7 @@ def at_its_end(content):
 
 
 class Unseekable(io.BytesIO):
-    """As a pipe, or what `urlopen` returns."""
+    """Like a pipe, or the result of `urlopen`."""
 
     def seekable(self):
         return False

@@ -60,7 +60,7 @@ def test_every_model_type_is_found_and_has_consistent_numbers(model_type):
     for num_frames in (1, 2, 7):
         shortest = frame_length + (num_frames - 1) * hop_length
         assert num_frames_of(shortest) == extractor.num_frames(shortest) == num_frames
-        if is_waveform or num_frames > 1:  # the extractor refuses what makes no frame
+        if is_waveform or num_frames > 1:  # the extractor refuses clips too short for a frame
             assert num_frames_of(shortest - 1) == num_frames - 1
     lengths = torch.tensor([frame_length, 16000])
     assert family.num_frames(config, lengths).tolist() == [family.num_frames(config, int(own)) for own in lengths]

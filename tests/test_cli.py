@@ -46,7 +46,7 @@ def write_clip(path, seconds, seed=0, sampling_rate=16000):
 
 
 def write_broken(folder):
-    """A file of each kind that cannot be predicted; each is found out at another point."""
+    """A file of each kind that cannot be predicted; each fails at another point."""
     paths = {kind: folder / f"{kind}.wav" for kind in ("text", "nothing", "short", "not_finite")}
     paths["text"].write_text("not audio")
     paths["nothing"].touch()
@@ -288,7 +288,7 @@ def test_a_killed_run_keeps_its_rows(model_folder, tmp_path, monkeypatch):
 
 
 def test_folders_are_searched_for_audio_files(tmp_path):
-    """Those that cannot be decoded are found, too: nothing that sounds is left out without a word."""
+    """Files that cannot be decoded are found too: no audio file is skipped silently."""
     names = ["b.wav", "a.FLAC", "deep/er/c.ogg", "deep/d.mp3", "e.opus", "f.m4a", "g.MP4", "raw.raw"]
     names += ["notes.txt", "picture.jpg", ".hidden.wav"]
     for name in [*names, ".cache/f.wav"]:
@@ -392,7 +392,7 @@ def test_wrong_arguments_end_the_command_before_anything_is_read(arguments, mess
 
 
 def closed_pipe():
-    """As `| head -n 1` leaves standard output."""
+    """Standard output as `| head -n 1` leaves it."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
@@ -568,7 +568,7 @@ def test_an_error_of_the_recording_is_not_said_of_the_output(model_folder, meeti
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Own labels; the shares of test are not known."""
+    """A user's own labels; the shares of test are unknown."""
     folder = write_corpus(
         tmp_path_factory.mktemp("corpus") / "own", {"train": 8, "devel": 12, "test": 2}, labels=["joy", "awe"]
     )
@@ -579,7 +579,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
-    """What `emoshare train` makes of it."""
+    """The output of `emoshare train` on it."""
     folder = tmp_path_factory.mktemp("trained")
     flags = ["--dataset", "csv", "--data_dir", corpus, *SMALL_HEAD_FLAGS, "--num_train_epochs", "2"]
     flags += ["--feature_dtype", "float32", "--bootstrap", "50", "--seed", "3", "--output_dir", folder / "output"]

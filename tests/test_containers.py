@@ -21,7 +21,7 @@ FORMATS = {
     for name in sorted(soundfile.available_formats())
     if name not in ("RAW", "SD2")
 }
-# Containers whose cut shows: in their headers, or because libsndfile refuses the rest.
+# Containers in which truncation shows: in their headers, or because libsndfile refuses the rest.
 CHECKED = {"AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "NIST", "OGG", "RF64", "SVX", "W64", "WAV", "WAVEX"}
 
 
@@ -210,7 +210,7 @@ def mp3_of_changing_frames():
 
 
 def test_an_mp3_without_a_number_of_frames_is_read_to_its_end():
-    """libsndfile reads as many samples as the size of the first frame makes it expect, here a fifth."""
+    """libsndfile reads as many samples as it estimates from the size of the first frame, here a fifth."""
     whole, without = mp3_of_changing_frames()
     assert soundfile.info(io.BytesIO(without)).frames < 32000
     waveform = load_audio(without)

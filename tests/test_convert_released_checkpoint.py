@@ -64,7 +64,7 @@ def assert_same(model, oracle, lengths, frames, require):
     upstream = torch.randn_like(expected) / expected.numel()  # as of a mean, which the loss is
     expected.backward(upstream)
     shares.backward(upstream)
-    assert_close(ours.grad[mask], theirs.grad[:, :longest][mask], "gradient of the inputs")  # padding is no input
+    assert_close(ours.grad[mask], theirs.grad[:, :longest][mask], "gradient of the inputs")  # padding is not an input
     for head, (emotion, network) in zip(model.heads, oracle.items(), strict=True):
         theirs = {name: parameter.grad for name, parameter in network.named_parameters()}
         theirs = rename_state_dict(theirs, emotion, model.config.architecture)

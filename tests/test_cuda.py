@@ -1,5 +1,5 @@
 """
-What runs on a GPU, on one that exists on paper: a tensor on the wrong device is found without a GPU.
+Runs GPU code on a fake GPU, which finds tensors on the wrong device without a real GPU.
 
 Without a fake in PyTorch, or with one that asks the driver: cuDNN's LSTM (PyTorch's own runs in its place), autograd's
 engine (gradients are zeros), `torch.Generator` and pinned memory. `fake_cuda` replaces them; nothing else of what a GPU

@@ -1,4 +1,4 @@
-"""README and pages: their commands are taken by the real parsers, their Python runs, and their links lead somewhere."""
+"""README and pages: the real parsers accept their commands, their Python runs, and their links work."""
 
 import argparse
 import ast
@@ -81,7 +81,7 @@ COMMANDS = [(page, words) for page in PAGES for words in commands_of(page)]
 
 
 class Parsed(BaseException):
-    """Raised by a parser that has taken all its arguments, so that nothing is run."""
+    """Raised by a parser after it has accepted all arguments, so that nothing is run."""
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def stop_when_parsed(monkeypatch):
 
 
 def check_command(words, stop_when_parsed):
-    """Fails, or exits as the parser does, if a command line is not one that works."""
+    """Fails, or exits as the parser does, if a command line would not work."""
     program, *arguments = words
     if program == "accelerate" and arguments[0] == "launch":
         launch = launch_command_parser().parse_args(arguments[1:])
@@ -180,7 +180,7 @@ def test_every_page_is_read_for_commands():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_sentences_exist(page, stop_when_parsed):
-    """Also those of programs that no code block shows with this flag."""
+    """Including flags that no code block shows."""
     known = flags_of_all_parsers(stop_when_parsed)
     mentioned = {word for span in code_spans_of(page) for word in span.split() if re.fullmatch(r"--\w+", word)}
     assert mentioned - known == set()
@@ -218,7 +218,7 @@ def test_links_lead_somewhere(page):
 
 
 def anchors_of(page):
-    """What GitHub makes of the headings."""
+    """The anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
@@ -269,7 +269,7 @@ def test_nobody_is_told_to_force_bfloat16():
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory, backbone_folder):
-    """The folder of somebody who follows the pages: every file and model that they name is there, in small."""
+    """A reader's folder, with small versions of all files and models that the pages name."""
     folder = tmp_path_factory.mktemp("reader")
     model = EmoShareModel.from_backbone_pretrained(backbone_folder, **SMALL_HEAD).eval()
     extractor = EmoShareFeatureExtractor.for_backbone(backbone_folder, model.config.backbone_config)

@@ -1,4 +1,4 @@
-"""Embeddings: what the regressors take, and the mean of the frame features, of each clip by itself."""
+"""Embeddings: the regressors' inputs and the mean of the frame features, for each clip on its own."""
 
 import os
 import shutil

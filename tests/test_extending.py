@@ -1,5 +1,5 @@
 """
-One entry in a table, or one file, is all that something new takes. It then trains, saves, loads, is reported, predicts.
+An extension takes one table entry or one file. It then trains, saves, loads, is reported and predicts.
 
 Each new thing is added to its table alone, and a grid of one cell is run with it.
 """
@@ -153,7 +153,7 @@ class ConvolutionEncoder(PreTrainedModel):
 
 
 class ConvolutionFamily:
-    """An encoder of one convolution, of which no part sees anything but one frame."""
+    """An encoder of one convolution whose kernel sees a single frame."""
 
     model_types = ("throw-away-encoder",)
     feature_type = "waveform"

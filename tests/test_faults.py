@@ -1,4 +1,4 @@
-"""The campaign of `benchmarks/faults.py`: it finds what it is there to find, and in small it finds nothing here."""
+"""The campaign of `benchmarks/faults.py`: it finds planted failures, and a small run of it finds none in EmoShare."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ class Careful(Scenario):
 
 
 class Careless(Careful):
-    """Does not see that a file is cut off."""
+    """Does not notice a truncated file."""
 
     name = "careless"
 

@@ -354,7 +354,7 @@ def test_access_to_the_hub_is_not_saved(backbone_folder, tmp_path):
 @pytest.mark.parametrize("do_normalize", [True, False])
 @pytest.mark.parametrize("feature_type", ["waveform", *ACOUSTIC_FEATURES])
 def test_its_module_makes_the_same_of_padded_waveforms(feature_type, do_normalize, floor):
-    """As exported models need it. What stands in the padding of the input is not heard."""
+    """As exported models need it. The values of the input's padding do not matter."""
     if feature_type == "descriptors" and (floor == "absolute" or not do_normalize):
         pytest.skip("not allowed")
     extractor = EmoShareFeatureExtractor(feature_type, do_normalize=do_normalize, floor=floor)

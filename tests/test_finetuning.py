@@ -224,7 +224,7 @@ for folder in with_adapters:
 
 @pytest.mark.slow
 def test_tuned_models_load_in_another_process_without_the_package(adapted, layers_tuned, tmp_path):
-    """Bit for bit; those with adapters ask for PEFT in a line where it is not there, and others do not need it."""
+    """Bit for bit. Models with adapters ask for PEFT in one line if it is missing; other models do not need it."""
     merged = SimpleNamespace(model=copy.deepcopy(adapted.model).merge_adapters(), extractor=adapted.extractor)
     folders = {True: [], False: []}
     for each, name, include_backbone in [
@@ -241,7 +241,7 @@ def test_tuned_models_load_in_another_process_without_the_package(adapted, layer
     script = tmp_path / "downstream.py"
     script.write_text(WITHOUT_THE_PACKAGE)
     groups = [",".join(folders[has_adapters]) for has_adapters in (True, False)]
-    same = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # of which the last bits depend
+    same = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on which the last bits depend
     run_python(script, *groups, cwd=tmp_path, HF_HOME=str(tmp_path / "home"), **same)
 
 

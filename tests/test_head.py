@@ -239,7 +239,7 @@ def test_a_new_part_is_one_more_entry(monkeypatch, tmp_path):
 
 
 def test_weights_that_a_checkpoint_lacks_are_drawn_by_pytorch_for_any_part(monkeypatch, tmp_path):
-    """Transformers builds a model in memory that nobody has written to."""
+    """Transformers builds a model in uninitialised memory."""
     monkeypatch.setitem(ENCODERS, "gru", GRUEncoder)
     architecture = Architecture("gru", "mean", (12,), "GRU", "CNN, GRU", "Convolutions, a GRU and the mean over time")
     monkeypatch.setitem(ARCHITECTURES, "cnn_gru", architecture)

@@ -1,4 +1,4 @@
-"""The losses: what all have in common, and what each is."""
+"""The losses: what they have in common, and what each one computes."""
 
 import numpy as np
 import pytest
@@ -130,7 +130,7 @@ def test_mse_is_the_weighted_mean_over_known_shares(clips, labels, has_weights, 
 
 
 def known_by_label(clips=40, labels=3, seed=0):
-    """Predicted and true shares with ties, weights, and for each label what of these is known."""
+    """Predicted and true shares with ties, weights, and the known ones of these for each label."""
     rng = np.random.default_rng(seed)
     predicted, true = rng.random((clips, labels)).round(1), rng.random((clips, labels)).round(1)
     true[rng.random((clips, labels)) < 0.2] = np.nan
@@ -183,7 +183,7 @@ def votes(clips=50, seed=0):
     rng = np.random.default_rng(seed)
     listeners = rng.integers(1, 200, clips).astype(float)
     true = rng.binomial(listeners[:, None].astype(int), rng.random((clips, 2))) / listeners[:, None]
-    true[:5] = rng.random((5, 2))  # of which listeners give no whole number of votes
+    true[:5] = rng.random((5, 2))  # for which listeners give no whole number of votes
     true[5:8], true[8:11] = 0, 1
     listeners[::7] = np.nan
     return rng.uniform(0.01, 0.99, (clips, 2)), true, listeners, np.exp(rng.uniform(-6, 11, (clips, 2)))

@@ -1,5 +1,5 @@
 """
-Multilingual encoders, and what the Hub stores in old forms: each loads with the right weights.
+Multilingual encoders, and checkpoints in old formats on the Hub: each loads with the right weights.
 
 Configs and preprocessor configs have the fields of the published ones, with small sizes.
 """
@@ -86,7 +86,7 @@ def config_of(encoder):
 
 
 def old_names(weights):
-    """The names of before PyTorch's parametrisations."""
+    """The weight names from before PyTorch's parametrisations."""
     old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     return {
         next((name.replace(*pair) for pair in old.items() if pair[0] in name), name): weight.contiguous()
@@ -133,7 +133,7 @@ def store(folder, model, encoder, write=write_pickle, names=old_names, preproces
 
 
 def plain_states(model):
-    """Of the encoder in a model of Transformers, (layers, frames, width)."""
+    """Hidden states of the encoder in a Transformers model, (layers, frames, width)."""
     encoder = getattr(model, model.base_model_prefix, model).eval()
     with torch.no_grad():
         outputs = encoder(CLIP, output_hidden_states=True)
@@ -166,7 +166,7 @@ def without_progress(text):
 
 @pytest.fixture
 def said(caplog):
-    """What was logged since it was last called: by Transformers, and by this package."""
+    """What Transformers and this package have logged since the last call."""
     with CaptureLogger(logging.get_logger("transformers")) as transformers:
 
         def messages():
@@ -179,7 +179,7 @@ def said(caplog):
 
 
 def assert_loads(folder, source, said, expected=()):
-    """With the source's weights, and without a word but these."""
+    """Loads with the source's weights, and logs only these messages."""
     said()
     model = EmoShareModel.from_backbone_pretrained(folder, **SMALL_HEAD)
     extractor = EmoShareFeatureExtractor.for_backbone(folder, model.config.backbone_config)

@@ -17,7 +17,7 @@ SOUND = b"\0\0\0\x20ftypM4A "  # how a file begins that libsndfile does not know
 
 
 class AudioDecoder:
-    """torchcodec's interface, as far as it is used: the samples of a stereo file, or its errors."""
+    """The parts of torchcodec's interface that are used: the samples of a stereo file, or its errors."""
 
     seconds = 2.0
     times = 1

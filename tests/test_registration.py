@@ -23,7 +23,7 @@ for module, *argv in json.loads(sys.argv[1]):
     imported[" ".join([module, *argv])] = code, errors.getvalue(), sorted(set(sys.argv[2:]) & set(sys.modules))
 print(json.dumps(imported))
 """
-# What takes long and does not matter here is imported once, before the processes begin that import the package.
+# Slow imports that do not matter here come once, before the processes that import the package start.
 ORDERS = """
 import os, sys
 import torch._dynamo, scipy.optimize

@@ -1,4 +1,4 @@
-"""A model folder as others use it: with `trust_remote_code=True`, and without this package."""
+"""A model folder as it is used without this package, with `trust_remote_code=True`."""
 
 import ast
 import json

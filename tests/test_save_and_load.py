@@ -16,7 +16,7 @@ from emoshare import EmoShareFeatureExtractor, EmoShareModel
 
 @pytest.fixture
 def backbone(tmp_path, backbone_folder):
-    """A backbone's folder of the test's own."""
+    """A backbone folder for this test alone."""
     return shutil.copytree(backbone_folder, tmp_path / "backbone")
 
 

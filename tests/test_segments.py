@@ -237,7 +237,7 @@ def test_an_hour_with_500_turns_takes_little_memory(tmp_path, monkeypatch):
 
 
 def test_only_the_windows_of_turns_are_made():
-    """A recording is heard nowhere but in its turns, and each of its samples goes to the turns that hold it."""
+    """Only the turns of a recording are heard, and each sample goes to the turns that contain it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         emotion_share = EmotionSharePipeline(model=small_model(), feature_extractor=EmoShareFeatureExtractor("mel"))

@@ -1,4 +1,4 @@
-"""Audio that comes in piece by piece: the windows, and the shares, of all of it at once."""
+"""Audio that arrives in pieces has the windows and shares of the same audio as a whole."""
 
 import warnings
 
@@ -68,7 +68,7 @@ def test_a_window_is_what_the_model_says_of_the_last_seconds(emotion_share):
 )
 @settings(max_examples=15, deadline=None)
 def test_no_window_is_late_and_little_is_kept(sizes, hop, sampling_rate, emotion_share):
-    """It comes with the piece that has its end, and so many samples more as the shortest clip has."""
+    """A window comes with the piece that has its end plus as many samples as the shortest clip."""
     stream = EmotionShareStream(emotion_share, hop / 16000, chunk_length_s=1.0, sampling_rate=sampling_rate)
     pushed, num_windows = 0, 0
     for size in sizes:

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from emoshare.backbone_emoshare import FAMILIES
 
-# Lines of code from a function's body: its signature, docstring, comments and empty lines are not counted.
+# Lines of code in a function's body, without docstring, comments and empty lines.
 MAX_FUNCTION_LINES = 50
 MAX_FLAT_MODULE_LINES = 500
 MAX_ENTRY_POINT_LINES = 100  # of train.py and reproduce.py
@@ -73,7 +73,7 @@ def test_entry_points_are_thin(module):
 
 @cache
 def imports_of(module):
-    """What a module imports, wherever it does so: modules of this repository, and names of packages."""
+    """A module's imports, at any level: modules of this repository, and names of packages."""
     own, packages = set(), set()
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):

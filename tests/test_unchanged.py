@@ -1,4 +1,4 @@
-"""What version 1 computed: its model repositories, stores and training runs; see fixtures/version_1/README.md."""
+"""Results equal version 1's: its model repositories, stores and training runs; see fixtures/version_1/README.md."""
 
 import csv
 import json

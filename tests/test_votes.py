@@ -34,7 +34,7 @@ def test_an_interval_is_the_most_probable_one_of_the_width_whose_probability_is_
 
 
 def test_intervals_hold_the_shares_of_nine_panels_in_ten():
-    """Of panels of 3 to 20. Intervals between quantiles would hold 96 % of these."""
+    """For panels of 3 to 20. Intervals between quantiles would contain 96 % of these."""
     drawn = np.random.default_rng(1)
     within, stated = [], []
     for listeners in range(3, 21):

@@ -49,7 +49,7 @@ WITH_ATTENTION = [
 
 
 def plain_backbone(model_type="hubert", fields=None, attention=None):
-    """As Transformers makes it; a BatchNorm gets running statistics as if it had been trained."""
+    """Transformers' own backbone; a BatchNorm gets running statistics as after training."""
     backbone = AutoModel.from_config(backbone_config(model_type, **fields or {}), attn_implementation=attention).eval()
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -421,7 +421,7 @@ def test_no_layer_runs_above_the_one_that_is_asked_for(model_type, fields):
     [("hubert", GROUP_NORM), ("hubert", {"conv_pos_batch_norm": True}), ("data2vec-audio", {})],
 )
 def test_plain_transformers_leaks_padding(model_type, fields):
-    """Why `prepare` exists: if this test fails one day, that part of it is not needed any more."""
+    """Why `prepare` exists: if this test fails one day, that part of `prepare` is no longer needed."""
     plain = plain_backbone(model_type, fields)
     clip = torch.randn(1, 8000)
     batch = torch.cat([nn.functional.pad(clip, (0, 8000)), torch.randn(1, 16000)])

@@ -233,7 +233,7 @@ def test_a_batch_leaves_nothing_for_the_next_one(positions):
             model(clip)
     torch.testing.assert_close(backbone(clip).last_hidden_state, expected, atol=0, rtol=0)
     assert (plain(clip).last_hidden_state - expected).abs().max() > 1e-4  # why `prepare` changes them
-    with torch.enable_grad():  # nor what was made without gradients
+    with torch.enable_grad():  # nor what was computed without gradients
         backbone(clip).last_hidden_state.sum().backward()
 
 

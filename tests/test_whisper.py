@@ -1,4 +1,4 @@
-"""Whisper's encoder as a backbone: what Transformers makes of a clip, with silence and without, in any batch."""
+"""Whisper's encoder as a backbone equals Transformers' on each clip, padded with silence or not, in any batch."""
 
 import copy
 import itertools

@@ -24,7 +24,7 @@ def load(folder):
 
 
 def damage(folder):
-    """Breaks a clip in each way; returns what is said of it, by its name."""
+    """Breaks a clip in each way; returns the expected message by clip name."""
     wav = folder / "wav"
     (wav / "train_001.wav").write_text("not audio")
     (wav / "train_003.wav").write_bytes(b"")

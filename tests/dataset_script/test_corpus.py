@@ -1,4 +1,4 @@
-"""`load_corpus` and `CORPORA`: what is asked of a corpus, whichever it is."""
+"""`load_corpus` and `CORPORA`: what every corpus must provide."""
 
 import re
 import time
@@ -25,7 +25,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A corpus of one's own with facts; the shares of the test split are unknown."""
+    """A user's corpus with facts; the shares of the test split are unknown."""
     folder = write_corpus(tmp_path / "corpus", {"train": 3, "devel": 2, "test": 1}, labels=LABELS)
     write_csv(folder / "lab" / "test.csv", ["filename"], [["test_000.wav"]])
     write_csv(folder / "lab" / "clips.csv", ["filename", "listeners", "speaker"], FACTS)
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def check(corpus, folder):
-    """Whether it is the corpus in `folder`, wherever it was loaded from."""
+    """Checks that it is the corpus in `folder`, wherever it was loaded from."""
     assert corpus.name == "csv"
     assert corpus.info is CORPORA["csv"]
     assert (corpus.labels, corpus.facts) == (LABELS, ["listeners", "speaker"])

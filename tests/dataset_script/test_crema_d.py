@@ -51,7 +51,7 @@ def clone(tmp_path, wav):
 
 @pytest.fixture
 def load(clone):
-    """The corpus; its splits are smaller than those of the real one, of which it warns."""
+    """Loads the corpus, which warns that its splits are smaller than the real ones."""
 
     def load():
         with pytest.warns(UserWarning, match="CREMA-D has {'train': 4339, 'devel': 1547, 'test': 1552}"):

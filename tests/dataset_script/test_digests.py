@@ -1,4 +1,4 @@
-"""Digests of files: made once, and never of a content that is not there any more."""
+"""Digests of files: computed once, and never out of date."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, read):
     assert unknown_files(paths) == read == []
     time = paths[0].stat().st_mtime_ns
     paths[0].write_bytes(b"b.wav")
-    os.utime(paths[0], ns=(time, time))  # as a copy has it that keeps times
+    os.utime(paths[0], ns=(time, time))  # as after a copy that keeps times
     assert unknown_files(paths[:2]) == paths[:1]
     assert file_digests(paths[:2]) == [digest(b"b.wav"), expected[1]]
     assert read == paths[:1]

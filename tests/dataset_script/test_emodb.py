@@ -44,7 +44,7 @@ def write_rates(folder, rows, header="Nr.\tSatz\terkannt\tnatuerlich"):
 
 
 def load(folder):
-    """The corpus; its splits are smaller than those of the real one, of which it warns."""
+    """Loads the corpus, which warns that its splits are smaller than the real ones."""
     with pytest.warns(UserWarning, match="Emo-DB has {'train': 309, 'devel': 99, 'test': 127}"):
         return load_corpus("emodb", data_dir=folder)
 
@@ -73,7 +73,7 @@ def test_facts(folder):
         "naturalness": [0.75, 1.0],
         "listeners": [20.0, 21.0],
     }
-    np.testing.assert_array_equal(corpus.listeners("devel"), [20])  # 100 % is of either
+    np.testing.assert_array_equal(corpus.listeners("devel"), [20])  # 100 % could be either unit
     np.testing.assert_array_equal(corpus.listeners("test"), [20])
 
 

@@ -15,7 +15,7 @@ def corpus(corpus_folder, tmp_path):
 
 
 def facts_of(corpus, rows, header=("filename", "speaker", "age")):
-    """What is read of these rows of `lab/clips.csv`: {split: {fact: values}}."""
+    """The facts read from these rows of `lab/clips.csv`: {split: {fact: values}}."""
     write_csv(corpus / "lab" / "clips.csv", list(header), rows)
     return {split: table.facts for split, table in read_folder(corpus).splits.items()}
 

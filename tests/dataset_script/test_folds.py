@@ -1,4 +1,4 @@
-"""A corpus that is divided into folds: which clips are in which, and what is known about a clip goes with it."""
+"""A corpus divided into folds: which clips are in which fold, and clips keep their facts."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_numbers_are_groups_in_their_order():
 
 
 def test_folds_have_about_as_many_clips():
-    """No group is split, so that the largest decides how near they can get."""
+    """No group is split, so the largest group limits how equal the folds can be."""
     speakers = uneven_speakers()
     sizes = [len(clips) for clips in divide(corpus_with(speakers), 4, "speaker")]
     assert sum(sizes) == 72
@@ -160,7 +160,7 @@ def test_clips_of_which_the_group_is_not_known_are_listed():
     )
     with pytest.raises(ValueError, match=message):
         divide(corpus_with(speakers), 3, "speaker")
-    # A clip that is in no fold may be of anybody.
+    # A clip that is in no fold may have any speaker.
     speakers = uneven_speakers()
     speakers[52] = None
     assert len(divide(corpus_with(speakers, unknown_test_shares=[0]), 3, "speaker")) == 3

@@ -9,7 +9,7 @@ from emoshare.dataset_script.labels import read_folder
 
 @pytest.fixture
 def corpus(corpus_folder, tmp_path):
-    """A corpus of one's own to spoil."""
+    """A user's corpus to damage."""
     return shutil.copytree(corpus_folder, tmp_path / "corpus")
 
 

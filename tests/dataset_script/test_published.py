@@ -1,4 +1,4 @@
-"""Datasets that are no emotion share corpora are refused, with what came and what was expected."""
+"""Datasets that are not emotion share corpora are refused, with what was found and what was expected."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_anybodys_dataset_is_taken(tmp_path):
     corpus = load_corpus(publish(tmp_path / "data", splits, features))
     assert (corpus.name, corpus.labels, corpus.facts) == ("csv", ["joy"], [])
     loaded = corpus.splits
-    assert list(loaded) == ["train", "devel", "test"]  # what else there is, is nobody's business
+    assert list(loaded) == ["train", "devel", "test"]  # other columns do not matter
     assert loaded["train"][1] == {"audio": {"bytes": b"RIFF", "path": "a.wav"}, "filename": "train_1.wav", "joy": 1.0}
     assert loaded["test"]["joy"][:] == [None, 0.5]
 

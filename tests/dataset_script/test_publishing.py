@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 NAME = "org/corpus"
 FILES = ["README.md", "data/devel.parquet", "data/test.parquet", "data/train.parquet"]
-# Reads a dataset where there is no emoshare and no torchcodec, at once and in streaming mode. On a busy machine,
+# Reads a dataset without emoshare and torchcodec, at once and in streaming mode. On a busy machine,
 # threads that read ahead for the streaming mode can crash Python while it ends, so it ends at once.
 READ = """
 import hashlib, json, os, sys
@@ -77,7 +77,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two labels, those of the test split unknown; three facts, which are known of some clips."""
+    """Two labels, unknown in the test split; three facts, known for some clips."""
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     write_corpus(folder, {"train": 8, "devel": 6, "test": 3}, labels=["joy", "awe"])
     unknown = [[row[0], "?", ""] for row in read_csv(folder / "lab" / "test.csv")[1:]]
@@ -99,7 +99,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def repository(hub, corpus, tmp_path_factory):
-    """The corpus on the Hub, by a command whose first try died in the middle of the upload."""
+    """The corpus on the Hub, published by a command whose first try died in the middle of the upload."""
     folder = tmp_path_factory.mktemp("publisher")
     command = ["-m", "emoshare.dataset_script", "--config", "csv", "--data_dir", str(corpus), "--push_to_hub", NAME]
     environment = hub.environment(folder / "home")
@@ -114,7 +114,7 @@ def repository(hub, corpus, tmp_path_factory):
     process.kill()
     process.wait()
     repository = hub.repositories[f"datasets/{NAME}"]
-    assert [list(files) for _, files in repository.commits] == [[]]  # there is no half of it to be loaded
+    assert [list(files) for _, files in repository.commits] == [[]]  # half of it cannot be loaded
 
     hub.cut_uploads = 0
     result = run_python(*command, cwd=folder, **environment)
@@ -169,7 +169,7 @@ def loaded(hub, repository, corpus, tmp_path_factory):
     """What `LOAD` prints of several datasets, online and then offline: two dicts by name."""
     folder = tmp_path_factory.mktemp("reader")
     environment = hub.environment(folder / "home")
-    # What an earlier version published, whose card says nothing of the columns; and a dataset without a card.
+    # Published by an earlier version, whose card does not describe the columns; and a dataset without a card.
     plain = write(write_corpus(folder / "plain", {"train": 2, "devel": 2}, labels=["joy", "awe"]), folder / "old")
     card = (plain / "README.md").read_text()
     assert card.count("\nemoshare:\n  labels:\n  - joy\n  - awe\n  facts: []\n") == 1
@@ -276,7 +276,7 @@ def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, 
     assert (hub.repositories["datasets/org/private"].private, hub.repositories["datasets/org/public"].private) == (1, 0)
     assert {name for name, texts in warned.items() if "may not be redistributed" in str(texts)} == {"public"}
     left = (tmp_path / "home" / "datasets").glob("publishing-*")
-    assert {path.suffix for path in left} == {".lock"}  # which a next run waits at
+    assert {path.suffix for path in left} == {".lock"}  # which the next run waits for
 
 
 # In a folder
@@ -300,7 +300,7 @@ def test_a_folder_holds_the_same_rows(corpus, tmp_path, capsys):
 
 
 def test_a_large_corpus_is_written_in_shards(corpus, tmp_path, monkeypatch):
-    """The last one is of a single row, which `datasets` writes in another way than several."""
+    """The last one has a single row, which `datasets` writes differently."""
     monkeypatch.setattr("emoshare.dataset_script.emotion_share.ROWS_PER_TABLE", 7)
     monkeypatch.setattr(datasets.config, "MAX_SHARD_SIZE", "50KB")
     folder = write(corpus, tmp_path / "out")

@@ -58,7 +58,7 @@ def test_the_noise_ceiling_is_what_knowing_the_probabilities_gives():
 
 
 def test_a_corpus_that_is_there_needs_no_lock(tmp_path):
-    """A cache that may only be read gives none."""
+    """A read-only cache has no lock."""
     corpus = SyntheticCorpus(train=1, devel=1, test=1)
     folder = corpus.build(tmp_path)
     lock = folder.with_name(f"{folder.name}.lock")

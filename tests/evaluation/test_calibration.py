@@ -8,7 +8,7 @@ from emoshare.votes_emoshare import log_likelihood
 
 
 def panels(clips=1500, concentration=15.0, seed=0):
-    """Predictions that are right, true shares, and listeners."""
+    """Correct predictions, true shares, and numbers of listeners."""
     rng = np.random.default_rng(seed)
     shares, listeners = rng.beta(2, 2, (clips, 2)), rng.integers(3, 21, clips).astype(float)
     probabilities = rng.beta(shares * concentration, (1 - shares) * concentration)

@@ -15,7 +15,7 @@ def even(rng):
 
 
 def rare(rng):
-    """As on CREMA-D: hardly anybody hears an emotion in most clips, and nearly all in a few."""
+    """As in CREMA-D: in most clips hardly anybody hears an emotion, in a few nearly everybody."""
     logits = rng.normal(0, 1.2, size=(CLIPS, 9))
     logits[np.arange(CLIPS), rng.integers(9, size=CLIPS)] += 3
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -81,7 +81,7 @@ def test_a_clip_that_was_cut_is_named(wav):
 
 
 class TwoSplits:
-    """Stands in for a corpus: what the controls ask it for."""
+    """A stand-in for a corpus, with what the controls need."""
 
     labels = ("joy", "awe")
     info = SimpleNamespace(noise_ceiling=None, caution="")

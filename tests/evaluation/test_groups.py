@@ -46,7 +46,7 @@ def flagged(comparison):
 
 
 def test_gaps_by_chance_are_flagged_in_one_comparison_of_twenty_at_most(monkeypatch):
-    """Without a correction for the nine labels and their mean, it would be one of four."""
+    """Without a correction for the nine labels and their mean, one in four would be flagged."""
     monkeypatch.setattr(groups, "PERMUTATIONS", 200)
     rng = np.random.default_rng(2)
     labels = [f"label {number}" for number in range(9)]
@@ -71,7 +71,7 @@ def test_a_planted_gap_is_flagged_and_no_other():
 
 
 def test_groups_with_other_shares_are_not_flagged_for_that(monkeypatch):
-    """One group is predicted, and heard, higher than the other: its clips are in the same order all the same."""
+    """One group has higher predicted and true shares than the other, but its clips rank the same."""
     monkeypatch.setattr(groups, "PERMUTATIONS", 200)
     for seed in range(4):
         predictions, references = draw(np.random.default_rng(seed), 60)
@@ -82,7 +82,7 @@ def test_groups_with_other_shares_are_not_flagged_for_that(monkeypatch):
 
 
 def test_speakers_that_are_few_show_nothing_about_their_sex():
-    """All clips of a speaker are predicted badly: by clips this is a gap between the sexes, by speakers it is none."""
+    """One speaker's clips are predicted badly: over clips this is a gap between the sexes, over speakers it is not."""
     predictions, references = draw(np.random.default_rng(5), 400)
     speakers = np.arange(400) % 8
     predictions[speakers == 0] *= -1
@@ -148,7 +148,7 @@ def test_groups_are_the_values_of_a_fact_or_quarters_of_its_numbers():
     names, of_clips = groups_of([20.0] * 90 + ages[:13])
     assert (names[0], sum(of_clips == 0)) == ("20 to 20", 91)
     assert groups_of([None, None])[0] == []
-    names, _ = groups_of([1690000001.0 + second for second in range(40)])  # which six digits do not tell apart
+    names, _ = groups_of([1690000001.0 + second for second in range(40)])  # which do not differ in six digits
     assert names[:2] == ["1690000001 to 1690000010", "1690000011 to 1690000020"]
 
 

@@ -38,7 +38,7 @@ def test_the_scorer_gives_one_rho_per_label():
 
 
 def test_nothing_is_copied_into_a_cache_to_score():
-    """As `evaluate.load` would: a copy that a kill cuts off would stay there for ever."""
+    """`evaluate.load` would copy: a copy truncated by a kill would stay there for ever."""
     assert scores_module.spearman_scores.__module__ == "emoshare.metrics.emotion_share_spearman.spearman"
 
 

@@ -21,7 +21,7 @@ def metric():
 
 
 def shares(rng, *shape):
-    """Shares with many ties, as votes over few listeners are."""
+    """Shares with many ties, like votes of few listeners."""
     return rng.integers(0, 8, size=shape) / 8
 
 
@@ -79,7 +79,7 @@ def test_constant_references_give_no_rho_and_are_left_out_of_the_mean(metric):
 
 @pytest.mark.slow
 def test_bootstrap_intervals_cover_what_they_should(metric):
-    """Of 60 samples of a population with known ρ, the 95 % interval misses it a few times at most."""
+    """In 60 samples of a population with known ρ, the 95 % interval misses it a few times at most."""
     rng = np.random.default_rng(4)
     population = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=20_000)
     true = spearmanr(*population.T).statistic

@@ -1,4 +1,4 @@
-"""ρ among any of the clips, and its resamples; and that the metric gives what is computed without it."""
+"""ρ of any subset of the clips, and its resamples, equal what the metric gives."""
 
 import evaluate
 import numpy as np

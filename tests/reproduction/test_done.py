@@ -1,4 +1,4 @@
-"""Cells that are done are compared with the corpus that the grid has now."""
+"""Finished cells are compared with the grid's current corpus."""
 
 import json
 

@@ -204,7 +204,7 @@ def test_a_folder_belongs_to_one_cell(tmp_path):
 
 
 def test_a_folder_of_an_earlier_version_is_accepted(tmp_path):
-    """Its notes have only the flags that were given, as they stood in the YAML file."""
+    """Its notes have only the flags given in the YAML file, as written there."""
     path = write_grid(tmp_path, train={"dataset": "synthetic", "conv_channels": [16, 8], "learning_rate": "1e-3"})
     cell = read_grid(path).cells[0]
     cell.folder.mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_the_papers_grid_is_valid(tmp_path, monkeypatch, backbone_folder):
 
 
 def test_cells_that_tune_a_backbone_are_counted_by_what_they_read(tmp_path):
-    """Its upper layers read the features below them, all of it reads none; what tuning takes is not measured."""
+    """Tuned upper layers read the features below them, a tuned backbone none; the cost of tuning is not measured."""
     write_corpus(tmp_path / "corpus", {"train": 4, "devel": 4})
     train = {"dataset": "csv", "data_dir": str(tmp_path / "corpus"), **SMALL_HEAD}
     tuned = {"cnn_lstm": {"finetune_last_layers": 1}, "statistics": {"finetune": "all"}, "transformer": {}}

@@ -17,7 +17,7 @@ FLAGS = {"num_train_epochs": 2, "bootstrap": 0, "conv_channels": [8], "lstm_hidd
 
 
 class Killed(BaseException):
-    """What ends a run in the middle, past every `except Exception`."""
+    """Ends a run in the middle, past every `except Exception`."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_grid_of_folds_extracts_each_clip_once_and_resumes_where_it_was_killed
 
 
 def check_against_a_run_by_hand(cell, grid):
-    """A cell, killed or not, is what train.py makes of the same flags."""
+    """A cell, killed or not, has the results of train.py with the same flags."""
     flags = []
     of_cell = {"architecture": "cnn_lstm", "folds": "leave_one_out", "fold": 1, "group_by": "speaker"}
     for name, value in {**FLAGS, **of_cell}.items():

@@ -84,7 +84,7 @@ def _no_figures(monkeypatch):
 
 
 def rhos_by_language(page):
-    """Of each system, by language."""
+    """The scores of each system by language."""
     header, _, *rows = re.findall(r"^\| (.*) \|$", section(page, "Languages"), re.MULTILINE)
     languages = [name.split(", ") for name in header.split(" | ")[2:]]
     return languages, [[float(cell.split()[0]) for cell in row.split(" | ")[2:]] for row in rows]

@@ -7,7 +7,7 @@ from fabricated_grid import plan_cell, write_scores
 from emoshare.evaluation.scores import MEAN
 from emoshare.reproduction.results import read_run, systems_of, write_results
 
-LABELS = ["joy", "mean"]  # a label may be called as the mean is
+LABELS = ["joy", "mean"]  # a label may have the name of the mean
 
 
 def runs_of(folder, *rhos):

@@ -1,4 +1,4 @@
-"""What runs are scored on. Of folds: the predictions of all of them together."""
+"""What runs are scored on: for folds, the predictions of all folds together."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_folds_say_what_they_are(corpus, tmp_path):
 
 
 def test_what_is_resampled_is_what_the_runs_resampled(corpus, tmp_path):
-    """Whether there are folds, and whether these are by the same fact, or by none."""
+    """With folds or without, by the same fact, another one or none."""
     cell = finish_cell(plan_cell(tmp_path, "mel", resample="speaker"), corpus)
     on_devel = scored([cell], corpus)
     assert (on_devel.groups, on_devel.units) == (corpus.metadata["devel"]["speaker"], "7 groups by speaker")

@@ -12,7 +12,7 @@ def shares(rng, *shape, decimals=1):
 
 
 def test_an_interval_covers_the_difference_of_two_systems():
-    """Two systems of many runs, so that the clips alone scatter: 95 % of devel sets give an interval that covers."""
+    """Two systems with many runs, so that only the clips vary: the interval covers the truth for 95 % of devel sets."""
     rng = np.random.default_rng(1)
 
     def devel(clips):
@@ -31,7 +31,7 @@ def test_an_interval_covers_the_difference_of_two_systems():
 
 
 def test_clips_are_drawn_together_for_both():
-    """Systems whose errors are the same differ by little, however much each scatters."""
+    """Systems with the same errors differ by little, however much each one varies."""
     rng = np.random.default_rng(2)
     references = rng.standard_normal((200, 1))
     first = references + 2 * rng.standard_normal((1, 200, 1))
@@ -90,7 +90,7 @@ def test_a_label_without_rho_has_no_interval():
 
 
 def test_an_interval_over_groups_covers_where_that_over_clips_does_not():
-    """Speakers of whom a model is right about some and wrong about others: 10 clips of each say the same."""
+    """A model is right about some speakers and wrong about others: all 10 clips of a speaker agree."""
     rng = np.random.default_rng(8)
 
     def corpus(speakers):

@@ -17,7 +17,7 @@ BACKBONES = {row: backbone for backbone, row in PAPER["rows"].items()}
 
 
 def systems(folder, labels, *cells):
-    """Of cells, each features, architecture, rhos and flags."""
+    """The results of cells, each given as features, architecture, rhos and flags."""
     made = []
     for number, (features, architecture, rhos, flags) in enumerate(cells):
         cell = plan_cell(folder / str(number), features, architecture, **flags)

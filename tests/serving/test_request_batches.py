@@ -1,4 +1,4 @@
-"""Clips of many requests in batches: with the pipeline's results, and none at the cost of another."""
+"""Batches of clips from many requests: the results are the pipeline's, and no clip affects another."""
 
 import asyncio
 import inspect
@@ -60,7 +60,7 @@ def assert_same(result, expected):
 
 
 def hold(batches, monkeypatch):
-    """Gives the model a clip, on which it waits for the event that is returned; then all is as before."""
+    """Gives the model a clip, on which it waits until the returned event is set; later clips run as usual."""
     begun, go, run_batch = Event(), Event(), batches.emotion_share.run_batch
 
     def wait_and_run(windows, **params):
@@ -156,7 +156,7 @@ def test_a_clip_is_decoded_no_further_than_it_may_last(batches, monkeypatch):
 def test_windows_that_overlap_too_much_are_refused_before_one_is_queued(options, batches, emotion_share, monkeypatch):
     monkeypatch.setattr(emotion_share, "run_batch", None)
     ((name, seconds),) = options.items()
-    message = rf"^audio file object: with {name}={seconds}, its overlapping windows last [\d,]+ s in total; expected at"
+    message = rf"^audio file object: with {name}={seconds}, its overlapping windows last [\d,]+ s in total; expected at most 240 s"
     with pytest.raises(TooLongError, match=message):
         batches.submit(io.BytesIO(wav(30.0)), **options).windows.result(timeout=60)
     assert batches.sizes == []
@@ -225,11 +225,11 @@ def test_closing_waits_for_every_answer(emotion_share):
     assert not batches.model.is_alive()
 
 
-# Behind the application: what only shows while the model is busy, or fails
+# Through the application: what happens while the model is busy, or fails
 
 
 def ask(batches, content, seconds_until_gone=None, metrics=None):
-    """Status, headers and answer of a request; `None` if it has none when its client goes."""
+    """Status, headers and answer of a request."""
     app = application(batches, AllowedUrls([], 1, 1), metrics or Metrics(), 1 << 20, 10)
     messages, sent = [{"type": "http.request", "body": content, "more_body": False}], []
 

@@ -1,4 +1,4 @@
-"""`emoshare serve` as its users meet it: over HTTP, from a process of its own."""
+"""`emoshare serve` as its users see it: over HTTP, in a process of its own."""
 
 import json
 import shutil
@@ -128,7 +128,7 @@ def test_audio_comes_as_bytes_as_a_form_and_by_a_url(service, emotion_share, wav
     for content, headers in (
         (wav.read_bytes(), {}),
         (wav.read_bytes(), {"content_type": "audio/wav"}),
-        (wav.read_bytes(), {"content_type": "application/x-www-form-urlencoded"}),  # as curl has it
+        (wav.read_bytes(), {"content_type": "application/x-www-form-urlencoded"}),  # curl's default
         (iter([wav.read_bytes()[:5000], wav.read_bytes()[5000:]]), {}),
         (FORM % wav.read_bytes(), {"content_type": FORM_TYPE}),
         (json.dumps({"url": f"{address}/clips/{wav.name}"}), {"content_type": "application/json"}),

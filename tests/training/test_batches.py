@@ -38,7 +38,7 @@ def test_processes_share_the_batches(clips, processes, seed):
     taken = [index for own in batches for batch in own for index in batch]
     assert set(taken) == set(range(clips))
     if seed is None:
-        assert len(taken) == clips  # nothing twice: every clip is predicted once
+        assert len(taken) == clips  # no duplicates: every clip is predicted once
     else:
         assert len({len(own) for own in batches}) == 1  # processes wait for each other in every step
 
@@ -54,7 +54,7 @@ def test_batches_are_shuffled_from_epoch_to_epoch_and_alike_on_all_processes():
     assert epoch(first, 0) == epoch(second, 0)
     one, two = epoch(first, 1), epoch(first, 2)
     assert one != two
-    assert len(set(map(frozenset, one)) & set(map(frozenset, two))) < len(one) / 4  # other company
+    assert len(set(map(frozenset, one)) & set(map(frozenset, two))) < len(one) / 4  # other clips in its batch
     mean_lengths = [lengths[list(batch)].mean() for batch in one]
     assert abs(np.corrcoef(mean_lengths, np.arange(len(one)))[0, 1]) < 0.5  # not short clips first
 

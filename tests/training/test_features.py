@@ -171,7 +171,7 @@ features.extract_frame_features(corpus, "train", model, extractor, "{folder}/sto
 
 
 def stop_after(shards, monkeypatch):
-    """As if the process were killed after this many shards."""
+    """Stops as if the process were killed after this many shards."""
     shard_writer = features.shard_writer
     written = []
 
@@ -289,7 +289,7 @@ POST_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 
 
 def contents(folders, corpus):
-    """Of each layer's store, the features of each clip."""
+    """The features of each clip in each layer's store."""
     stores = {layer: FrameFeatureStore(folder, corpus, "train") for layer, folder in folders.items()}
     return {layer: [window["frame_features"] for window in store] for layer, store in stores.items()}
 
@@ -557,7 +557,7 @@ def test_a_part_leaves_the_store_to_one_that_has_written_all_but_not_ended(
 def test_a_part_waits_for_parts_that_divide_the_clips_in_another_way(
     other, clips, model_in_parts, tmp_path, accelerator, monkeypatch, capsys
 ):
-    """Of another number of parts, of processes, and of clips in a shard."""
+    """With another number of parts, of processes, and of clips per shard."""
     (folder,) = extract_part(clips, model_in_parts, tmp_path / "whole", accelerator, None, [0]).values()
     unfinished = tmp_path / "parts" / f"{folder.name}.unfinished"
     unfinished.mkdir(parents=True)
@@ -676,7 +676,7 @@ def test_of_a_store_of_several_processes_a_single_one_extracts_what_is_damaged(
 
 
 def test_gaps_of_other_processes_are_not_a_file_for_each_clip(many, tmp_path, monkeypatch):
-    """Of four processes one was slow: 1,000 of its clips are missing, and all clips after 8,000."""
+    """One of four processes was slow: 1,000 of its clips are missing, and all clips after 8,000."""
     monkeypatch.setattr(features, "CLIPS_PER_SHARD", 128)
     written = {-1: [range(0, 8000, 4), range(1, 4000, 4), range(2, 8000, 4), range(3, 8000, 4)]}
     config = model_with().config

@@ -1,4 +1,4 @@
-"""Clips for models whose whole encoder trains: what the feature extractor makes of them, decoded when it is read."""
+"""Clips for models whose whole encoder trains: feature extractor outputs, decoded when they are read."""
 
 from types import SimpleNamespace
 

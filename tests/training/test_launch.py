@@ -29,7 +29,7 @@ def test_one_process_uses_all_cores_whatever_the_launcher_set(tmp_path):
 
 
 def test_several_processes_that_accelerate_does_not_see_are_refused(tmp_path):
-    """Where torch reports an accelerator that accelerate does not know, each process takes itself for the only one."""
+    """If accelerate does not know the accelerator that torch reports, each process believes it is the only one."""
     script = write_script(tmp_path)
     script.write_text("import torch\ntorch.accelerator.is_available = lambda: True\n" + script.read_text())
     result = run_command(

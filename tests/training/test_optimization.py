@@ -10,7 +10,7 @@ from emoshare.training.optimization import PLAIN, Optimization, PartOptimizer
 
 
 def test_the_plain_optimizer_is_adam():
-    """Of the paper (section 2.5)."""
+    """As in the paper (section 2.5)."""
     optimizer = PartOptimizer(small_model(), 0.1, PLAIN)
     assert type(optimizer.adam) is torch.optim.Adam
     assert optimizer.schedule is None

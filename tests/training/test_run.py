@@ -1,4 +1,4 @@
-"""What a run leaves: whole, or as it was before."""
+"""A run's files are complete, or as they were before."""
 
 import json
 import os

@@ -10,7 +10,7 @@ NAN = math.nan
 
 
 def taken(selection, scores):
-    """What is kept after these scores, and the epoch whose weights they are."""
+    """The weights kept after these scores, and the epoch that they come from."""
     best = BestEpoch()
     for epoch, score in enumerate(scores, start=1):
         best.take(selection, epoch, score, {"weight": torch.tensor(float(epoch))})

@@ -1,4 +1,4 @@
-"""Upper layers of the encoder that train on stored hidden states, or all of it on waveforms, with the heads."""
+"""Training upper layers of the encoder on stored hidden states, or the whole encoder on waveforms, with the heads."""
 
 import sys
 from functools import partial
@@ -29,7 +29,7 @@ from marked_frames import marked_frames, through
 
 LABELS = {0: "joy", 1: "awe"}
 KINDS = [
-    ("hubert", {}),  # whose last hidden state has passed a norm
+    ("hubert", {}),  # whose last hidden state is normalised
     ("hubert", {"feat_extract_norm": "group", "do_stable_layer_norm": False}),
     ("wav2vec2", {}),
     ("wavlm", {}),

@@ -37,7 +37,7 @@ def update(state, rhos, is_dead):
 
 
 def mark(model, value):
-    """Makes the weights of an epoch recognisable."""
+    """Marks the weights of an epoch, to recognise them."""
     for head in model.heads:
         head.output.bias.data.fill_(value)
 
@@ -379,7 +379,7 @@ def test_heads_do_not_drop_out_alike(stores):
 
 
 def test_a_run_with_a_schedule_does_not_resume_with_other_epochs(stores, tmp_path):
-    """Whose first epochs would have had other learning rates."""
+    """Its first epochs would have had other learning rates."""
     trained_weights(stores, tmp_path, num_train_epochs=1, lr_scheduler="cosine")
     with pytest.raises(ValueError, match="num_train_epochs: 1 then, 2 now"):
         trained_weights(stores, tmp_path, lr_scheduler="cosine", resume_from_checkpoint="last")

@@ -1,4 +1,4 @@
-"""What the user of a run can mend is reported once, without a traceback."""
+"""Errors that the user of a run can fix are reported once, without a traceback."""
 
 import pytest
 
