@@ -156,7 +156,8 @@ def test_a_clip_is_decoded_no_further_than_it_may_last(batches, monkeypatch):
 def test_windows_that_overlap_too_much_are_refused_before_one_is_queued(options, batches, emotion_share, monkeypatch):
     monkeypatch.setattr(emotion_share, "run_batch", None)
     ((name, seconds),) = options.items()
-    message = rf"^audio file object: with {name}={seconds}, its overlapping windows last [\d,]+ s in total; expected at most 240 s"
+    message = rf"^audio file object: with {name}={seconds}, its overlapping windows last [\d,]+ s in total; "
+    message += "expected at most 240 s"
     with pytest.raises(TooLongError, match=message):
         batches.submit(io.BytesIO(wav(30.0)), **options).windows.result(timeout=60)
     assert batches.sizes == []
