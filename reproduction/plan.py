@@ -8,6 +8,7 @@ from accelerate.utils import tqdm
 
 from ..configuration_emoshare import EmoShareConfig
 from ..modeling_emoshare import EmoShareModel
+from ..training.checkpoints import checkpoints
 from ..training.features import check_new_audio, expected_bytes, extract_layers
 from ..training.model import build_model, load_left_out_backbone
 from ..training.precision import training_dtype
@@ -84,7 +85,7 @@ def describe(grid, corpus, accelerator):
         frames = feature_extractor.num_frames(_probed_samples(feature_extractor))
         times = {}  # folds differ by little
         for cell in tqdm(cells, desc=f"Timing {row}", leave=False):
-            state = "done" if cell.is_done else "interrupted" if cell.folder.is_dir() else "to do"
+            state = "done" if cell.is_done else "interrupted" if checkpoints(cell.folder) else "to do"
             seconds = 0.0
             if not cell.is_done:
                 key = cell.architecture, cell.layer, cell.seed
