@@ -3,7 +3,7 @@
 import sys
 
 from ..evaluation.scores import read_made_from
-from ..training.corpus import corpus_of_run, load_run_corpus
+from ..training.corpus import corpus_of_run
 from ..training.user_errors import together
 
 
@@ -14,42 +14,34 @@ def check_done_cells(grid, corpus, accelerator):
 
     Args:
         grid: `Grid`.
-        corpus: the `Corpus` of its first cell.
+        corpus: its `Corpus`, with its own splits.
         accelerator: `accelerate.Accelerator`.
 
     Raises:
         UserError: if a cell was made from another corpus; says which cells, and what differs.
     """
-    done = [cell for cell in grid.cells if cell.is_done]
-    corpora = {_key(grid.cells[0]): corpus.as_stored}
-    for cell in done:
-        if _key(cell) not in corpora:
-            corpora[_key(cell)] = load_run_corpus(cell.arguments.data, accelerator).as_stored
 
     def check():
         for cell in grid.cells:
             if cell.has_damaged_results:
                 print(f"{cell.results} cannot be read: the cell is trained again", file=sys.stderr)
-        _compare(grid, done, corpora)
+        _compare(grid, corpus)
 
     together(check if accelerator.is_main_process else lambda: None)
 
 
-def _key(cell):
-    """What decides a cell's corpus, of which its fold may be a part."""
-    data = cell.arguments.data
-    return data.dataset, data.data_dir, data.max_train_samples
-
-
-def _compare(grid, done, corpora):
+def _compare(grid, corpus):
     now, unknown, differences = {}, [], []
-    for cell in done:
-        then, key = read_made_from(cell.results), (_key(cell), cell.fold)
+    for cell in grid.cells:
+        if not cell.is_done:
+            continue
+        data = cell.arguments.data
+        then, key = read_made_from(cell.results), (data.max_train_samples, data.fold)
         if then is None:
             unknown.append(cell.folder.name)
             continue
         if key not in now:
-            now[key] = corpus_of_run(corpora[_key(cell)], cell.arguments.data).fingerprints()
+            now[key] = corpus_of_run(corpus, data).fingerprints()
         if then != now[key]:
             differences.append(f"  {cell.folder.name}: {', '.join(_differences(then, now[key]))}")
     if unknown:

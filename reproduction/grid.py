@@ -30,7 +30,8 @@ OWN_FLAGS = (
     "fold",
     *FOLD_KEYS,
 )
-FLAGS_OF_ALL = ("resample",)  # the page compares cells with each other
+# Flags that are the same for all cells: the report scores all of them on the clips of one corpus.
+FLAGS_OF_ALL = ("dataset", "data_dir", "streaming", "resample")
 RANDOM_BACKBONE = "random_backbone"
 SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it
 

@@ -37,13 +37,13 @@ def run(grid, dry_run=False):
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
         make_random_backbones(grid)
-    corpora = {}  # which cells share
     data = grid.cells[0].arguments.data
-    corpus = load_run_corpus(data, accelerator, _loaded(data, corpora, accelerator))
+    loaded = load_together(data, accelerator)
+    corpus = load_run_corpus(data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
-    grid = together(partial(with_folds, grid, corpus.as_stored))
+    grid = together(partial(with_folds, grid, loaded))
     together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
-    check_done_cells(grid, corpus, accelerator)
+    check_done_cells(grid, loaded, accelerator)
     if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
@@ -58,7 +58,7 @@ def run(grid, dry_run=False):
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
         accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
-        run_cell(cell, accelerator, corpora)
+        run_cell(cell, accelerator, loaded)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -73,33 +73,25 @@ def _claim_folders(grid):
         claim_folder(cell)
 
 
-def _loaded(data, corpora, accelerator):
-    """The corpus of a cell's `DataArguments` with its own splits; `corpora` keeps each that was loaded."""
-    key = data.dataset, data.data_dir, data.streaming
-    if key not in corpora:
-        corpora[key] = load_together(data, accelerator)
-    return corpora[key]
-
-
-def run_cell(cell, accelerator, corpora):
+def run_cell(cell, accelerator, loaded):
     """
     Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it.
 
     Args:
         cell: `Cell`.
         accelerator: `accelerate.Accelerator`.
-        corpora: a dict, in which cells find the corpora that others have loaded.
+        loaded: the grid's `Corpus` with its own splits, of `load_together`.
     """
     is_interrupted = bool(checkpoints(cell.folder))
     run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
     arguments = replace(cell.arguments, run=run)
     try:
-        train(arguments, start(arguments), _loaded(arguments.data, corpora, accelerator))
+        train(arguments, start(arguments), loaded)
         if accelerator.is_main_process:
             _tidy(cell)
     except Exception as error:
         is_users = isinstance(error, UserError | OSError)
-        _note_error(cell, str(error) if is_users else traceback.format_exc())
+        _note_error(cell, (str(error) or type(error).__name__) if is_users else traceback.format_exc())
         if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
             raise
         if not is_users:  # what the user can mend is in the list of failed cells at the end
