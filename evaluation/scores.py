@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
-from ..metrics.emotion_share_spearman.spearman import INTERVAL, spearman_scores
+from ..metrics.emotion_share_spearman.spearman import INTERVAL, bootstrapped, percentile_interval, spearman_scores
 from .selections import SELECTIONS
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
@@ -74,6 +74,23 @@ class Scorer:
         names = [self.labels[index] for index in labels]
         values = spearman_scores(predictions, self.references[:, labels], names)
         return np.array([values[metric_name(name)] for name in names])
+
+
+def bootstrapped_scores(rhos_of, labels, *resampling, **options):
+    """
+    The same without the metric's checks and warnings, of the runs of a `ResampledSpearman`, each score their mean.
+
+    Args:
+        rhos_of: `ResampledSpearman`.
+        labels: label names.
+        resampling, options: as in `bootstrapped`.
+
+    Returns:
+        `dict[str | None, Score]`: of `MEAN`, and of each label.
+    """
+    rhos, resampled = bootstrapped(rhos_of, *resampling, **options)
+    columns = zip((MEAN, *labels), rhos, resampled.T, strict=True)
+    return {label: Score(float(rho), *percentile_interval(column)) for label, rho, column in columns}
 
 
 def metric_name(label):

@@ -3,15 +3,14 @@ Bootstraps over clips, or over groups of clips: intervals of a system's scores, 
 another.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.scores import MEAN, Score
+from ..evaluation.scores import bootstrapped_scores
 from ..metrics.emotion_share_spearman.spearman import (
     ResampledSpearman,
-    mean_rho,
+    mean_of_same,
     percentile_interval,
     resampled_counts,
 )
@@ -40,19 +39,8 @@ def mean_scores(predictions, references, labels, groups=None, resamples=0, seed=
     Returns:
         `dict[str | None, Score]`: of `MEAN`, and of each label; NaN where there is no ρ.
     """
-    of_runs = ResampledSpearman(predictions, references)
-
-    def rhos(counts=1):
-        of_labels = of_runs(counts=counts).mean(axis=0)
-        return [mean_rho(of_labels), *of_labels]
-
-    draws = resampled_counts(len(references), groups, resamples, seed)
-    resampled = np.array([rhos(counts) for counts in draws]).reshape(-1, 1 + len(labels))
-    scores = {}
-    for name, rho, column in zip((MEAN, *labels), rhos(), resampled.T, strict=True):
-        ends = (math.nan, math.nan) if np.isnan(rho) else percentile_interval(column)
-        scores[name] = Score(float(rho), *ends)
-    return scores
+    rhos_of = ResampledSpearman(predictions, references)
+    return bootstrapped_scores(rhos_of, labels, groups=groups, bootstrap=resamples, seed=seed)
 
 
 def paired_difference(first, second, references, resamples, seed=0, groups=None):
@@ -67,12 +55,14 @@ def paired_difference(first, second, references, resamples, seed=0, groups=None)
         seed, groups: as in `resampled_counts`.
 
     Returns:
-        `Difference`: second minus first, with percentiles over the resamples. NaN where no label has a ρ.
+        `Difference`: second minus first, with percentiles over the resamples in which every label has a ρ that has one
+        on all clips. NaN where no label has a ρ, and an interval of NaN where all clips are of one group.
     """
     of_runs = ResampledSpearman(np.concatenate([first, second]), references)
+    averaged = ~np.isnan(of_runs()[0])  # a label has a ρ for all runs or for none
 
     def difference(counts=1):
-        rhos = mean_rho(of_runs(counts=counts))  # a label has a ρ for all runs or for none
+        rhos = mean_of_same(of_runs(counts=counts), averaged)
         return rhos[len(first) :].mean() - rhos[: len(first)].mean()
 
     value = difference()

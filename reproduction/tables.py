@@ -9,6 +9,7 @@ import numpy as np
 from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.scores import MEAN
+from ..metrics.emotion_share_spearman.spearman import mean_rho
 
 NONE = "–"
 
@@ -73,7 +74,7 @@ def by_architecture(systems, labels):
 
 def mean(rhos):
     """Mean over the labels that have a ρ; NaN if none has."""
-    return math.nan if np.isnan(rhos).all() else float(np.nanmean(rhos))
+    return float(mean_rho(np.array(rhos)))
 
 
 def average(rhos):

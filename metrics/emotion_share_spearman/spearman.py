@@ -26,15 +26,12 @@ def spearman_scores(predictions, references, label_names=None, bootstrap=0, seed
     _check(predictions, references, label_names, names, bootstrap, groups)
 
     rhos_of = ResampledSpearman(predictions[None], references)
-    (rhos,) = rhos_of()
-    _warn(predictions, references, rhos, label_names)
+    rhos, resampled = bootstrapped(rhos_of, groups=groups, bootstrap=bootstrap, seed=seed)
+    _warn(predictions, references, rhos[1:], label_names)
     if bootstrap:
-        draws = resampled_counts(len(predictions), groups, bootstrap, seed)
-        resampled = np.array([rhos_of(counts=counts)[0] for counts in draws]).reshape(-1, len(rhos))
         _warn_of_resamples(resampled, rhos, label_names)
-        resampled = np.column_stack([mean_rho(resampled), resampled])
     scores = {}
-    for index, (name, rho) in enumerate(zip(names, [mean_rho(rhos), *rhos], strict=True)):
+    for index, (name, rho) in enumerate(zip(names, rhos, strict=True)):
         scores[name] = float(rho)
         if bootstrap:
             scores[name + INTERVAL] = percentile_interval(resampled[:, index])
@@ -85,6 +82,7 @@ class ResampledSpearman:
 
     def __init__(self, predictions, references):
         runs, clips, labels = predictions.shape
+        self.clips = np.arange(clips)
         at_once = max(1, VALUES_AT_ONCE // max(1, (1 + runs) * clips))
         parts = [slice(first, first + at_once) for first in range(0, labels, at_once)]
         self.parts = [_LabelsAtOnce(predictions[..., own], references[:, own]) for own in parts]
@@ -174,6 +172,29 @@ def resampled_counts(clips, groups, bootstrap, seed):
         yield np.bincount(draw, minlength=clips)
 
 
+def bootstrapped(rhos_of, clips=slice(None), groups=None, bootstrap=0, seed=0, averaged=True):
+    """
+    ρ of some clips and of their resamples, each the mean over the runs of `rhos_of`.
+
+    Args:
+        rhos_of: `ResampledSpearman`.
+        clips: their indices; all by default.
+        groups: what each of these clips belongs to, to resample whole groups; `None` to resample clips.
+        bootstrap, seed: number and seed of the resamples.
+        averaged: (labels,) bool, which labels the mean is over, if they have a ρ; all of them by default.
+
+    Returns:
+        ρ (1 + labels,) of the clips, and (resamples, 1 + labels) of the resamples. The mean over the labels is in
+        front; in a resample it is `mean_of_same`, over the labels that have a ρ on all clips.
+    """
+    rhos = rhos_of(clips).mean(axis=0)
+    draws = resampled_counts(len(rhos_of.clips[clips]), groups, bootstrap, seed)
+    resampled = np.array([rhos_of(clips, counts).mean(axis=0) for counts in draws]).reshape(-1, len(rhos))
+    averaged = averaged & ~np.isnan(rhos)
+    means = mean_of_same(resampled, averaged)
+    return np.append(mean_of_same(rhos, averaged), rhos), np.column_stack([means, resampled])
+
+
 def mean_rho(rhos):
     """Mean over the labels, in the last dimension, that have a ρ; NaN if none has."""
     known = ~np.isnan(rhos)
@@ -182,10 +203,19 @@ def mean_rho(rhos):
         return np.where(known, rhos, 0).sum(axis=-1) / counts
 
 
+def mean_of_same(rhos, averaged):
+    """
+    Mean over the `averaged` labels, (labels,) bool, in the last dimension; NaN if any of them has no ρ: the means of
+    two resamples cannot be compared if they are over different labels.
+    """
+    is_whole = (~np.isnan(rhos) | ~averaged).all(axis=-1)
+    return np.where(is_whole, mean_rho(np.where(averaged, rhos, np.nan)), np.nan)
+
+
 def percentile_interval(rhos):
     """The ends of the 95 % interval, from ρ in resamples; NaN where no resample has one."""
     if np.isnan(rhos).all():
-        return [float("nan"), float("nan")]
+        return [np.nan, np.nan]
     return [float(end) for end in np.nanpercentile(rhos, [2.5, 97.5])]
 
 
@@ -203,10 +233,10 @@ def _warn(predictions, references, rhos, label_names):
 
 
 def _warn_of_resamples(resampled, rhos, label_names):
-    for index, label in enumerate(label_names):
+    if not len(resampled):
+        warnings.warn("all clips belong to one group, so there is nothing to resample and no interval", stacklevel=2)
+    reasons = ["have a label with constant references", *["have constant references"] * len(label_names)]
+    for index, (label, reason) in enumerate(zip(["mean", *label_names], reasons, strict=True)):
         without = int(np.isnan(resampled[:, index]).sum())
         if without and not np.isnan(rhos[index]):
-            warnings.warn(
-                f"{label}: {without} of {len(resampled)} resamples have constant references and are left out",
-                stacklevel=2,
-            )
+            warnings.warn(f"{label}: {without} of {len(resampled)} resamples {reason} and are left out", stacklevel=2)
