@@ -68,7 +68,7 @@ def model_card(
         selection=selection.result + (ONE_EPOCH if model.config.tunes_backbone else ""),
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
-        resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
+        intervals=_intervals(scores, arguments.run.resample),
         folds=_folds(of_fold),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
         results=_results_table(scores, ceiling, _paper_rhos(arguments.model, model.config, corpus.info)),
@@ -204,6 +204,13 @@ def _results_table(scores, ceiling, paper):
         *(["paper"] if paper else []),
     ]
     return markdown_table(header, rows)
+
+
+def _intervals(scores, resample):
+    """What the intervals are over; nothing where there are none."""
+    if all(math.isnan(score.low) for score in scores.values()):
+        return ""
+    return f" Intervals are\nbootstrapped over {f'groups of clips (`{resample}`)' if resample else 'clips'}."
 
 
 def _folds(of_fold):

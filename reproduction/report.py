@@ -277,10 +277,12 @@ class _Page:
         predictions = [self.predictions(system) for system in (first, second)]
         difference = paired_difference(*predictions, self.scored.references, RESAMPLES, groups=self.scored.groups)
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, predictions)))
-        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        interval = NONE if math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
         return [first.row, seeds, f"{difference.value:+.4f}", interval, self.verdict(difference, first, second)]
 
     def verdict(self, difference, first, second):
+        if math.isnan(difference.low):
+            return "one group: no interval"
         if difference.low > 0:
             return f"{second.title} is better on these clips"
         if difference.high < 0:

@@ -77,6 +77,14 @@ def test_a_whole_grid(tmp_path):
             assert np.ptp(np.asarray(Image.open(tmp_path / "report" / "figures" / name).convert("L"))) > 100
 
 
+@pytest.mark.usefixtures("_no_figures")
+def test_one_group_has_no_interval_and_so_no_verdict(tmp_path):
+    corpus = fabricated_corpus(LABELS, speakers=1)
+    page = page_of(tmp_path / "report", cells_of(tmp_path, corpus, resample="speaker"), corpus)
+    assert re.search(r"\| mel \| 1 \| \+0\.\d+ \| – \| one group: no interval \|", section(page, "Architecture 2"))
+    assert "nan" not in page
+
+
 @pytest.fixture
 def _no_figures(monkeypatch):
     for module in (figures, shares_figure):
