@@ -8,7 +8,6 @@ The converted model computes what the authors' network computes; docs/fidelity.m
 """
 
 import argparse
-import pickle
 import sys
 from statistics import mode
 
@@ -209,8 +208,12 @@ def _load_checkpoint(file, emotion):
     """The weights in a checkpoint; epoch and optimizer are of no use here."""
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{emotion}: {file} cannot be read as a checkpoint: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{emotion}: {file} cannot be read: {error}") from error
+    except Exception as error:  # of any kind, where the file is not a checkpoint
+        raise ValueError(
+            f"{emotion}: {file} is not a checkpoint that torch can read with weights_only=True ({type(error).__name__})"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{emotion}: {file} is not a checkpoint of the authors' scripts: it has no 'state_dict'")
     return checkpoint["state_dict"]
