@@ -71,7 +71,7 @@ def model_card(
         intervals=_intervals(scores, arguments.run.resample),
         folds=_folds(of_fold),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
-        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, model.config, corpus.info)),
+        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
         ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",
         calibration=_calibration(calibrations),
         dataset=_dataset(corpus.info, dataset_id),
@@ -181,10 +181,9 @@ def _needs(arguments, config):
     return needs
 
 
-def _paper_rhos(arguments, config, info):
+def _paper_rhos(arguments, info):
     """The paper's ρ with the same features and architecture; empty if there are none, or they are on another corpus."""
-    is_papers = info.is_papers and not config.tunes_backbone
-    return rhos_of(row_of(arguments), arguments.architecture) if is_papers else {}
+    return rhos_of(row_of(arguments), arguments.architecture) if info.is_papers else {}
 
 
 def _results_table(scores, ceiling, paper):

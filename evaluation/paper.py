@@ -16,9 +16,10 @@ def row_of(arguments):
         arguments: `ModelArguments`.
 
     Returns:
-        The row of the paper's Table 1 with these frame features, or `None`. The paper takes the last hidden state.
+        The row of the paper's Table 1 with these frame features, or `None`. The paper takes the last hidden state of a
+        frozen backbone.
     """
-    if arguments.layer != -1:
+    if arguments.layer != -1 or arguments.tunes_backbone:
         return None
     return PAPER["rows"].get(arguments.acoustic_features if arguments.is_acoustic else arguments.backbone)
 

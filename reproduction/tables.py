@@ -106,7 +106,6 @@ def table_2(systems, labels, with_paper):
         `str`: Markdown.
     """
     baseline = average(PAPER["baseline"])
-    paper_rows = {system.row: system.paper_row for system in systems}
     titles = {system.architecture: system.title for system in systems}
 
     def cells(value):
@@ -122,8 +121,10 @@ def table_2(systems, labels, with_paper):
         has_both = all(architecture in row for architecture in PAPER_ARCHITECTURES)
         line = [name, *cells(average_of_better(row) if has_both else math.nan)]
         if with_paper:
-            published = PAPER["table_2"]["average"].get(paper_rows[name], math.nan)
-            line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_rows[name], math.nan))]
+            papers = {system.paper_row for system in systems if system.row == name}
+            paper_row = papers.pop() if len(papers) == 1 else None
+            published = PAPER["table_2"]["average"].get(paper_row, math.nan)
+            line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_row, math.nan))]
         for architecture in titles:
             line += cells(average(row.get(architecture, [math.nan])))
         rows.append(line)
@@ -190,16 +191,20 @@ def claims_table(systems, labels, corpus, has_baseline):
     Returns:
         `str`: Markdown.
     """
-    rows_here = by_architecture([system for system in systems if system.paper_row is not None], labels)
-    here = {system.paper_row: rows_here[system.row] for system in systems if system.row in rows_here}
+    here = {}  # by the paper's row, the grid's rows with these features that have both architectures
+    for paper_row in dict.fromkeys(system.paper_row for system in systems):
+        rows = by_architecture([system for system in systems if system.paper_row == paper_row], labels).values()
+        here[paper_row] = [row for row in rows if all(architecture in row for architecture in PAPER_ARCHITECTURES)]
     lines = []
     for claim in CLAIMS:
         in_paper = percentage(claim.recompute(*(PAPER["table_1"][row] for row in claim.rows)))
         if claim.needs_baseline and not has_baseline:
             in_grid = "no baseline"
-        elif all(architecture in here.get(row, {}) for row in claim.rows for architecture in PAPER_ARCHITECTURES):
-            in_grid = percentage(claim.recompute(*(here[row] for row in claim.rows)))
-        else:
+        elif not all(here.get(row) for row in claim.rows):
             in_grid = "not run"
+        elif any(len(here[row]) > 1 for row in claim.rows):
+            in_grid = "several rows"
+        else:
+            in_grid = percentage(claim.recompute(*(here[row][0] for row in claim.rows)))
         lines.append([claim.what, claim.said, in_paper, in_grid])
     return markdown_table(["", "the paper's text", "the paper's Table 1", f"this grid, {corpus}"], lines)

@@ -26,9 +26,9 @@ Returns:
     spearman (float): mean ρ over the labels that have one.
     spearman_<label> (float): ρ of one label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
         with a warning. Constant references, or fewer than two, give no ρ: NaN, with a warning, left out of the mean.
-    spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval. A resample
-        in which a label's references are constant is left out of the intervals of that label and of the mean, with a
-        warning. If all clips belong to one group, the ends are NaN, with a warning.
+    spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval. A
+        resample in which a label's references are constant is left out of the intervals of that label and of the mean,
+        with a warning. If all clips belong to one group, the ends are NaN, with a warning.
     within_clip_spearman (float): with within_clips, another figure, which is not the challenge's and cannot be compared
         with it: ρ between the labels of one clip (which emotions are stronger in it than others), mean over the clips.
         It can be high for a model that gives every clip the same shares, if they are the average ones. A clip with

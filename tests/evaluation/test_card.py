@@ -29,12 +29,21 @@ def card_of(
 ):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     run = RunArguments(output_dir="outputs/here", **(run or {}))
-    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
+    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields, **flags_of_tuning(tuned or {})), run)
     config = None if backbone == "acoustic" else backbone_config(num_hidden_layers=4)
     model = small_model(backbone_config=config, **fields, **(tuned or {}))
     scores = {label: Score(rho, *interval) for label in (MEAN, *EMOTIONS)}
     corpus = corpus_of_full_size(corpus or dataset)
     return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling, of_fold=of_fold)
+
+
+def flags_of_tuning(tuned):
+    """Flags of train.py that give a config these fields."""
+    flags = {"finetune": "all"} if tuned.get("freeze_backbone") is False else {}
+    if "backbone_layer" in tuned:
+        flags["backbone_layer"] = str(tuned["backbone_layer"])
+    names = {"finetuned_layers": "finetune_last_layers", "lora_rank": "lora_rank"}
+    return flags | {names[field]: value for field, value in tuned.items() if field in names}
 
 
 def corpus_of_full_size(configuration):

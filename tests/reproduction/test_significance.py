@@ -124,7 +124,7 @@ def test_a_difference_may_be_over_groups():
 
 
 def test_a_difference_is_of_the_same_labels_in_each_resample():
-    """Resamples without the one clip of the rare label, the only one that differs, show no difference: they are left out."""
+    """The systems differ in the rare label alone, and resamples without its only clip are left out."""
     rng = np.random.default_rng(10)
     references = np.column_stack([rng.random(60), np.eye(60)[0]])
     first, second = references + 0.01 * rng.random((1, 60, 2)), references + 0.01 * rng.random((1, 60, 2))
