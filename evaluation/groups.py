@@ -255,8 +255,8 @@ class Permutation:
         if self.num_divided and whole:
             warnings.warn(
                 f"{self.num_divided} of {self.num_units} units of --resample have clips in several groups, so clips "
-                f"are permuted within units, and the {whole} units that are in one group say nothing about gaps; if each "
-                "unit should be in one group, the fact is wrong for some clips",
+                f"are permuted within units, and the {whole} units that are in one group say nothing about gaps; if "
+                "each unit should be in one group, the fact is wrong for some clips",
                 stacklevel=3,
             )
 
