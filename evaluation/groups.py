@@ -1,4 +1,4 @@
-"""Scores of groups of clips, such as women's and men's, and whether they differ by more than chance."""
+"""Scores of groups of clips, such as women's and men's, and a test of whether they differ by more than chance."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from ..dataset_script.facts import is_known
 from ..metrics.emotion_share_spearman.spearman import INTERVAL, ResampledSpearman, mean_rho
 from .scores import MEAN, bootstrapped_scores, metric_name, number_or_null, score_table
 
-MIN_CLIPS = 10  # of a group that is scored
-MOST_NUMBERS = 12  # a fact with more different numbers, such as the age, is cut at its quartiles
+MIN_CLIPS = 10  # smaller groups are not scored
+MOST_NUMBERS = 12  # a numeric fact with more different values, such as age, is cut at its quartiles
 PERMUTATIONS = 1000
 # p is an upper confidence bound, so flags do not depend on the seed.
 CONFIDENCE_IN_P = 0.99
@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Gap:
-    """The largest gap between two groups' ρ, and how likely one so large is by chance, in any of the labels."""
+    """The largest gap between the ρ of two groups, and the probability of as large a gap by chance in any label."""
 
     lowest: str
     highest: str
@@ -36,14 +36,14 @@ class Gap:
 class Comparison:
     """
     Attributes:
-        scores: by group, `dict` from a label, and `MEAN`, to its `Score`. The mean is over the labels that have a ρ in
-            every group here, so that it is over the same emotions in each.
-        not_in_mean: the labels that have a ρ in some of these groups alone.
-        clips: by group, how many it has.
-        too_small: by group that is not scored, how many clips it has.
-        unknown: of how many clips the fact is not known.
-        gaps: by label, and `MEAN`, its `Gap`; without those that fewer than two groups have a ρ for.
-        permutation: what was permuted to test the gaps; `None` where there is nothing to test.
+        scores: for each scored group, a `dict` of `Score`s by label and by `MEAN`. The mean is over the labels that
+            have a ρ in every scored group, so that all groups have the mean over the same emotions.
+        not_in_mean: labels that have a ρ in some of the scored groups, but not in all of them.
+        clips: number of clips of each scored group.
+        too_small: number of clips of each group that is too small to be scored.
+        unknown: number of clips for which the fact is unknown.
+        gaps: `Gap`s by label and by `MEAN`, without labels for which fewer than two groups have a ρ.
+        permutation: the `Permutation` that the gaps were tested with; `None` if there is nothing to test.
     """
 
     scores: dict
@@ -57,22 +57,22 @@ class Comparison:
 
 def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=None, are_names=False):
     """
-    Scores each group of clips that share the value of a fact, and tests the largest gap between their ρ.
+    Scores each group of clips that have the same value of a fact, and tests the largest gap between their ρ.
 
-    The test permutes which clip belongs to which group, 1,000 times. It does so with the ranks of clips within their
-    groups, so that groups whose shares are higher or lower in general do not count as different for that. A gap is
-    compared with the largest one of any label (and the mean) in each permutation, all of them divided by how much they
-    scatter. So if no group differs, at most 5 % of all comparisons flag anything, however many labels there are.
+    The test permutes 1,000 times which clip belongs to which group. It permutes the ranks of clips within their groups,
+    so that groups whose shares are generally higher or lower do not count as different for that reason. Gaps are
+    standardised, and each is compared with the largest one of any label (and the mean) in each permutation. So if no
+    group differs, at most 5 % of all comparisons flag anything, however many labels there are.
 
     Args:
-        values: (clips,) the fact, `None` where it is not known.
-        predictions, references: (clips, labels) predicted and true shares, NaN where a true one is not known.
+        values: (clips,) the fact, `None` where unknown.
+        predictions, references: (clips, labels) predicted and true shares, NaN where a true share is unknown.
         labels: label names.
-        bootstrap: resamples for the 95 % intervals; 0 for none.
-        seed: of resampling and permutations.
-        units: (clips,) what each clip belongs to, such as its speaker, where clips of one are not independent. Units
-            are then resampled as a whole. They are permuted as a whole, too, if the fact is the same for all clips of
-            each; otherwise clips are permuted within them, with a warning if the fact is the same within some units.
+        bootstrap: number of resamples for the 95 % intervals; 0 for none.
+        seed: seed of the resamples and permutations.
+        units: (clips,) the unit that each clip belongs to, such as its speaker, if clips of a unit are not independent.
+            Whole units are then resampled. Whole units are also permuted if the fact is the same for all clips of each
+            unit; otherwise clips are permuted within units, with a warning if only some units have several values.
         are_names: as in `groups_of`.
 
     Returns:
@@ -108,12 +108,12 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
 def groups_of(values, are_names=False):
     """
     Args:
-        values: of a fact, text or numbers, `None` where it is not known.
-        are_names: whether each number is a group, however many there are, as numbers of speakers are.
+        values: values of a fact, text or numbers, `None` where unknown.
+        are_names: whether each number is a group of its own, however many there are, such as a speaker's number.
 
     Returns:
-        The names of the groups, in order, and the index of each clip's group (clips,) int64, -1 where the fact is not
-        known. Numbers that differ a lot are otherwise grouped into quarters: `"20 to 31"`.
+        The names of the groups, in order, and the index of each clip's group (clips,) int64, -1 where the fact is
+        unknown. Unless they are names, many different numbers are cut into quarters, such as `"20 to 31"`.
     """
     known = [value for value in values if is_known(value)]
     if are_names or all(isinstance(value, str) for value in known) or len(set(known)) <= MOST_NUMBERS:
@@ -125,7 +125,7 @@ def groups_of(values, are_names=False):
         order = sorted(set(quarters))
         places = {value: order.index(quarter) for value, quarter in quarter_of.items()}
         members = [[value for value in known if quarter_of[value] == quarter] for quarter in order]
-        for digits in (6, 17):  # 17 tell all numbers apart
+        for digits in (6, 17):  # 17 digits distinguish all numbers
             names = [f"{min(quarter):.{digits}g} to {max(quarter):.{digits}g}" for quarter in members]
             if len(set(names)) == len(names):
                 break
@@ -133,7 +133,7 @@ def groups_of(values, are_names=False):
 
 
 def check_fact(flag, fact, corpus):
-    """Raises ValueError if the `Corpus` has no such fact; says which there are."""
+    """Raises ValueError, which lists the corpus's facts, if the `Corpus` does not have this one."""
     if fact not in corpus.facts:
         known = f"has {', '.join(corpus.facts)}" if corpus.facts else "has no facts about its clips"
         raise ValueError(f"{flag}: got {fact!r}; the corpus {known}")
@@ -141,7 +141,7 @@ def check_fact(flag, fact, corpus):
 
 def resampled_units(corpus, split, fact):
     """
-    What `--resample FACT` resamples.
+    The units that `--resample FACT` resamples.
 
     Args:
         corpus: `Corpus`.
@@ -149,10 +149,10 @@ def resampled_units(corpus, split, fact):
         fact: name of a fact, or `None`.
 
     Returns:
-        Its value for each clip of the split; `None` without a fact: clips are resampled.
+        The value of the fact for each clip of the split; `None` without a fact, to resample single clips.
 
     Raises:
-        ValueError: if the corpus has no such fact, or it is not known for a clip.
+        ValueError: if the corpus has no such fact, or it is unknown for a clip.
     """
     if fact is None:
         return None
@@ -168,8 +168,8 @@ def resampled_units(corpus, split, fact):
 def _gaps(rhos_of, scores, clips_of, in_mean, permutation, seed):
     """The `Gap` of each label, `MEAN` among them, between the groups that have scores."""
     labels = list(next(iter(scores.values())))
-    # Of ranks within groups: if one group had higher shares than another, clips of both together would be in a clearer
-    # order than those of either, and by chance there would be smaller gaps between them.
+    # Ranks within groups, because if one group had higher shares than the other, ρ over clips of both groups would be
+    # higher than over those of either, and gaps between permuted groups would be too small.
     rhos_of = _of_ranks_within(rhos_of, (len(in_mean), len(rhos_of.clips)), clips_of.values())
     clips = np.sort(np.concatenate([*clips_of.values()]))
     gaps = np.array(
@@ -189,11 +189,11 @@ def _gaps(rhos_of, scores, clips_of, in_mean, permutation, seed):
 
 def _of_ranks_within(rhos_of, shape, groups):
     """
-    `ResampledSpearman` of the clips' ranks, from -0.5 to 0.5 within their own group.
+    `ResampledSpearman` of the ranks of clips within their own group, scaled to -0.5 to 0.5.
 
     Args:
         rhos_of: `ResampledSpearman` of the clips' shares.
-        shape: number of labels, and of all clips.
+        shape: (labels, clips).
         groups: the indices of the clips of each group.
     """
     columns = np.full((2, *shape), np.nan)
@@ -206,11 +206,11 @@ def _of_ranks_within(rhos_of, shape, groups):
 
 def _largest_gaps(rhos, in_mean):
     """
-    Highest minus lowest ρ of the groups, for the mean and each label; 0 where fewer than two have one.
+    Highest minus lowest ρ of the groups, for the mean and each label; 0 where fewer than two groups have a ρ.
 
     Args:
-        rhos: (groups, labels).
-        in_mean: (labels,) bool, which labels the mean is over; of permuted groups, those that all of these have.
+        rhos: (groups, labels) ρ, NaN where a group has none.
+        in_mean: (labels,) bool, the labels that the mean is over, if all of these groups have a ρ for them.
     """
     rhos = np.array(rhos)
     means = mean_rho(np.where(in_mean & ~np.isnan(rhos).any(axis=0), rhos, np.nan))
@@ -223,7 +223,7 @@ def _largest_gaps(rhos, in_mean):
 
 class Permutation:
     """
-    What is permuted to test gaps: clips; whole units, if each is in one group; otherwise clips within their units.
+    What is permuted to test gaps: clips; whole units, if each unit is in one group; otherwise clips within units.
 
     Args:
         groups: (clips,) the group of each clip.
@@ -261,7 +261,7 @@ class Permutation:
             )
 
     def draws(self, seed):
-        """The groups of the clips (clips,) in each permutation."""
+        """Yields the groups of the clips (clips,) in each permutation."""
         rng = np.random.default_rng(seed)
         for _ in range(PERMUTATIONS):
             if not self.num_units:
@@ -276,22 +276,23 @@ class Permutation:
 
 
 def _adjusted(gaps):
-    """p of each label, corrected for their number, from gaps (1 + permutations, labels), of which the first is real."""
+    """p of each label, corrected for their number, from gaps (1 + permutations, labels), the observed gaps first."""
     spread = gaps.std(axis=0)
     in_deviations = (gaps - gaps.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     largest = in_deviations[1:].max(axis=1)
     exceeding = (largest[:, None] >= in_deviations[0] - 1e-9).sum(axis=0)
-    return np.nan_to_num(beta.ppf(CONFIDENCE_IN_P, exceeding + 1, len(largest) - exceeding), nan=1.0)  # of all: 1
+    p = beta.ppf(CONFIDENCE_IN_P, exceeding + 1, len(largest) - exceeding)
+    return np.nan_to_num(p, nan=1.0)  # NaN if every permutation has as large a gap
 
 
 def as_text(fact, comparison):
-    """A `Comparison` for the terminal."""
+    """A `Comparison` as text for the terminal."""
     lines = []
     for group, scores in comparison.scores.items():
         lines += [f"\n{fact} {group}: {comparison.clips[group]} clips", score_table(scores)]
     if comparison.gaps:
-        lines.append(f"\nLargest gaps by {fact}, from the lowest rho to the highest; p is corrected for all of them")
-        lines.append(f"Permuted for p: {comparison.permutation.text}")
+        lines.append(f"\nLargest gaps by {fact}, from the lowest rho to the highest")
+        lines.append(f"p: {PERMUTATIONS:,} permutations of {comparison.permutation.text}, corrected for all gaps")
     for label, gap in comparison.gaps.items():
         name = "mean" if label is MEAN else label
         flag = "   significant" if gap.is_significant else ""
@@ -309,7 +310,7 @@ def as_text(fact, comparison):
 
 
 def as_json(comparison):
-    """A `Comparison` as `write_scores` takes it: numbers, lists and dicts by the metric's names, null for NaN."""
+    """A `Comparison` as a dict for JSON, for `write_scores`: scores under the metric's names, `None` for NaN."""
     groups = {}
     for group, scores in comparison.scores.items():
         groups[group] = {"clips": comparison.clips[group]}

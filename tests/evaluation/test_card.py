@@ -191,9 +191,9 @@ def test_a_card_says_what_was_tuned(tuned, text):
 @pytest.mark.parametrize(
     ("tuned", "text"),
     [
-        ({}, "This repository holds heads alone."),
-        ({"finetuned_layers": 1}, "This repository holds heads and tuned layers alone."),
-        ({"finetuned_layers": 1, "lora_rank": 4}, "This repository holds heads and adapters alone."),
+        ({}, "This repository holds only the heads."),
+        ({"finetuned_layers": 1}, "This repository holds only the heads and tuned layers."),
+        ({"finetuned_layers": 1, "lora_rank": 4}, "This repository holds only the heads and adapters."),
     ],
 )
 def test_a_card_says_what_is_fetched_when_the_model_is_loaded(tuned, text):
