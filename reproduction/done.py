@@ -1,4 +1,4 @@
-"""Compares the cells of a grid that are done with the corpus that it has now."""
+"""Checks that the finished cells of a grid were made from its current corpus."""
 
 import sys
 
@@ -9,8 +9,9 @@ from ..training.user_errors import together
 
 def check_done_cells(grid, corpus, accelerator):
     """
-    Names, on stderr, the results that cannot be read, whose cells are not done and are trained again; and those of
-    earlier versions, which do not say what they were made from and are kept. Changes nothing.
+    Checks that the finished cells were made from this corpus, and changes nothing. Lists on stderr the results that
+    cannot be read, whose cells will be trained again, and the results of earlier versions, which do not record their
+    corpus and are kept.
 
     Args:
         grid: `Grid`.
@@ -18,7 +19,7 @@ def check_done_cells(grid, corpus, accelerator):
         accelerator: `accelerate.Accelerator`.
 
     Raises:
-        UserError: if a cell was made from another corpus; says which cells, and what differs.
+        UserError: if a cell was made from another corpus; lists these cells and the differences.
     """
 
     def check():
@@ -46,20 +47,20 @@ def _compare(grid, corpus):
             differences.append(f"  {cell.folder.name}: {', '.join(_differences(then, now[key]))}")
     if unknown:
         print(
-            f"{len(unknown)} finished cell(s) do not say what corpus they were made from, as results of earlier "
-            f"versions do not: {', '.join(unknown)}. They are kept; to train one again, delete its folder",
+            f"{len(unknown)} finished cell(s) do not say what corpus they were made from, because they are results of "
+            f"earlier versions: {', '.join(unknown)}. They are kept; to train one again, delete its folder",
             file=sys.stderr,
         )
     if differences:
         raise ValueError(
             "\n".join([f"{grid.output_dir}: {len(differences)} finished cell(s) are of another corpus:", *differences])
-            + "\nTo train them again, delete their folders; to keep them, give the corpus that they were made from, or "
+            + "\nTo train them again, delete their folders; to keep them, use the corpus that they were made from, or "
             "another output_dir"
         )
 
 
 def _differences(then, now):
-    """What differs between two `Corpus.fingerprints`, as texts."""
+    """Yields descriptions of the differences between two `Corpus.fingerprints`."""
     for split in dict.fromkeys([*then, *now]):
         if split not in now:
             yield f"there is no {split} any more"

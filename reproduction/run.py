@@ -1,4 +1,4 @@
-"""Runs a grid: each cell is a run of `train.py` in a folder of its own."""
+"""Runs a grid, in which each cell is a run of `train.py` in its own folder."""
 
 import shutil
 import sys
@@ -25,14 +25,14 @@ ERROR = "error.txt"
 def run(grid, dry_run=False):
     """
     Args:
-        grid: `Grid`, as `read_grid` gives it.
-        dry_run: whether to list the cells only, with the time and disk space that they may take.
+        grid: `Grid`, as `read_grid` returns it.
+        dry_run: whether to only list the cells, with their estimated time and disk space.
 
     Returns:
         The exit code: 1 if a cell is not done.
 
     Raises:
-        UserError: if something that the user gave is wrong.
+        UserError: if the user's input is wrong.
     """
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
@@ -42,7 +42,7 @@ def run(grid, dry_run=False):
     corpus = load_run_corpus(data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
     grid = together(partial(with_folds, grid, loaded))
-    together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
+    together(partial(scored_on, grid, corpus))  # fails now rather than after training
     check_done_cells(grid, loaded, accelerator)
     if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
@@ -53,8 +53,8 @@ def run(grid, dry_run=False):
     if accelerator.is_main_process:
         for cell in grid.cells:
             if cell.is_done:
-                _tidy(cell)  # in case that the run was killed before it could
-    # Cells that failed the last time are run after all others.
+                _tidy(cell)  # in case the run was killed before it did so
+    # Cells that failed last time are run after all others.
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
         accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
@@ -75,12 +75,12 @@ def _claim_folders(grid):
 
 def run_cell(cell, accelerator, loaded):
     """
-    Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it.
+    Trains a cell. If this fails, the error is written to its folder; with several processes, it also ends all of them.
 
     Args:
         cell: `Cell`.
         accelerator: `accelerate.Accelerator`.
-        loaded: the grid's `Corpus` with its own splits, of `load_together`.
+        loaded: the grid's `Corpus` with its own splits, from `load_together`.
     """
     is_interrupted = bool(checkpoints(cell.folder))
     run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
@@ -92,14 +92,14 @@ def run_cell(cell, accelerator, loaded):
     except Exception as error:
         is_users = isinstance(error, UserError | OSError)
         _note_error(cell, (str(error) or type(error).__name__) if is_users else traceback.format_exc())
-        if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
+        if accelerator.num_processes > 1:  # the others may be waiting for this process
             raise
-        if not is_users:  # what the user can mend is in the list of failed cells at the end
+        if not is_users:  # user errors are listed at the end, without a traceback
             traceback.print_exc()
 
 
 def _tidy(cell):
-    """Removes what a finished cell does not need any more."""
+    """Removes the files that a finished cell no longer needs."""
     (cell.folder / ERROR).unlink(missing_ok=True)
     for checkpoint in checkpoints(cell.folder):  # gigabytes
         shutil.rmtree(checkpoint)
@@ -109,7 +109,7 @@ def _note_error(cell, text):
     try:
         with whole_file(cell.folder / ERROR, encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:  # the disk is full: the other cells are tried all the same
+    except OSError as error:  # such as a full disk; the other cells are still tried
         print(f"{cell.folder.name} failed: {text}\n{error}", file=sys.stderr)
 
 
@@ -126,6 +126,6 @@ def _report(grid, corpus):
 
 
 def _in_one_line(error):
-    """The last line of a traceback; a message as a whole."""
+    """The last line of a traceback, or a whole message."""
     lines = [line.strip() for line in error.strip().splitlines()]
     return lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)

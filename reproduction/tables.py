@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown: of a grid's results, next to the paper's own."""
+"""The paper's tables for a grid's results, next to the paper's own values, as Markdown."""
 
 import math
 from collections.abc import Callable
@@ -15,28 +15,28 @@ NONE = "–"
 
 
 def number(value, sign=""):
-    """Three decimals, as in the paper; NaN is a dash. `sign="+"` writes the sign of positive numbers too."""
+    """A number with three decimals, as in the paper; a dash for NaN. `sign="+"` also signs positive numbers."""
     return NONE if math.isnan(value) else f"{value:{sign}.3f}"
 
 
 def percentage(value):
-    """One decimal, as in the paper, with the sign; NaN is a dash."""
+    """A percentage with one decimal, as in the paper, and its sign; a dash for NaN."""
     return NONE if math.isnan(value) else f"{value:+.1f} %"
 
 
 def percentage_change(value, reference):
-    """By how many % `value` is above `reference`; NaN unless that is positive, as a percentage means nothing then."""
+    """The change from `reference` to `value` in %; NaN unless `reference` is positive."""
     return 100 * (value - reference) / reference if reference > 0 else math.nan
 
 
 def table_1(systems, labels, with_paper):
     """
-    Spearman's ρ per label and mean, averaged over seeds, the best of each column in bold.
+    Spearman's ρ per label and their mean, averaged over seeds, with the best of each column in bold.
 
     Args:
         systems: `System`s.
         labels: label names.
-        with_paper: whether to add the paper's value and the difference below each system's.
+        with_paper: whether to add the paper's values and the differences below each system's.
 
     Returns:
         `str`: Markdown.
@@ -65,7 +65,7 @@ def _as_number(text):
 
 
 def by_architecture(systems, labels):
-    """The ρ per label of `System`s in the form of the paper's Table 1: by row, and by architecture."""
+    """The ρ per label of `System`s, by row and by architecture, as in `paper_results.json`."""
     table = {}
     for system in systems:
         table.setdefault(system.row, {})[system.architecture] = [system.rho(label) for label in labels]
@@ -78,13 +78,13 @@ def mean(rhos):
 
 
 def average(rhos):
-    """`mean` with three decimals, as the paper prints it and computes with it."""
+    """`mean` rounded to three decimals, which the paper also computes with."""
     return round(mean(rhos), 3)
 
 
 def average_of_better(row):
     """
-    The average of the paper's Table 2: per emotion, the better of its two architectures.
+    The average in the paper's Table 2: the mean over emotions of the better of its two architectures.
 
     Args:
         row: ρ per emotion, by architecture.
@@ -94,8 +94,8 @@ def average_of_better(row):
 
 def table_2(systems, labels, with_paper):
     """
-    Average ρ of each row of features: of the better of the paper's two architectures per label, and of each
-    architecture by itself.
+    Average ρ of each row of features: of the better of the paper's two architectures per label, and of each single
+    architecture.
 
     Args:
         systems: `System`s.
@@ -137,10 +137,10 @@ class Claim:
     A number in the paper's text.
 
     Attributes:
-        what: what the number is about.
+        what: what the number measures.
         said: the number in the text.
         rows: the rows of the paper's Table 1 from which it can be computed.
-        recompute: computes it, in %, from these rows; each has ρ per emotion by architecture.
+        recompute: computes it, in %, from these rows, each of which has ρ per emotion by architecture.
         needs_baseline: whether it compares with the challenge's baseline.
     """
 
@@ -160,7 +160,7 @@ def over_other_row(row, other):
 
 
 def gain_of_attention(row):
-    """Computed from unrounded means: three decimals are too few for changes of a percent."""
+    """The change from Architecture 1 to 2. Uses unrounded means, since three decimals are too few for such changes."""
     without, with_attention = (mean(row[architecture]) for architecture in PAPER_ARCHITECTURES)
     return percentage_change(with_attention, without)
 
@@ -180,13 +180,13 @@ CLAIMS = (
 
 def claims_table(systems, labels, corpus, has_baseline):
     """
-    The claims in the paper's text, next to what its own Table 1 gives and what this grid gives.
+    The claims in the paper's text, next to the values from its own Table 1 and from this grid.
 
     Args:
         systems: `System`s.
         labels: label names.
         corpus: title of the grid's corpus.
-        has_baseline: whether the challenge's baseline is for this corpus.
+        has_baseline: whether the challenge's baseline is on this corpus.
 
     Returns:
         `str`: Markdown.

@@ -130,7 +130,7 @@ def test_results_of_an_earlier_version_are_kept_and_named(folder, capsys):
     check(grid, folder)
     assert grid.cells[0].is_done
     errors = capsys.readouterr().err
-    assert "1 finished cell(s) do not say what corpus they were made from, as results of earlier versions" in errors
+    assert "1 finished cell(s) do not say what corpus they were made from" in errors
     assert grid.cells[0].folder.name in errors
 
 

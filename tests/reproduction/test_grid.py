@@ -262,13 +262,13 @@ def test_cells_that_tune_a_backbone_are_counted_by_what_they_read(tmp_path):
         "HuBERT: features of 0 layers",
         "HuBERT: features of 1 layers",
     ]
-    is_marked = {line.split()[0]: "what tuning the backbone takes" in line for line in lines[1:] if "layer-1" in line}
+    is_marked = {line.split()[0]: "plus tuning the backbone" in line for line in lines[1:] if "layer-1" in line}
     assert is_marked == {
         "hubert-cnn_lstm-layer-1-seed0": True,
         "hubert-statistics-layer-1-seed0": True,
         "hubert-transformer-layer-1-seed0": False,
     }
-    assert "at most and what tuning the backbone takes" in lines[-1]
+    assert "at most, plus tuning the backbone" in lines[-1]
 
 
 def test_a_cell_with_a_checkpoint_is_interrupted_and_one_with_a_folder_alone_is_to_do(tmp_path):

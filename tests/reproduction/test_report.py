@@ -191,7 +191,7 @@ def test_a_grid_of_folds(tmp_path, monkeypatch):
     assert "| fold |" not in section(page, "Settings")
     assert "mean Spearman's ρ on the test folds" in (tmp_path / "report" / "figures" / "architectures.svg").read_text()
     of_folds = (tmp_path / "report" / "figures" / "folds.svg").read_text()
-    for text in ("mean Spearman's ρ on the test folds", "a fold by itself", "95 % interval"):
+    for text in ("mean Spearman's ρ on the test folds", "one fold", "95 % interval"):
         assert f"<!-- {text} -->" in of_folds
     assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels", "folds")
 
@@ -309,5 +309,7 @@ def test_cells_of_another_corpus_are_refused(tmp_path):
     corpus = fabricated_corpus(LABELS)
     cells = cells_of(tmp_path, corpus)
     other = fabricated_corpus(LABELS, sizes={"train": 60, "devel": 39})
-    with pytest.raises(ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is no clip"):
+    with pytest.raises(
+        ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is not a clip"
+    ):
         page_of(tmp_path / "report", cells, other)
