@@ -59,7 +59,7 @@ def compare(values, predictions, references, labels, bootstrap=0, seed=0, units=
     """
     Scores each group of clips that have the same value of a fact, and tests the largest gap between their ρ.
 
-    The test permutes 1,000 times which clip belongs to which group. It permutes the ranks of clips within their groups,
+    The test permutes 1,000 times which clip belongs to which group. It uses the ranks of clips within their groups,
     so that groups whose shares are generally higher or lower do not count as different for that reason. Gaps are
     standardised, and each is compared with the largest one of any label (and the mean) in each permutation. So if no
     group differs, at most 5 % of all comparisons flag anything, however many labels there are.
