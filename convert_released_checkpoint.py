@@ -1,14 +1,13 @@
 """
-Makes a model repository from the checkpoints that the authors' training scripts write, one network per emotion:
+Converts the checkpoints that the authors' training scripts write, one network per emotion, to a model repository:
 
     python convert_released_checkpoint.py --architecture cnn_lstm_attention --backbone facebook/hubert-large-ll60k \
         --output_dir DIR Anger=anger.pth.tar Boredom=boredom.pth.tar ...     (all nine)
 
-The converted model computes what the authors' network computes; docs/fidelity.md says how closely.
+The converted model computes the same as the authors' network; docs/fidelity.md says how exactly.
 """
 
 import argparse
-import pickle
 import sys
 from statistics import mode
 
@@ -21,7 +20,7 @@ from emoshare.fields_emoshare import EMOTIONS
 from emoshare.head_emoshare import EmotionHead
 from emoshare.modeling_emoshare import EmoShareModel
 
-# Frames that the authors pad to (paper, section 2.1).
+# Lengths that the authors pad to (paper, section 2.1).
 BACKBONE_FRAMES = 398
 ACOUSTIC_FRAMES = 797
 
@@ -30,16 +29,16 @@ def convert_state_dicts(state_dicts, architecture, backbone_config=None):
     """
     Args:
         state_dicts (`dict[str, dict[str, torch.Tensor]]`): for each emotion, the released network's weights under the
-            names that the authors' code gives them.
+            names in the authors' code.
         architecture: `"cnn_lstm"` (Architecture 1) or `"cnn_lstm_attention"` (Architecture 2).
         backbone_config: config of the backbone; without one, the model takes frame features as `input_features`.
 
     Returns:
-        `EmoShareModel` with `normalization="sequence"`, in eval mode, its labels the given emotions in the challenge's
-        order. A backbone has random weights.
+        `EmoShareModel` with `normalization="sequence"`, in eval mode, whose labels are the given emotions in the
+        challenge's order. The backbone, if there is one, has random weights.
 
     Raises:
-        ValueError: on an emotion that is not one of the nine, or a key that is missing, unexpected or of another shape;
+        ValueError: on an emotion that is not one of the nine, or a key that is missing, unexpected or of a wrong shape;
             the message names emotion and key.
     """
     config = EmoShareConfig(
@@ -70,16 +69,16 @@ def _config_fields(state_dicts, architecture, backbone_config):
 
 
 def _input_width(state_dicts):
-    """Width of the frame features: only the weight of the first convolution, (channels, width, kernel), shows it."""
+    """Width of the frame features, from the weight of the first convolution, (channels, width, kernel)."""
     weights = {emotion: state_dict.get("layer_cnn.0.weight") for emotion, state_dict in state_dicts.items()}
     for emotion, weight in weights.items():
         if not isinstance(weight, torch.Tensor) or weight.dim() != 3:
             raise ValueError(f"{emotion}: layer_cnn.0.weight is missing, or not of the shape (channels, width, kernel)")
-    return mode(weight.shape[1] for weight in weights.values())  # if one differs, it is the one that is reported
+    return mode(weight.shape[1] for weight in weights.values())  # an outlier among them is reported later
 
 
 def _head_weights(state_dicts, config):
-    """The weights of each head under our names, in the order of the labels; their shapes are those of `config`."""
+    """The weights of each head under our names, in the order of the labels, checked to have the shapes of `config`."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in EmotionHead(config).state_dict().items()}
     heads = []
@@ -98,11 +97,11 @@ def _head_weights(state_dicts, config):
 
 def rename_state_dict(state_dict, emotion, architecture):
     """
-    One released network's weights, or gradients, under the names that `EmotionHead` gives them.
+    One released network's weights, or gradients, under the names in `EmotionHead`. The released network's unused `ln2`
+    is dropped.
 
     Raises:
-        ValueError: on a key that is missing, unexpected or not a tensor of finite numbers; the released network's
-            unused `ln2` is dropped.
+        ValueError: on a key that is missing, unexpected or not a tensor of finite numbers.
     """
     names = _names(emotion, architecture)
     unused = {"ln2.weight", "ln2.bias"} if architecture == "cnn_lstm_attention" else set()
@@ -119,7 +118,7 @@ def rename_state_dict(state_dict, emotion, architecture):
 
 
 def _names(emotion, architecture):
-    """The released network's keys, and what `EmotionHead` calls the same weights."""
+    """The released network's keys, and the names of the same weights in `EmotionHead`."""
     modules = {f"layer_cnn.{2 * index}": f"convolutions.{index}" for index in range(3)}
     if architecture == "cnn_lstm":
         layers = f"fc_emotion_{EMOTIONS.index(emotion)}"
@@ -153,9 +152,9 @@ def main(argv):
         choices=[name for name, architecture in ARCHITECTURES.items() if architecture.is_released],
     )
     parser.add_argument(
-        "--backbone", required=True, help="Hub id or folder of the backbone that the features came from"
+        "--backbone", required=True, help="Hub id or folder of the backbone that the heads were trained on"
     )
-    parser.add_argument("--backbone_revision", help="its branch, tag or commit")
+    parser.add_argument("--backbone_revision", help="branch, tag or commit of the backbone")
     parser.add_argument("--output_dir", required=True, help="folder for the model repository")
     parser.add_argument("checkpoints", nargs="+", metavar="EMOTION=FILE", help="a .pth.tar file for each of the nine")
     arguments = parser.parse_args(argv)
@@ -170,7 +169,7 @@ def convert(arguments):
     backbone, revision = arguments.backbone, arguments.backbone_revision
     backbone_config = config_of_backbone(backbone, revision)
     fields = _config_fields(state_dicts, arguments.architecture, backbone_config)
-    # Before the backbone's weights are fetched, so that an error in a checkpoint shows early.
+    # Before the backbone's weights are downloaded, so that errors in a checkpoint are reported early.
     heads = _head_weights(state_dicts, EmoShareConfig(backbone_config=backbone_config, **fields))
 
     model = EmoShareModel.from_backbone_pretrained(backbone, revision=revision, **fields)
@@ -188,10 +187,11 @@ def checkpoint_weights(checkpoints):
         checkpoints (`list[str]`): EMOTION=FILE for each of the nine.
 
     Returns:
-        `dict[str, dict[str, torch.Tensor]]`: the weights of each emotion's network, as the files have them.
+        `dict[str, dict[str, torch.Tensor]]`: the weights of each emotion's network, under the names in the files.
 
     Raises:
-        ValueError: on an emotion that is unknown, given twice or missing, or a file that is not such a checkpoint.
+        ValueError: if an emotion is unknown, given twice or missing, or a file is not a checkpoint of the authors'
+            scripts.
     """
     files = {}
     for checkpoint in checkpoints:
@@ -206,11 +206,15 @@ def checkpoint_weights(checkpoints):
 
 
 def _load_checkpoint(file, emotion):
-    """The weights in a checkpoint; epoch and optimizer are of no use here."""
+    """The weights in a checkpoint, which also holds an epoch and an optimizer state."""
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{emotion}: {file} cannot be read as a checkpoint: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{emotion}: {file} cannot be read: {error}") from error
+    except Exception as error:  # of any kind, where the file is not a checkpoint
+        raise ValueError(
+            f"{emotion}: {file} is not a checkpoint that torch can read with weights_only=True ({type(error).__name__})"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{emotion}: {file} is not a checkpoint of the authors' scripts: it has no 'state_dict'")
     return checkpoint["state_dict"]

@@ -144,7 +144,7 @@ def _add_evaluate(commands, parents):
     command.add_argument(
         "--resample",
         metavar="FACT",
-        help="resample all clips with the same value of this fact together, speaker as a rule (default: single clips)",
+        help="resample whole groups sharing this fact, usually speaker (default: single clips)",
     )
     command.add_argument("--output_dir", metavar="DIR", help="write predictions and results to this folder")
 

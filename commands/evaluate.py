@@ -21,8 +21,8 @@ from .output import BROKEN_CLIPS, warnings_at_the_end
 
 def run(arguments):
     """
-    `emoshare evaluate`: predicts a split of a corpus, writes the predictions, and prints Spearman's ρ. Broken clips are
-    listed at the end, and the others scored.
+    Runs `emoshare evaluate`: predicts a split of a corpus, writes the predictions and prints Spearman's ρ. Broken clips
+    are left out of the scores and listed at the end.
     """
     split = arguments.split
     corpus = load_corpus(arguments)
@@ -64,8 +64,14 @@ def run(arguments):
 
 def _score(arguments, corpus, predicted, shares, units):
     """
-    Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
-    `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
+    Scores, prints and writes predicted shares.
+
+    Args:
+        arguments: of the command.
+        corpus: `Corpus`.
+        predicted: indices of the predicted clips.
+        shares: (clips, labels) their predicted shares.
+        units: the unit of each clip of the split, to resample whole units; `None` to resample clips.
     """
     split, labels = arguments.split, corpus.labels
     references, listeners = corpus.shares(split)[predicted], corpus.listeners(split)[predicted]

@@ -1,1 +1,1 @@
-"""From a trained model to predictions, scores, and the files, card and figures that report them."""
+"""From a trained model to predictions, scores, and the files, model card and figures that report them."""

@@ -1,4 +1,4 @@
-"""Whether a model that says how sure it is of its shares is right about that."""
+"""Calibration of a model that predicts how certain its shares are."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ BINS = 10
 @dataclass(frozen=True)
 class Calibration:
     """
-    Over all labels of the clips of a split whose shares and number of listeners are known.
+    Calibration over all labels and all clips of a split whose shares and number of listeners are known.
 
     Attributes:
-        predicted, true: (bins,) mean predicted and mean true share of the clips in each of ten bins, by predicted
-            share, that hold equally many.
+        predicted, true: (bins,) mean predicted and mean true share in each of ten bins. Bins are quantiles of the
+            predicted share and hold equally many shares.
         error: the mean of their absolute differences, the expected calibration error.
-        stated: (levels,) for intervals of 10 %, 20 %, ..., 90 %, the probability that they state: a panel of few
-            listeners has few shares that it can show, so it is not always the level itself.
-        held: (levels,) the part of the true shares that is in these intervals.
-        log_likelihood: of the votes of a clip and label, in nats, on average.
+        stated: (levels,) nominal coverage of intervals of 10 %, 20 %, ..., 90 %. A small panel can only show a few
+            different shares, so the nominal coverage is not always the level itself.
+        held: (levels,) empirical coverage: the fraction of the true shares inside these intervals.
+        log_likelihood: mean log-likelihood of the votes for a clip and label, in nats.
     """
 
     predicted: list[float]
@@ -34,7 +34,7 @@ class Calibration:
     log_likelihood: float
 
     def as_dict(self):
-        """For JSON: the error, the likelihood, and for each level what intervals state and hold."""
+        """A dict for JSON: the error, the likelihood, and for each level the nominal and the empirical coverage."""
         levels = zip(LEVELS, self.stated, self.held, strict=True)
         intervals = {f"{level:.0%}": {"stated": stated, "held": held} for level, stated, held in levels}
         return {"error": self.error, "log_likelihood": self.log_likelihood, "intervals": intervals}
@@ -44,11 +44,11 @@ def calibration_of(predictions, references, listeners):
     """
     Args:
         predictions: `VotePredictions` of the clips.
-        references: (clips, labels) true shares, NaN where one is not known.
-        listeners: (clips,) number of listeners behind them, NaN where it is not known.
+        references: (clips, labels) true shares, NaN where unknown.
+        listeners: (clips,) number of listeners of each clip, NaN where unknown.
 
     Returns:
-        `Calibration`; `None` if there is no share whose number of listeners is known.
+        `Calibration`; `None` if the number of listeners is unknown for every share.
     """
     known = ~np.isnan(references) & ~np.isnan(listeners)[:, None]
     if not known.any():
@@ -70,10 +70,10 @@ def calibration_of(predictions, references, listeners):
 
 
 def _coverage(predictions, references, listeners, known, level):
-    """What intervals of this level state, and what part of the known shares they hold."""
+    """Nominal and empirical coverage of intervals of this level, over the known shares."""
     panels = np.nan_to_num(listeners, nan=1)
     low, high, stated = clip_intervals(predictions, panels, level)
-    half_a_vote = 0.5 / panels[:, None]  # shares may have been written with a few digits
+    half_a_vote = 0.5 / panels[:, None]  # true shares may have been rounded to a few digits
     with np.errstate(invalid="ignore"):
         held = (low - half_a_vote < references) & (references < high + half_a_vote)
     return float(stated[known].mean()), float(held[known].mean())

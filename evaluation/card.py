@@ -1,4 +1,4 @@
-"""The model card of a run: what the Hub shows of it, and reads from it."""
+"""The model card of a run, with the metadata that the Hub reads."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from .selections import SELECTIONS
 
 CALIBRATION_FIGURE = "calibration_devel.png"
 NO_CEILING = NoiseCeiling()
-ONE_EPOCH = " All labels share layers that were trained, and so have one epoch, that of their mean."
+ONE_EPOCH = " All labels share trained layers, and so one epoch: the best one for their mean."
 OF_TUNING = ("finetune", "finetune_last_layers", "lora_rank", "finetune_learning_rate")
 TEMPLATE = Path(__file__).parent / "model_card.md"
 CALIBRATION_TEMPLATE = TEMPLATE.with_name("model_card_calibration.md")
@@ -31,15 +31,15 @@ def model_card(
         arguments: the run's `Arguments`.
         model: the trained `EmoShareModel`.
         feature_extractor: its `EmoShareFeatureExtractor`.
-        scores: of `Scorer.scores` on devel.
-        corpus: the `Corpus` it was trained on.
+        scores: what `Scorer.scores` returned on devel.
+        corpus: the `Corpus` that the model was trained on.
         ceiling: `NoiseCeiling` of devel.
-        calibrations: by split, `Calibration`s of a model that says how sure it is.
-        of_fold: of `Scorer.scores` on test, where that is a fold of the corpus.
+        calibrations: `Calibration`s by split, of a model that predicts concentrations.
+        of_fold: what `Scorer.scores` returned on test, if test is a fold of the corpus.
 
     Returns:
-        `huggingface_hub.ModelCard`. Its metadata tell the Hub the task, base model, dataset, metrics, and a result for
-        each label that has one; the tag `synthetic` says that the corpus has no people in it.
+        `huggingface_hub.ModelCard`. Its metadata give the task, base model, dataset, metrics, and a result for each
+        label that has one; the tag `synthetic` marks a corpus of synthetic voices.
     """
     backbone, dataset_id = _backbone_id(arguments.model), _dataset_id(arguments.data)
     metadata = ModelCardData(
@@ -47,7 +47,7 @@ def model_card(
         pipeline_tag="audio-classification",
         base_model=backbone,
         datasets=[dataset_id] if dataset_id else None,
-        license="other",  # those of code, backbone and data differ: the card has a section on them
+        license="other",  # code, backbone and data have different licences, which the card lists
         license_name="see-licences-in-the-card",
         metrics=["spearmanr"],
         tags=corpus.info.tags,  # app.py looks for "synthetic" among them
@@ -68,10 +68,10 @@ def model_card(
         selection=selection.result + (ONE_EPOCH if model.config.tunes_backbone else ""),
         limit_of_score=selection.limit,
         num_devel=len(corpus.splits["devel"]),
-        resampled=f"groups of clips (`{arguments.run.resample}`)" if arguments.run.resample else "clips",
+        intervals=_intervals(scores, arguments.run.resample),
         folds=_folds(of_fold),
         caution=f"\n**{corpus.info.caution}**\n" if corpus.info.caution else "",
-        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, model.config, corpus.info)),
+        results=_results_table(scores, ceiling, _paper_rhos(arguments.model, corpus.info)),
         ceiling=f"\n{ceiling.text}\n" if ceiling.text else "",
         calibration=_calibration(calibrations),
         dataset=_dataset(corpus.info, dataset_id),
@@ -91,8 +91,8 @@ def shown_settings(arguments):
         arguments: `Arguments`.
 
     Returns:
-        `dict`: by name; without those that have no value, or no meaning for this run. A folder is shown by its name
-        alone: readers need not know where it is on the disk of whoever trained the model.
+        `dict`: values of flags by name, without flags that have no value or no meaning for this run. A folder is shown
+        by its name alone, without the path on the disk of whoever trained the model.
     """
     settings = {name: value for name, value in arguments.values("on_card").items() if value is not None}
     if not arguments.model.is_acoustic:
@@ -106,7 +106,7 @@ def shown_settings(arguments):
 
 
 def _backbone_id(arguments):
-    """The backbone's Hub id; `None` if there is no backbone, or it came from a folder."""
+    """The backbone's Hub id; `None` if there is no backbone, or if it came from a folder."""
     return None if arguments.is_acoustic or Path(arguments.backbone).exists() else arguments.backbone
 
 
@@ -116,14 +116,14 @@ def _dataset_id(arguments):
 
 
 def _features(arguments, config):
-    """What the heads see."""
+    """The name of the frame features that the heads take."""
     if arguments.is_acoustic:
         return FEATURE_TYPES[arguments.acoustic_features][0]
     return _backbone_id(arguments) or f"a backbone of the kind {config.backbone_config.model_type}"
 
 
 def _eval_results(scores, corpus_name, dataset_id):
-    """A result for the mean and each label; one that does not exist (NaN) is left out."""
+    """Results for the mean and for each label; labels without a ρ (NaN) are left out."""
     return [
         EvalResult(
             task_type="audio-classification",
@@ -150,7 +150,7 @@ def _architecture(model, features):
 
 
 def _tuning(config, features):
-    """The features of a backbone, and what of it was trained."""
+    """The features of a backbone, and which of its layers were trained."""
     if not config.tunes_backbone:
         return f"the frozen features of {features}"
     if not config.finetuned_layers:
@@ -167,24 +167,23 @@ def _tuning(config, features):
 
 
 def _needs(arguments, config):
-    """What loading needs besides the usual packages; nothing if nothing."""
+    """What is needed to load the model besides the usual packages; empty if nothing is."""
     needs = ""
     if config.lora_rank:
-        needs += "\nIts adapters need `peft`, too; `emoshare merge` makes a copy that does not.\n"
+        needs += "\nThe adapters also need `peft`; `emoshare merge` makes a copy of the model that does not.\n"
     if not (arguments.run.push_backbone or arguments.model.is_acoustic):
         tuned = " and adapters" if config.lora_rank else " and tuned layers" if config.finetuned_layers else ""
         needs += (
-            f"\nThis repository holds heads{tuned} alone. When the model is loaded, the frozen part of its backbone is "
-            f"fetched from {_backbone_id(arguments.model) or 'the folder that it came from'}, which must be within "
-            "reach then, and is checked to be what the heads were trained on.\n"
+            f"\nThis repository holds only the heads{tuned}. When the model is loaded, the frozen part of its backbone "
+            f"is fetched from {_backbone_id(arguments.model) or 'the folder that it came from'}, which must be "
+            "reachable, and checked to be the backbone that the heads were trained on.\n"
         )
     return needs
 
 
-def _paper_rhos(arguments, config, info):
-    """The paper's ρ with the same features and architecture; empty if there are none, or they are on another corpus."""
-    is_papers = info.is_papers and not config.tunes_backbone
-    return rhos_of(row_of(arguments), arguments.architecture) if is_papers else {}
+def _paper_rhos(arguments, info):
+    """The paper's ρ with the same features and architecture; empty if it has none, or on another corpus."""
+    return rhos_of(row_of(arguments), arguments.architecture) if info.is_papers else {}
 
 
 def _results_table(scores, ceiling, paper):
@@ -206,8 +205,15 @@ def _results_table(scores, ceiling, paper):
     return markdown_table(header, rows)
 
 
+def _intervals(scores, resample):
+    """A sentence on what was resampled for the intervals; empty if there are no intervals."""
+    if all(math.isnan(score.low) for score in scores.values()):
+        return ""
+    return f" Intervals are\nbootstrapped over {f'groups of clips (`{resample}`)' if resample else 'clips'}."
+
+
 def _folds(of_fold):
-    """What is said where devel and test are folds of the corpus; nothing otherwise."""
+    """A note that devel and test are folds of the corpus; empty if they are its own splits."""
     if of_fold is None:
         return ""
     text = "\nDevel and test are folds of the corpus, not its own splits."
@@ -218,14 +224,14 @@ def _folds(of_fold):
 
 
 def _calibration(calibrations):
-    """The section about it; nothing if there is none."""
+    """The section on calibration; empty without calibrations."""
     if not calibrations:
         return ""
     rows = [
         [split, f"{calibration.held[-1]:.1%}", f"{calibration.stated[-1]:.1%}", f"{calibration.error:.3f}"]
         for split, calibration in calibrations.items()
     ]
-    columns = ["split", "90 % intervals hold", "they state", "mean error of predicted shares"]
+    columns = ["split", "empirical coverage", "nominal coverage", "expected calibration error"]
     table, template = markdown_table(columns, rows), CALIBRATION_TEMPLATE.read_text(encoding="utf-8")
     return "\n" + Template(template).substitute(table=table, figure=CALIBRATION_FIGURE)
 

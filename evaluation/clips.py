@@ -1,4 +1,4 @@
-"""Predicts audio files: finds them in folders, and predicts many of them past those that are broken."""
+"""Finds audio files in folders, and predicts many files, continuing past broken ones."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ import soundfile
 
 from ..other_formats_emoshare import OTHER_SUFFIXES
 
-# What libsndfile decodes, under its own names and further ones of the same formats.
+# What libsndfile decodes, by its own names for the formats and further common suffixes.
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - OTHER_SUFFIXES
 AUDIO_SUFFIXES |= {".aif", ".aifc", ".bwf", ".mp1", ".mp2", ".oga", ".opus", ".sph", ".snd", ".wave"}
 
@@ -15,17 +15,17 @@ AUDIO_SUFFIXES |= {".aif", ".aifc", ".bwf", ".mp1", ".mp2", ".oga", ".opus", ".s
 def find_clips(inputs):
     """
     Args:
-        inputs: paths of audio files, and of folders to search, with all folders in them, for files with a suffix of
-            audio or video, whether they can be decoded or not. The search skips hidden files and folders, and links to
-            folders.
+        inputs: paths of audio files, and of folders, which are searched recursively for files with a suffix of audio
+            or video, whether these can be decoded or not. The search skips hidden files and folders, and does not
+            follow links to folders.
 
     Returns:
-        `list[str]`: the clips in the order of the inputs, those of a folder sorted; each once, under the first path
-        that leads to it, which begins as the input does.
+        `list[str]`: paths of clips in the order of the inputs, sorted within a folder. A clip that is found twice is
+        listed once, under the first path. Each path begins with the input that it was found under.
 
     Raises:
-        FileNotFoundError: on an input that does not exist, or a folder without audio files.
-        OSError: on a folder that cannot be read.
+        FileNotFoundError: if an input does not exist, or a folder has no audio files.
+        OSError: if a folder cannot be read.
     """
     clips = {}
     for path in inputs:
@@ -36,7 +36,7 @@ def find_clips(inputs):
             expected = ", ".join(sorted(AUDIO_SUFFIXES))
             raise FileNotFoundError(f"{printable(path)}: no audio files in this folder; expected one of {expected}")
         for clip in found:
-            # A link to a clip is a clip of its own: caches link clips of equal content to one file.
+            # A link to a clip counts as a separate clip: caches link clips of equal content to one file.
             folder, name = os.path.split(clip)
             clips.setdefault(os.path.join(os.path.realpath(folder), name), clip)
     return list(clips.values())
@@ -58,24 +58,24 @@ def _search(folder):
 
 
 def printable(text):
-    """Text for the terminal: what is no character there, in names of files above all, is escaped."""
+    """Text for the terminal, with unprintable characters escaped, as file names may contain them."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def predict_each(emotion_share, clips, **options):
     """
-    Predicts many files in the pipeline's batches, and continues after those that are broken. An iterator of a pipeline
-    ends with the first error: here, a new one then begins after the file that caused it. Files that were read ahead of
-    that file are read a second time.
+    Predicts many files in the pipeline's batches, and continues past broken ones. A pipeline's iterator ends at the
+    first error; a new one is then started after the file that caused it. Files that had been read before it, but not
+    predicted yet, are read a second time.
 
     Args:
         emotion_share: `EmotionSharePipeline`.
         clips: paths of audio files.
-        options: as in the pipeline's call.
+        options: keyword arguments of the pipeline's call.
 
     Yields:
         Each clip once, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised. A
-        broken clip comes before those that were read ahead of it.
+        broken clip comes before the clips that have to be read a second time because of it.
     """
     runs = [list(clips)]
     while runs:
@@ -85,7 +85,7 @@ def predict_each(emotion_share, clips, **options):
                 yield run[done], result
                 done += 1
         except (ValueError, OSError) as error:
-            # The pipeline reads a clip whole before it asks for the next one: the broken one is the last it asked for.
+            # The pipeline reads a whole clip before it asks for the next one, so the broken clip is the last in `read`.
             yield read[-1], error
             runs += [run[len(read) :], read[done:-1]]
 
@@ -98,16 +98,16 @@ def _note_what_is_read(clips, read):
 
 def predict_conversations(emotion_share, recordings, find_speech):
     """
-    Predicts the speech in recordings, one after the other, and continues after those that are broken.
+    Predicts the speech in recordings, one after the other, and continues past broken ones.
 
     Args:
         emotion_share: `EmotionSharePipeline`.
         recordings: paths of audio files.
-        find_speech: function of a path to its segments.
+        find_speech: function that takes a path and returns the segments of speech in that recording.
 
     Yields:
-        Each recording, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised. One
-        without speech is warned of.
+        Each recording, with what the pipeline returns for it, or with the `ValueError` or `OSError` that it raised.
+        A recording without speech gives a warning.
     """
     for recording in recordings:
         try:

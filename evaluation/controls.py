@@ -1,4 +1,4 @@
-"""Controls: scores that a model's own should be compared with."""
+"""Controls: baseline scores to compare a model's scores with."""
 
 import numpy as np
 from accelerate.utils import tqdm
@@ -9,33 +9,33 @@ from .ceiling import noise_ceiling
 from .ridge import ridge
 from .scores import MEAN, Scorer
 
-# Of the ridge regressions; from too weak to too strong for a hundred clips and for some ten thousand.
+# Penalties of the ridge regressions, from too weak to too strong for a hundred clips as well as for ten thousand.
 PENALTIES = 10.0 ** np.arange(-1, 7, 0.5)
 PERCENTILES = (5, 25, 50, 75, 95)
-# Seconds of a clip whose log-mels are brought to zero mean and unit variance together: a clip, as a rule.
+# Seconds of audio whose log-mels are normalised together; few clips are longer, so this is usually the whole clip.
 LONGEST_S = 600.0
-NAMES = 66  # characters of the table's first column
+NAMES = 66  # width of the table's first column, in characters
 
 
 def report_controls(corpus, predictions, shuffled, accelerator, stores=None):
     """
-    Prints a model's mean ρ on devel, and on test where its shares are known, next to those of its controls: the noise
-    ceiling, if there is one; ridge regressions on functionals of a clip; and the same model after training on shuffled
-    labels. The penalty of each ridge regression is the one that does best on devel.
+    Prints a model's mean ρ on devel, and on test if its shares are known, next to those of its controls: the noise
+    ceiling, if there is one; ridge regressions on functionals of a clip; and the same model trained on shuffled labels.
+    The penalty of each ridge regression is the one with the highest mean ρ on devel.
 
     Args:
         corpus: `Corpus` that the model was trained on.
         predictions: by split, (clips, labels) shares that the model predicts.
         shuffled: (clips, labels) devel shares of the model with shuffled labels.
-        accelerator: `accelerate.Accelerator`; the main process alone reads the clips.
-        stores: `FrameFeatureStore` of each split, where they hold the features of a backbone: one more ridge regression
-            is on these.
+        accelerator: `accelerate.Accelerator`; only the main process reads the clips.
+        stores: `FrameFeatureStore` of each split, if they hold the features of a backbone; one more ridge regression
+            uses these.
     """
     if not accelerator.is_main_process:
         return
     scorers = _scorers(corpus, predictions)
     if "devel" not in scorers:
-        accelerator.print("No controls: no label's shares differ on devel")
+        accelerator.print("No controls: on devel, every label has the same share for all clips")
         return
 
     def scores(shares):
@@ -58,7 +58,7 @@ def report_controls(corpus, predictions, shuffled, accelerator, stores=None):
 
 
 def _scorers(corpus, splits):
-    """A `Scorer` for each split in which a label's shares are known, and differ."""
+    """A `Scorer` for each split in which the known shares of some label differ."""
     scorers = {}
     for split in splits:
         shares = corpus.shares(split)
@@ -68,7 +68,7 @@ def _scorers(corpus, splits):
 
 
 def _ceilings(corpus, splits):
-    """How the noise ceiling is known, and the best mean ρ to expect on each split, as far as anything says."""
+    """How the noise ceiling was obtained, and its value for each split that has one."""
     if corpus.info.noise_ceiling is not None:
         return "noise ceiling: true vote probabilities", {split: corpus.info.noise_ceiling(split) for split in splits}
     estimates = {
@@ -94,11 +94,12 @@ def ridge_predictions(corpus, splits=("devel",), stores=None):
 
     Args:
         corpus: `Corpus`.
-        splits: those to predict.
+        splits: splits to predict.
         stores: as in `report_controls`.
 
     Returns:
-        `dict[str, dict[str, np.ndarray]]`: by what they are on, and split, (penalties, clips, labels) shares.
+        `dict[str, dict[str, np.ndarray]]`: predicted shares (penalties, clips, labels), by the name of the inputs and
+        by split.
     """
     inputs = {split: clip_functionals(corpus.splits[split]) for split in ("train", *splits)}
     if stores is not None:
@@ -119,8 +120,14 @@ def ridge_predictions(corpus, splits=("devel",), stores=None):
 
 def clip_functionals(clips):
     """
-    What the ridge regressions see of clips, rows with `audio`: by name, (clips, functionals) float64. The log-mels
-    are at zero mean and unit variance over the clip, which is better for speakers that were not heard in training.
+    The inputs of the ridge regressions.
+
+    Args:
+        clips: rows with `audio`.
+
+    Returns:
+        `dict[str, np.ndarray]`: (clips, functionals) float64, by name. Log-mels are normalised over each clip, which
+        generalises better to unseen speakers.
     """
     extractor = EmoShareFeatureExtractor(feature_type="mel", chunk_length_s=LONGEST_S)
     log_mels, length_and_loudness = [], []
@@ -139,7 +146,7 @@ def clip_functionals(clips):
 
 
 def _functionals(log_mels):
-    """(frames, bands), two frames or more -> (9 * bands,)."""
+    """Functionals (9 * bands,) of log-mels (frames, bands) with two or more frames."""
     deltas = np.abs(np.diff(log_mels, axis=0))
     percentiles = np.percentile(log_mels, PERCENTILES, axis=0)
     moments = [log_mels.mean(axis=0), log_mels.std(axis=0), deltas.mean(axis=0), deltas.std(axis=0)]
@@ -148,8 +155,8 @@ def _functionals(log_mels):
 
 def _moments(store):
     """
-    Mean and deviation over a clip's frames of the features in a store, (clips, 2 * width) float64; of all layers, if
-    it holds those, their average, with which training begins.
+    Mean and standard deviation of the features in a store over the frames of each clip, (clips, 2 * width) float64. If
+    the store holds all layers, they are averaged first, as they are at the start of training.
     """
     sums = None
     for index, clip in enumerate(tqdm(store.clip_of_window, desc="Features for the controls", leave=False)):

@@ -1,4 +1,4 @@
-"""Embeddings of clips as Parquet, written as they come."""
+"""Writes embeddings of clips to Parquet, row by row."""
 
 from contextlib import contextmanager
 
@@ -9,21 +9,21 @@ from pyarrow.parquet import ParquetWriter
 from ..dataset_script.tables import FILENAME
 from ..dataset_script.whole_files import whole_file
 
-ROWS_AT_A_TIME = 256  # of a few kB each, that wait in memory
+ROWS_AT_A_TIME = 256  # of a few kB each, which are kept in memory before they are written
 
 
 @contextmanager
 def embeddings_parquet(path, widths):
     """
-    Opens a Parquet file of embeddings: `filename`, and for each emotion and for `backbone` a list of float32 whose
-    length is the same in all rows. It appears when it is whole, at the end of the block.
+    Opens a Parquet file of embeddings with the columns `filename` and, for each emotion and for `backbone`, a
+    fixed-size list of float32. The file appears under its name when it is complete, at the end of the block.
 
     Args:
-        path: of the file.
-        widths: of the vectors, `{name: int}`, as `embedding_widths` gives them.
+        path: path of the file.
+        widths: widths of the vectors, `{name: int}`, as `embedding_widths` returns them.
 
     Yields:
-        function of a clip's name and its embedding, `{name: (width,) float32}`, that adds a row.
+        A function that takes a clip's name and its embedding, `{name: (width,) float32}`, and adds a row.
     """
     vectors = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
     schema = pa.schema([(FILENAME, pa.string()), *vectors])
@@ -31,7 +31,7 @@ def embeddings_parquet(path, widths):
         waiting = []
 
         def add(filename, embedding):
-            # Names of files need not be UTF-8, and strings in Parquet must be.
+            # File names need not be valid UTF-8, but strings in Parquet must be.
             waiting.append({FILENAME: filename.encode("utf-8", "backslashreplace").decode(), **embedding})
             if len(waiting) == ROWS_AT_A_TIME:
                 writer.write_table(_table(waiting, schema))

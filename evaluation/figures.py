@@ -17,15 +17,15 @@ PANEL_INCHES = 2.6
 
 def plot_shares(path, references, predictions, scores, title):
     """
-    A panel per label, predicted against true share (the paper's Figure 2). A darker cell holds more clips; on the
-    dashed line, both shares are the same.
+    Plots predicted against true shares, one panel per label (the paper's Figure 2). Darker cells hold more clips; on
+    the dashed line, the two shares are equal.
 
     Args:
-        path: of the figure; its suffix gives the format.
-        references: (clips, labels) true shares, NaN where one is not known.
+        path: path of the figure; its suffix gives the format.
+        references: (clips, labels) true shares, NaN where unknown.
         predictions: (clips, labels) predicted shares.
-        scores: of `Scorer.scores`.
-        title: above all panels.
+        scores: what `Scorer.scores` returned.
+        title: title above all panels.
     """
     labels = [label for label in scores if label is not MEAN]
     rows = math.ceil(len(labels) / COLUMNS)
@@ -53,13 +53,13 @@ def plot_shares(path, references, predictions, scores, title):
 
 def plot_calibration(path, calibrations, title):
     """
-    Two panels: whether predicted shares are as high as true ones, and whether intervals hold as many of the true shares
-    as they say. On the dashed line, they are and do.
+    Plots two panels: mean true against predicted shares, and empirical against nominal coverage of intervals. On the
+    dashed line, the two are equal.
 
     Args:
-        path: of the figure; its suffix gives the format.
+        path: path of the figure; its suffix gives the format.
         calibrations: `Calibration`s, by split.
-        title: above both panels.
+        title: title above both panels.
     """
     figure = Figure((COLUMNS * PANEL_INCHES, PANEL_INCHES + 1.2), layout="constrained")
     figure.suptitle(title)
@@ -72,13 +72,13 @@ def plot_calibration(path, calibrations, title):
         panel.plot([0, limit], [0, limit], color="black", linewidth=0.8, linestyle="--")
         panel.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
     shares.set(xlabel="predicted share", ylabel="mean share of listeners")
-    intervals.set(xlabel="probability that intervals state", ylabel="part of the shares that they hold")
+    intervals.set(xlabel="nominal coverage of intervals", ylabel="empirical coverage")
     shares.legend()
     save_figure(figure, path)
 
 
 def save_figure(figure, path):
-    """Writes a matplotlib figure; the suffix gives the format. The same figure gives the same bytes."""
+    """Writes a matplotlib figure in the format of the suffix. The same figure always gives the same bytes."""
     metadata = {"Date": None} if Path(path).suffix == ".svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "emoshare"}), whole_file(path, "wb") as file:
         figure.savefig(file, format=Path(path).suffix.removeprefix("."), dpi=150, metadata=metadata)

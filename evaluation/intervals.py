@@ -1,4 +1,4 @@
-"""Intervals of the shares of a corpus's clips, each for as many listeners as the clip had."""
+"""Intervals of the predicted shares of clips, for panels as large as each clip's own."""
 
 import csv
 
@@ -13,11 +13,11 @@ def clip_intervals(predictions, listeners, level=LEVEL):
     """
     Args:
         predictions: `VotePredictions` of the clips.
-        listeners: (clips,) number of listeners of each.
+        listeners: (clips,) number of listeners of each clip.
         level: as in `share_intervals`.
 
     Returns:
-        The lower ends, the upper ends, and the probability that each interval states: (clips, labels) float64.
+        The lower ends, the upper ends, and the nominal coverage of the intervals, each (clips, labels) float64.
     """
     low, high, stated = (np.empty(predictions.shares.shape) for _ in range(3))
     for number in np.unique(listeners):
@@ -29,14 +29,14 @@ def clip_intervals(predictions, listeners, level=LEVEL):
 
 def write_intervals(path, filenames, predictions, listeners, labels):
     """
-    Writes 90 % intervals as CSV: a row for each clip and label, with the predicted share, the ends of the interval, and
-    the number of listeners of the panel that it is for.
+    Writes 90 % intervals as CSV, with a row for each clip and label: the predicted share, the ends of the interval, and
+    the size of the panel that the interval is for.
 
     Args:
         path: of the file.
-        filenames: of the clips.
+        filenames: names of the clips.
         predictions: `VotePredictions` of the clips.
-        listeners: (clips,) number of listeners of each; where it is NaN, the interval is for 20.
+        listeners: (clips,) number of listeners of each clip; where it is NaN, the interval is for 20.
         labels: label names.
     """
     listeners = np.nan_to_num(listeners, nan=DEFAULT_LISTENERS)

@@ -1,4 +1,4 @@
-"""What the paper published: its Tables 1 and 2, and the challenge's baseline."""
+"""The results that the paper published: its Tables 1 and 2, and the challenge's baseline."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,10 @@ def row_of(arguments):
         arguments: `ModelArguments`.
 
     Returns:
-        The row of the paper's Table 1 with these frame features, or `None`. The paper takes the last hidden state.
+        Name of the row of the paper's Table 1 with these frame features, or `None`. The paper uses the last hidden
+        state of a frozen backbone.
     """
-    if arguments.layer != -1:
+    if arguments.layer != -1 or arguments.tunes_backbone:
         return None
     return PAPER["rows"].get(arguments.acoustic_features if arguments.is_acoustic else arguments.backbone)
 
@@ -26,11 +27,12 @@ def row_of(arguments):
 def rhos_of(row, architecture):
     """
     Args:
-        row: of the paper's Table 1, or `None`.
+        row: name of a row of the paper's Table 1, or `None`.
         architecture: as `EmoShareConfig.architecture`.
 
     Returns:
-        `dict[str | None, float]`: the paper's ρ by emotion, and their `MEAN`; empty if it has none.
+        `dict[str | None, float]`: the paper's ρ by emotion, and their `MEAN`; empty if it does not have this row and
+        architecture.
     """
     rhos = PAPER["table_1"].get(row, {}).get(architecture)
     return {MEAN: sum(rhos) / len(rhos), **dict(zip(PAPER["emotions"], rhos, strict=True))} if rhos else {}

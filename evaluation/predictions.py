@@ -1,4 +1,4 @@
-"""Predicted shares: computed by a model, written as the challenge takes them, read back and checked."""
+"""Predicted shares: computed by a model, written in the challenge's format, read back and checked."""
 
 import csv
 import json
@@ -15,15 +15,16 @@ from ..windows_emoshare import average_by_duration
 
 def predict(model, loader, accelerator):
     """
-    Predicts every clip of a store in float32, on all processes together; windows of a clip are averaged by duration.
+    Predicts every clip of a store in float32, distributed over all processes. The shares of a clip's windows are
+    averaged, weighted by duration.
 
     Args:
-        model: `EmoShareModel`, which need not have its backbone; its `trained_part`, if more than heads were trained.
+        model: `EmoShareModel` with or without its backbone; its `trained_part`, if more than the heads was trained.
         loader: `FeatureLoader` without a seed.
         accelerator: `accelerate.Accelerator`.
 
     Returns:
-        `np.ndarray`: (clips, labels) float64, in the order of the clips; the same on each process.
+        `np.ndarray`: predicted shares (clips, labels) float64, in the order of the clips; the same on each process.
     """
     return predict_votes(model, loader, accelerator).shares
 
@@ -32,7 +33,7 @@ class VotePredictions(NamedTuple):
     """
     Attributes:
         shares: (clips, labels) float64.
-        concentrations: (clips, labels) float64; `None` if the model has none.
+        concentrations: (clips, labels) float64; `None` if the model does not predict them.
     """
 
     shares: np.ndarray
@@ -40,10 +41,10 @@ class VotePredictions(NamedTuple):
 
 
 def predict_votes(model, loader, accelerator):
-    """`predict`, and the concentrations as well, averaged as shares are; returns `VotePredictions`."""
+    """Like `predict`, but returns `VotePredictions`, with concentrations averaged in the same way as shares."""
     store = loader.store
     columns = model.config.num_labels * (2 if model.config.has_concentrations else 1)
-    predicted = np.zeros((len(store), columns))  # of windows: shares, and to their right concentrations
+    predicted = np.zeros((len(store), columns))  # by window: shares, then concentrations
     model.eval()
     for batch in loader:
         with torch.no_grad():
@@ -51,7 +52,7 @@ def predict_votes(model, loader, accelerator):
             output = model(**inputs, attention_mask=batch["attention_mask"])
         outputs = [output.logits] if output.concentrations is None else [output.logits, output.concentrations]
         predicted[batch["window"].cpu().numpy()] = torch.cat(outputs, dim=1).cpu().numpy()
-    if accelerator.num_processes > 1:  # each window was predicted on one of them
+    if accelerator.num_processes > 1:  # each window was predicted on one process
         predicted = accelerator.reduce(torch.from_numpy(predicted).to(accelerator.device)).cpu().numpy()
     predicted = average_by_duration(predicted, store.num_samples, store.clip_of_window, len(store.clips))
     shares, concentrations = np.split(predicted, [model.config.num_labels], axis=1)
@@ -60,10 +61,10 @@ def predict_votes(model, loader, accelerator):
 
 class PredictionsCsv:
     """
-    Predicted shares as the challenge wants them: `filename`, a column per label, a row per clip.
+    Writes predicted shares in the challenge's format: `filename` and a column per label, with a row per clip.
 
     Args:
-        file: text file, opened with `newline=""`; the header is written at once.
+        file: text file, opened with `newline=""`; the header is written immediately.
         labels: label names.
     """
 
@@ -72,13 +73,13 @@ class PredictionsCsv:
         self.writer.writerow([FILENAME, *labels])
 
     def write(self, filename, shares):
-        """Adds a clip's row; `shares` in the order of the labels."""
+        """Writes a clip's row, with `shares` in the order of the labels."""
         self.writer.writerow([filename, *(f"{share:.9g}" for share in shares)])
 
 
 class PredictionsJsonLines:
     """
-    Predicted shares as JSON lines: `{"filename": ..., "shares": {label: share}}` for each clip.
+    Writes predicted shares as JSON lines: `{"filename": ..., "shares": {label: share}}` for each clip.
 
     Args:
         file: text file.
@@ -90,20 +91,20 @@ class PredictionsJsonLines:
         self.labels = labels
 
     def write(self, filename, shares):
-        """Adds a clip's line; `shares` in the order of the labels."""
+        """Writes a clip's line, with `shares` in the order of the labels."""
         self.file.write(json_line({FILENAME: filename, "shares": dict(zip(self.labels, shares, strict=True))}))
 
 
 def json_line(row):
-    """A row of JSON lines."""
+    """A dict as a line of JSON lines."""
     line = json.dumps(row, ensure_ascii=False)
     if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):
-        line = json.dumps(row)  # what is not UTF-8 in a name, Python holds as lone surrogates: JSON can escape them
+        line = json.dumps(row)  # escapes lone surrogates, which stand for bytes that are not UTF-8 in file names
     return line + "\n"
 
 
 def write_predictions(path, filenames, shares, labels):
-    """Writes predicted shares (clips, labels) as `PredictionsCsv`, rows in the given order."""
+    """Writes predicted shares (clips, labels) with `PredictionsCsv`, in the given order."""
     with whole_file(path, newline="", encoding="utf-8") as file:
         predictions = PredictionsCsv(file, labels)
         for filename, row in zip(filenames, shares, strict=True):
@@ -113,18 +114,18 @@ def write_predictions(path, filenames, shares, labels):
 def read_predictions(path, filenames, labels, allowed=ANY_NUMBER):
     """
     Args:
-        path: CSV file as `write_predictions` makes it.
-        filenames: the clips of the split, in their order.
-        labels: label names, in their order.
-        allowed: `Interval` of the numbers that may be predicted.
+        path: CSV file in the format of `write_predictions`.
+        filenames: names of the split's clips, in order.
+        labels: label names, in order.
+        allowed: `Interval` of allowed shares.
 
     Returns:
         `np.ndarray`: (clips, labels) float64 predicted shares.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming file and row, if the columns are others, a clip is missing, there twice, not of this split or
-            in another place, or a share is not an allowed number. Counts all problems, and shows the first.
+        ValueError: if the columns differ, a clip is missing, listed twice, not in this split or out of order, or a
+            share is not an allowed number. The message names file and row, counts all problems and shows the first.
     """
     path, filenames = Path(path), list(filenames)
     problems = Problems(path)
@@ -143,18 +144,19 @@ def read_predictions(path, filenames, labels, allowed=ANY_NUMBER):
 
 
 def read_submission(path, filenames, labels):
-    """`read_predictions` of shares in [0, 1]: what a head that ends in a ReLU predicts may be above 1."""
+    """`read_predictions` that only allows shares in [0, 1]; heads that end in a ReLU may predict more than 1."""
     return read_predictions(path, filenames, labels, SHARE)
 
 
 def read_members(folders, corpus):
     """
     Args:
-        folders: of the runs, each with `predictions_devel.csv` and, if there is a test split, `predictions_test.csv`.
-        corpus: `Corpus` that they were trained on.
+        folders: output folders of runs, each with `predictions_devel.csv` and, if there is a test split,
+            `predictions_test.csv`.
+        corpus: `Corpus` that the members were trained on.
 
     Returns:
-        The members' predictions, `dict` from split to (members, clips, labels) float64. Their mean over the members is
+        The members' predictions, a `dict` from split to (members, clips, labels) float64. The mean over the members is
         the ensemble's prediction.
 
     Raises:
@@ -173,12 +175,12 @@ def read_members(folders, corpus):
 
 
 def _check_clips(rows, expected, problems):
-    """Adds what is wrong with the clips of the rows; only if each is there once can their order be wrong."""
+    """Adds problems with the clips of the rows. The order is only checked if each clip is listed once."""
     known, first_seen = set(expected), {}
     for number, filename in rows:
         first = first_seen.setdefault(filename, number)
         if filename not in known:
-            problems.add(None, number, f"{filename!r} is no clip of this split")
+            problems.add(None, number, f"{filename!r} is not a clip of this split")
         elif first != number:
             problems.add(None, number, f"{filename} is listed again; first in row {first}")
     missing = [filename for filename in expected if filename not in first_seen]

@@ -5,22 +5,22 @@ import numpy as np
 
 def ridge(train_inputs, train_shares, inputs, penalties):
     """
-    Predicts shares by ridge regressions on standardised inputs, in float64. One eigendecomposition, of as many rows as
-    there are clips or inputs, whichever are fewer, serves all penalties and labels.
+    Predicts shares by ridge regression on standardised inputs, in float64. All penalties and labels share one
+    eigendecomposition, of the size of the number of clips or of inputs, whichever is smaller.
 
     Args:
         train_inputs: (clips, inputs).
-        train_shares: (clips, labels), NaN where one is not known.
+        train_shares: (clips, labels), NaN where unknown.
         inputs: a list of (clips, inputs), such as those of devel and test.
-        penalties: of the squared weights; 0 would be least squares.
+        penalties: penalties on the squared weights; 0 would be least squares.
 
     Returns:
-        `list[np.ndarray]`: for each entry of `inputs`, (penalties, clips, labels). A label of which no share is known
-        is predicted as 0.
+        `list[np.ndarray]`: predicted shares (penalties, clips, labels) for each entry of `inputs`. Labels without a
+        known share are predicted as 0.
     """
     predictions = [np.zeros((len(penalties), len(rows), train_shares.shape[1])) for rows in inputs]
     known = ~np.isnan(train_shares)
-    for pattern in np.unique(known, axis=1).T:  # as a rule, all shares are known, and there is one
+    for pattern in np.unique(known, axis=1).T:  # one pattern, if all shares are known
         labels = np.flatnonzero((known == pattern[:, None]).all(axis=0))
         if pattern.any():
             fit = _Fit(np.asarray(train_inputs, np.float64)[pattern], train_shares[pattern][:, labels])
@@ -30,7 +30,7 @@ def ridge(train_inputs, train_shares, inputs, penalties):
 
 
 class _Fit:
-    """Ridge regressions on inputs (clips, inputs) of shares (clips, labels) that are all known."""
+    """Ridge regressions of shares (clips, labels), all of them known, on inputs (clips, inputs)."""
 
     def __init__(self, inputs, shares):
         self.mean, self.deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
@@ -50,7 +50,7 @@ class _Fit:
         return (inputs - self.mean) / self.deviation
 
     def predict(self, inputs, penalties):
-        """(clips, inputs) -> (penalties, clips, labels)."""
+        """Predicted shares (penalties, clips, labels) from inputs (clips, inputs)."""
         on_basis = self._standardized(np.asarray(inputs, np.float64)) @ self.basis
         return np.stack(
             [on_basis @ (self.weights / (self.eigenvalues + penalty)[:, None]) + self.offset for penalty in penalties]

@@ -1,4 +1,4 @@
-"""Spearman's ρ of predicted shares: computed by the metric, printed, and kept in the files of a run."""
+"""Spearman's ρ of predicted shares: computed as in the metric, printed, and written to the files of a run."""
 
 import csv
 import json
@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset_script.whole_files import whole_file
-from ..metrics.emotion_share_spearman.spearman import INTERVAL, spearman_scores
+from ..metrics.emotion_share_spearman.spearman import INTERVAL, bootstrapped, percentile_interval, spearman_scores
 from .selections import SELECTIONS
 
 RESULTS = "eval_results.json"  # written last: its presence marks a finished run
 HISTORY = "training_history.csv"
 
-MEAN = None  # stands where a label does, for the mean over the labels; a label may have any name
+MEAN = None  # key of the mean over the labels; not a string, because a label may have any name
 
-# What eval_results.json has in front of the metric's names.
-PREFIX = "eval_"
+PREFIX = "eval_"  # of the metric's names in eval_results.json
 MADE_FROM = "made_from"
 LEFT_OUT = "clips_left_out"
 CALIBRATION = "calibration"
@@ -26,14 +25,14 @@ CEILING = "noise_ceiling"
 GROUPS = "groups"
 OF_FOLD = "test"
 
-# Shares of different clips that are no further apart differ by float32's rounding alone. Those of an untrained head
-# that is not dead may be as close as 1e-5.
+# Shares that are closer than this differ only by float32 rounding. Those of an untrained head that is not dead may
+# be as close as 1e-5.
 CONSTANT_SPREAD = 1e-7
 
 
 @dataclass(frozen=True)
 class Score:
-    """Spearman's ρ, and the ends of its 95 % interval; NaN where there is none."""
+    """Spearman's ρ and the ends of its 95 % interval; NaN if it does not exist."""
 
     rho: float
     low: float = math.nan
@@ -42,11 +41,11 @@ class Score:
 
 class Scorer:
     """
-    The challenge's score of predicted shares against a split's true ones: what `metrics/emotion_share_spearman`
-    computes, called without the metric.
+    The challenge's score of predicted shares against a split's true shares, with the code of
+    `metrics/emotion_share_spearman`, but without the metric's copy of its inputs to Arrow.
 
     Args:
-        references: (clips, labels) true shares, NaN where one is not known.
+        references: (clips, labels) true shares, NaN where unknown.
         labels: label names.
     """
 
@@ -58,50 +57,66 @@ class Scorer:
         """
         Args:
             predictions: (clips, labels) predicted shares.
-            bootstrap: resamples of the clips for the intervals; 0 for none.
-            seed: of the resampling.
-            groups: (clips,) what each clip belongs to, such as its speaker, to resample whole groups; `None` resamples
+            bootstrap: number of resamples for the intervals; 0 for none.
+            seed: seed of the resampling.
+            groups: (clips,) the group of each clip, such as its speaker, to resample whole groups; `None` resamples
                 clips.
 
         Returns:
-            `dict[str | None, Score]`: of `MEAN`, and of each label.
+            `dict[str | None, Score]`: scores of `MEAN` and of each label.
         """
         values = spearman_scores(predictions, self.references, self.labels, bootstrap, seed, groups)
         return {label: _score(values, metric_name(label)) for label in (MEAN, *self.labels)}
 
     def rhos(self, predictions, labels):
-        """Spearman's ρ (n,) of the predictions (clips, n) for the labels with these n indices."""
+        """Spearman's ρ (n,) of predictions (clips, n) for the labels with these n indices."""
         names = [self.labels[index] for index in labels]
         values = spearman_scores(predictions, self.references[:, labels], names)
         return np.array([values[metric_name(name)] for name in names])
 
 
+def bootstrapped_scores(rhos_of, labels, *resampling, **options):
+    """
+    Scores as of `Scorer.scores`, averaged over the runs of a `ResampledSpearman`, without checks and warnings.
+
+    Args:
+        rhos_of: `ResampledSpearman`.
+        labels: label names.
+        resampling, options: further arguments of `bootstrapped`.
+
+    Returns:
+        `dict[str | None, Score]`: scores of `MEAN` and of each label.
+    """
+    rhos, resampled = bootstrapped(rhos_of, *resampling, **options)
+    columns = zip((MEAN, *labels), rhos, resampled.T, strict=True)
+    return {label: Score(float(rho), *percentile_interval(column)) for label, rho, column in columns}
+
+
 def metric_name(label):
-    """What the metric calls a label's ρ."""
+    """The name of a label's ρ, or that of the mean, in the metric's result."""
     return "spearman" if label is MEAN else f"spearman_{label}"
 
 
 def _score(values, name):
-    """The `Score` in a dict of the metric's names, in which JSON has `None` for NaN."""
+    """The `Score` of this name in a result of the metric, or in JSON, where NaN is `None`."""
     numbers = (values[name], *values.get(name + INTERVAL, ()))
     return Score(*(math.nan if number is None else number for number in numbers))
 
 
 def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=None, calibrations=None, of_fold=None):
     """
-    Writes scores as JSON, under the metric's names after `eval_`. A score that does not exist (NaN) becomes null; where
-    no score has an interval, none is written.
+    Writes scores as JSON, under the metric's names with the prefix `eval_`. A score that does not exist (NaN) becomes
+    null. If no score has an interval, none is written; an argument that is `None`, 0 or empty adds no key.
 
     Args:
-        path: of the file.
-        scores: of `Scorer.scores`.
-        made_from: of `Corpus.fingerprints`, under `made_from`; `None` leaves it out.
-        left_out: number of clips that could not be predicted and are not in the scores, under `clips_left_out`, which
-            is only there where there are such clips.
-        ceiling: `NoiseCeiling`, under `noise_ceiling`, by the metric's names; not there if there is none.
-        groups: by fact, what `groups.as_json` returns, under `groups`; not there if there is none.
-        calibrations: by split, `Calibration`s of a model that says how sure it is, under `calibration`.
-        of_fold: of `Scorer.scores` on a fold that is test, under `test`, by the metric's names; `None` leaves it out.
+        path: path of the file.
+        scores: what `Scorer.scores` returned.
+        made_from: what `Corpus.fingerprints` returned, under `made_from`.
+        left_out: number of clips that could not be predicted and are not in the scores, under `clips_left_out`.
+        ceiling: `NoiseCeiling`, under `noise_ceiling`, by the metric's names.
+        groups: what `groups.as_json` returned, by fact, under `groups`.
+        calibrations: `Calibration`s by split, of a model that predicts concentrations, under `calibration`.
+        of_fold: what `Scorer.scores` returned on test, if test is a fold, under `test`, by the metric's names.
     """
     has_intervals = any(not math.isnan(end) for score in scores.values() for end in (score.low, score.high))
     values = {}
@@ -126,7 +141,7 @@ def write_scores(path, scores, made_from=None, left_out=0, ceiling=None, groups=
 
 
 def number_or_null(number):
-    """As JSON has it: `None` for NaN."""
+    """The number, or `None` for NaN, which JSON does not have."""
     return None if math.isnan(number) else number
 
 
@@ -137,11 +152,11 @@ def read_scores(path, labels):
         labels: label names.
 
     Returns:
-        `dict[str | None, Score]`: of `MEAN`, and of each label.
+        `dict[str | None, Score]`: scores of `MEAN` and of each label.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it does not hold the scores of these labels.
+        ValueError: naming the file, if it does not contain the scores of these labels.
     """
     values = _read_results(path)
     for label in (MEAN, *labels):
@@ -154,12 +169,12 @@ def read_scores(path, labels):
 
 
 def _check_numbers(path, values, name):
-    """Raises ValueError if a score or its interval in a JSON file is not what `write_scores` writes."""
+    """Raises ValueError if a score or its interval in a JSON file is not in the form that `write_scores` gives it."""
     rho, interval = values[name], values.get(name + INTERVAL, [None, None])
     if not _is_number_or_null(rho):
         raise ValueError(f"{path}: {name} is {rho!r}; expected a number or null")
     if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval))):
-        raise ValueError(f"{path}: {name + INTERVAL} is {interval!r}; expected two numbers, or two times null")
+        raise ValueError(f"{path}: {name + INTERVAL} is {interval!r}; expected two numbers, or [null, null]")
 
 
 def _is_number_or_null(value):
@@ -172,12 +187,12 @@ def read_made_from(path):
         path: JSON file that `write_scores` wrote.
 
     Returns:
-        `Corpus.fingerprints` of the corpus that the results were made from; `None` if they do not say, as those of
-        earlier versions.
+        `Corpus.fingerprints` of the corpus that the results were made from; `None` in results of earlier versions,
+        which did not record it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is not JSON, or cut off.
+        ValueError: naming the file, if it is not JSON or is cut off.
     """
     return _read_results(path).get(MADE_FROM)
 
@@ -194,8 +209,8 @@ def _read_results(path):
 
 def is_constant(shares):
     """
-    Which labels have the same share for every clip: (clips, labels) -> (labels,) bool. With a single clip this cannot
-    be known, and none has.
+    Which labels have the same share for every clip, (labels,) bool, from shares (clips, labels). With a single clip,
+    none of them.
     """
     return (np.ptp(shares, axis=0) < CONSTANT_SPREAD) & (len(shares) > 1)
 
@@ -203,12 +218,12 @@ def is_constant(shares):
 def score_table(scores, notes=None, ceiling=None):
     """
     Args:
-        scores: of `Scorer.scores`.
+        scores: what `Scorer.scores` returned.
         notes: text to add after a label's score, by label.
-        ceiling: `NoiseCeiling`, shown behind the interval of each label that has one.
+        ceiling: `NoiseCeiling`, shown after the interval of each label that has one.
 
     Returns:
-        `str`: a line for the mean and one for each label, with 95 % intervals where there are any.
+        `str`: a line for the mean and one for each label, with 95 % intervals if there are any.
     """
     lines = []
     for label, score in scores.items():
@@ -221,13 +236,12 @@ def score_table(scores, notes=None, ceiling=None):
 
 def report(scores, shares, best_epochs, ceiling, accelerator, selection="best_epoch"):
     """
-    Prints the devel scores of a run, the noise ceiling, the epoch from which each emotion's weights are, and which
-    heads are dead.
+    Prints the devel scores of a run, the noise ceiling, the epoch of each emotion's weights, and the dead heads.
 
     Args:
-        scores: of `Scorer.scores`.
+        scores: what `Scorer.scores` returned.
         shares: (clips, labels) predicted devel shares.
-        best_epochs: the epoch of each label's weights, 0 where there was no ρ to select by.
+        best_epochs: the epoch of each label's weights, 0 if there was no ρ to select by.
         ceiling: `NoiseCeiling` of devel.
         accelerator: `accelerate.Accelerator`.
         selection: the run's `--selection`.
@@ -246,22 +260,22 @@ def report(scores, shares, best_epochs, ceiling, accelerator, selection="best_ep
     if dead:
         accelerator.print(
             f"\nDead: {', '.join(dead)}. The head gives the same share for every clip, which counts as a rho of 0. If "
-            "its last ReLU has closed, a new run with --restart_dead_heads N re-initialises it with another seed, at "
+            "its last ReLU is always 0, a new run with --restart_dead_heads N re-initialises it with another seed, at "
             "most N times; with --output_activation sigmoid a head cannot die in this way."
         )
 
 
 def write_history(path, history, labels, selected=None):
     """
-    Writes how a training run went, as CSV.
+    Writes the history of a training run as CSV.
 
     Args:
-        path: of the file.
-        history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label, as
-            `training.trainer.Progress` has it. A ρ that does not exist (NaN) is left empty.
+        path: path of the file.
+        history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label, as in
+            `training.trainer.Progress`. A ρ that does not exist (NaN) is left empty.
         labels: label names.
-        selected: the epoch of each label's weights, for a column that is 1 in its row and 0 in others; `None` for no
-            such column.
+        selected: the epoch of each label's weights, for a column `selected` that is 1 in this epoch and 0 in others;
+            `None` leaves the column out.
     """
     with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -277,8 +291,8 @@ def read_history(path):
         path: CSV file that `write_history` wrote.
 
     Returns:
-        `dict[str, tuple[list[int], list[float]]]`: each label's epochs, and the training losses in them; empty if there
-        is no such file.
+        `dict[str, tuple[list[int], list[float]]]`: each label's epochs and their training losses; empty if there is no
+        such file.
     """
     if not Path(path).is_file():
         return {}

@@ -1,1 +1,1 @@
-"""What `reproduce.py` is made of: a grid of training runs, and the tables and figures that are made of them."""
+"""The parts of `reproduce.py`: a grid of training runs, and the tables and figures of their results."""

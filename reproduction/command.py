@@ -1,4 +1,4 @@
-"""The command line of a grid: wrong flags are reported before anything that takes long is imported."""
+"""The command line of a grid, which reports wrong flags before it imports anything slow."""
 
 import argparse
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from ..training.user_errors import run_entry_point
 
 DESCRIPTION = (
-    "Reproduces the paper: a grid of features, architectures and seeds, and its tables and figures. Each cell is a run "
-    "of train.py in a folder of its own. A finished cell is left alone, an interrupted one is resumed, and one that "
-    "fails does not stop the others."
+    "Reproduces the paper: trains a grid of features, architectures and seeds, and makes tables and figures. Each cell "
+    "is a run of train.py in its own folder. Finished cells are left alone, interrupted ones are resumed, and a cell "
+    "that fails does not stop the others."
 )
 
 
 def main(argv, name="reproduce.py"):
     """
-    `reproduce.py`, and `emoshare reproduce`, whose name messages begin with. Returns the exit code: 1 if a cell is not
-    done, 2 if something that the user gave is wrong.
+    Runs `reproduce.py`, or `emoshare reproduce`; error messages begin with `name`. Returns the exit code: 1 if a cell
+    is not done, 2 if the user's input is wrong.
     """
     return run_entry_point(name, _parse, _run, argv)
 
@@ -31,10 +31,10 @@ def _parse(argv, name):
     parser = argparse.ArgumentParser(prog=name, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", required=True, type=Path, help="the grid: a YAML file, see configs/*_grid.yaml")
     parser.add_argument("--data_dir", help="folder of the corpus")
-    parser.add_argument("--output_dir", help="folder for everything, instead of the one in the grid")
+    parser.add_argument("--output_dir", help="output folder, instead of the one in the grid")
     parser.add_argument("--sweep_layers", action="store_true", help="add a cell for each layer of each backbone")
     parser.add_argument(
-        "--dry_run", action="store_true", help="only list the cells, with the time and disk space that they may take"
+        "--dry_run", action="store_true", help="only list the cells, with an estimate of their time and disk space"
     )
     flags = parser.parse_args(argv)
 

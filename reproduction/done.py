@@ -1,73 +1,66 @@
-"""Compares the cells of a grid that are done with the corpus that it has now."""
+"""Checks that the finished cells of a grid were made from its current corpus."""
 
 import sys
 
 from ..evaluation.scores import read_made_from
-from ..training.corpus import corpus_of_run, load_run_corpus
+from ..training.corpus import corpus_of_run
 from ..training.user_errors import together
 
 
 def check_done_cells(grid, corpus, accelerator):
     """
-    Names, on stderr, the results that cannot be read, whose cells are not done and are trained again; and those of
-    earlier versions, which do not say what they were made from and are kept. Changes nothing.
+    Checks that the finished cells were made from this corpus, and changes nothing. Lists on stderr the results that
+    cannot be read, whose cells will be trained again, and the results of earlier versions, which do not record their
+    corpus and are kept.
 
     Args:
         grid: `Grid`.
-        corpus: the `Corpus` of its first cell.
+        corpus: its `Corpus`, with its own splits.
         accelerator: `accelerate.Accelerator`.
 
     Raises:
-        UserError: if a cell was made from another corpus; says which cells, and what differs.
+        UserError: if a cell was made from another corpus; lists these cells and the differences.
     """
-    done = [cell for cell in grid.cells if cell.is_done]
-    corpora = {_key(grid.cells[0]): corpus.as_stored}
-    for cell in done:
-        if _key(cell) not in corpora:
-            corpora[_key(cell)] = load_run_corpus(cell.arguments.data, accelerator).as_stored
 
     def check():
         for cell in grid.cells:
             if cell.has_damaged_results:
                 print(f"{cell.results} cannot be read: the cell is trained again", file=sys.stderr)
-        _compare(grid, done, corpora)
+        _compare(grid, corpus)
 
     together(check if accelerator.is_main_process else lambda: None)
 
 
-def _key(cell):
-    """What decides a cell's corpus, of which its fold may be a part."""
-    data = cell.arguments.data
-    return data.dataset, data.data_dir, data.max_train_samples
-
-
-def _compare(grid, done, corpora):
+def _compare(grid, corpus):
     now, unknown, differences = {}, [], []
-    for cell in done:
-        then, key = read_made_from(cell.results), (_key(cell), cell.fold)
+    for cell in grid.cells:
+        if not cell.is_done:
+            continue
+        data = cell.arguments.data
+        then, key = read_made_from(cell.results), (data.max_train_samples, data.fold)
         if then is None:
             unknown.append(cell.folder.name)
             continue
         if key not in now:
-            now[key] = corpus_of_run(corpora[_key(cell)], cell.arguments.data).fingerprints()
+            now[key] = corpus_of_run(corpus, data).fingerprints()
         if then != now[key]:
             differences.append(f"  {cell.folder.name}: {', '.join(_differences(then, now[key]))}")
     if unknown:
         print(
-            f"{len(unknown)} finished cell(s) do not say what corpus they were made from, as results of earlier "
-            f"versions do not: {', '.join(unknown)}. They are kept; to train one again, delete its folder",
+            f"{len(unknown)} finished cell(s) do not say what corpus they were made from, because they are results of "
+            f"earlier versions: {', '.join(unknown)}. They are kept; to train one again, delete its folder",
             file=sys.stderr,
         )
     if differences:
         raise ValueError(
             "\n".join([f"{grid.output_dir}: {len(differences)} finished cell(s) are of another corpus:", *differences])
-            + "\nTo train them again, delete their folders; to keep them, give the corpus that they were made from, or "
+            + "\nTo train them again, delete their folders; to keep them, use the corpus that they were made from, or "
             "another output_dir"
         )
 
 
 def _differences(then, now):
-    """What differs between two `Corpus.fingerprints`, as texts."""
+    """Yields descriptions of the differences between two `Corpus.fingerprints`."""
     for split in dict.fromkeys([*then, *now]):
         if split not in now:
             yield f"there is no {split} any more"

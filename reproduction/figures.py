@@ -1,4 +1,4 @@
-"""Figures of a grid, each as PNG and SVG."""
+"""Figures of a grid, each saved as PNG and SVG."""
 
 import math
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from ..evaluation.figures import plot_shares, save_figure
 SUFFIXES = (".png", ".svg")
 COLUMNS = 3
 PANEL_INCHES = 2.6
-LEGEND_INCHES = 3.2  # the longest entry
-BINS = np.arange(-0.025, 1.05, 0.05)  # centred on the multiples of 0.05; clips without any vote are in the first
+LEGEND_INCHES = 3.2  # width of the longest entry
+BINS = np.arange(-0.025, 1.05, 0.05)  # centred on multiples of 0.05; the first holds clips without any vote
 LAYER_NAMES = {-1: "last", "weighted": "all"}
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an architecture is drawn. Markers and lines differ too, so that no figure needs its colours."""
+    """How an architecture is drawn. Markers and lines differ too, so that figures can be read without colours."""
 
     color: str
     marker: str
@@ -29,14 +29,14 @@ class Style:
     legend: str
 
 
-# Okabe and Ito's colours. The lists differ in length, so that combinations of the three repeat late.
+# Okabe and Ito's colours. The lists have different lengths, so that combinations of the three repeat late.
 COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINESTYLES = ("--", "-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (9, 3)), (0, (9, 2, 1, 2)), (0, (3, 6)))
 
 
 def style_of(architecture):
-    """The `Style` of an architecture, by its place in the table."""
+    """The `Style` of an architecture, which depends on its place in `ARCHITECTURES`."""
     place = list(ARCHITECTURES).index(architecture)
     entry = ARCHITECTURES[architecture]
     return Style(
@@ -49,13 +49,13 @@ def style_of(architecture):
 
 def plot_best_shares(stem, run, references, predictions, title):
     """
-    The paper's Figure 2, of one run: see `plot_shares`.
+    Plots the paper's Figure 2 for one run: see `plot_shares`.
 
     Args:
         stem: path of the figure without its suffix.
         run: `Run`.
         references, predictions: (clips, labels) shares of the scored clips.
-        title: above all panels.
+        title: title above all panels.
     """
     for suffix in SUFFIXES:
         plot_shares(stem.with_suffix(suffix), references, predictions, run.scores, title)
@@ -63,13 +63,13 @@ def plot_best_shares(stem, run, references, predictions, title):
 
 def plot_architectures(stem, systems, title, scored="devel", published=None, baseline=None):
     """
-    The paper's Figure 3: mean ρ of each architecture, by features, with the standard deviation over seeds.
+    Plots the paper's Figure 3: mean ρ of each architecture, by features, with the standard deviation over seeds.
 
     Args:
         stem: path of the figure without its suffix.
         systems: `System`s.
-        title: above all.
-        scored: what the clips are called that ρ is of.
+        title: title of the figure.
+        scored: name of the scored clips, such as devel.
         published: the paper's mean ρ, by row and architecture.
         baseline: mean ρ of the challenge's baseline.
     """
@@ -99,7 +99,7 @@ def plot_architectures(stem, systems, title, scored="devel", published=None, bas
 
 
 def _plot_architecture(panel, architecture, members, seeds, published):
-    """The marks of one architecture; `members` are its `System`s by their height in the panel."""
+    """Plots one architecture; `members` are its `System`s by their height in the panel."""
     style = style_of(architecture)
     panel.errorbar(
         [system.rho() for system in members.values()],
@@ -128,20 +128,20 @@ def _plot_architecture(panel, architecture, members, seeds, published):
 
 def plot_folds(stem, systems, pooled, title):
     """
-    Mean ρ on each test fold by itself, and on all of them together with its interval: a row for each system.
+    Plots a row for each system: mean ρ on each test fold, and pooled over all folds, with its interval.
 
     Args:
         stem: path of the figure without its suffix.
         systems: `System`s.
-        pooled: each system's `Score` on all folds together.
-        title: above all.
+        pooled: each system's `Score`, pooled over all folds.
+        title: title of the figure.
     """
     figure = Figure((7.5, 1.8 + 0.32 * len(systems)), layout="constrained")
     panel = figure.subplots()
     panel.set_title(title, fontsize="medium")
     for height, (system, score) in enumerate(zip(systems, pooled, strict=True)):
         style, rhos = style_of(system.architecture), system.rhos_of_folds()
-        panel.plot(rhos, np.full(len(rhos), height), "|", color="0.5", markersize=9, label="a fold by itself")
+        panel.plot(rhos, np.full(len(rhos), height), "|", color="0.5", markersize=9, label="one fold")
         panel.plot([score.low, score.high], [height, height], color=style.color, label="95 % interval")
         panel.plot([score.rho], [height], style.marker, color=style.color, label=style.legend)
     panel.axvline(0, color="0.6", linewidth=0.8)
@@ -156,13 +156,13 @@ def plot_folds(stem, systems, pooled, title):
 
 def plot_layers(stem, systems, title, scored="devel"):
     """
-    Mean ρ by the layer of the backbone that the heads see: a panel for each backbone.
+    Plots mean ρ by the backbone layer that the heads read, with a panel for each backbone.
 
     Args:
         stem: path of the figure without its suffix.
         systems: `System`s of backbones that were run with several layers.
-        title: above all panels.
-        scored: what the clips are called that ρ is of.
+        title: title above all panels.
+        scored: name of the scored clips, such as devel.
     """
     backbones = list(dict.fromkeys(system.feature_set for system in systems))
     figure, panels = _panels(len(backbones), title, "layer: hidden_states[k]", f"mean ρ on {scored}", sharey=True)
@@ -206,13 +206,13 @@ def _plot_curve(panel, layers, of_layer, places, is_line):
 
 def plot_training_loss(stem, runs, histories, title):
     """
-    Training loss over epochs: a panel for each head, a line for each run.
+    Plots training loss over epochs, with a panel for each head and a line for each run.
 
     Args:
         stem: path of the figure without its suffix.
         runs: `Run`s.
-        histories: each run's, as `read_history` gives it.
-        title: above all panels.
+        histories: each run's history, as `read_history` returns it.
+        title: title above all panels.
     """
     labels = list(dict.fromkeys(label for history in histories for label in history))
     figure, panels = _panels(len(labels), title, "epoch", "training loss")
@@ -241,13 +241,13 @@ def plot_training_loss(stem, runs, histories, title):
 
 def plot_label_distribution(stem, shares, labels, title):
     """
-    How the true shares are distributed, in bars 0.05 wide: a panel for each label.
+    Plots histograms of the true shares, in bins of 0.05, with a panel for each label.
 
     Args:
         stem: path of the figure without its suffix.
-        shares: true shares (clips, labels), NaN where one is not known, by what the clips are called: one or two sets.
+        shares: true shares (clips, labels), NaN where unknown, of one or two sets of clips, by the name of the set.
         labels: label names.
-        title: above all panels.
+        title: title above all panels.
     """
     figure, panels = _panels(
         len(labels), title, "true share of listeners", "clips of the split", sharex=True, sharey=True
@@ -276,7 +276,7 @@ def plot_label_distribution(stem, shares, labels, title):
 
 
 def _panels(count, title, x_label, y_label, **options):
-    """A figure with `count` panels in rows of `COLUMNS`, and the panels."""
+    """A figure with `count` panels in rows of `COLUMNS`, and these panels."""
     rows, columns = math.ceil(count / COLUMNS), min(count, COLUMNS)
     size = (max(columns * PANEL_INCHES, 4.5), rows * (PANEL_INCHES - 0.4) + 1.3)
     figure = Figure(size, layout="constrained")
@@ -294,11 +294,11 @@ def _panels(count, title, x_label, y_label, **options):
 
 
 def _legend_below(figure):
-    """One legend for all panels, with each entry once."""
+    """Adds one legend for all panels, with each entry once."""
     entries = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()
-        # matplotlib names lines before those with error bars; the grid's own come first here.
+        # matplotlib lists plain lines before error bars; the grid's own results, with error bars, come first here.
         named = sorted(zip(names, handles, strict=True), key=lambda entry: not isinstance(entry[1], ErrorbarContainer))
         entries |= {name: handle for name, handle in named if name not in entries}
     if entries:

@@ -1,4 +1,4 @@
-"""A grid of training runs: the YAML file that describes it, and its cells."""
+"""A grid of training runs: its YAML file and its cells."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from ..evaluation.scores import RESULTS, read_made_from
 from ..training.arguments import ACOUSTIC, Arguments, arguments_of, read_yaml
 
 KEYS = ("title", "output_dir", "train", "features", "architectures", "seeds")
-FOLD_KEYS = ("folds", "group_by")  # which a grid may have
+FOLD_KEYS = ("folds", "group_by")  # optional
 # Flags of train.py that the grid sets itself.
 OWN_FLAGS = (
     "architecture",
@@ -30,9 +30,10 @@ OWN_FLAGS = (
     "fold",
     *FOLD_KEYS,
 )
-FLAGS_OF_ALL = ("resample",)  # the page compares cells with each other
+# Flags that are the same for all cells: the report scores all of them on the clips of one corpus.
+FLAGS_OF_ALL = ("dataset", "data_dir", "streaming", "resample")
 RANDOM_BACKBONE = "random_backbone"
-SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # of the layers' cells, if the grid has it
+SWEPT_ARCHITECTURE = "cnn_lstm_attention"  # architecture of the cells of a layer sweep, if the grid has it
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Cell:
     One training run of a grid.
 
     Attributes:
-        feature_set: what the heads see, by the name of its row in the tables.
+        feature_set: name of the features that the heads take, and of their row in the tables.
         arguments: `Arguments` of the run.
     """
 
@@ -77,7 +78,7 @@ class Cell:
 
     @property
     def results(self):
-        """Path of its results."""
+        """Path of its results file."""
         return self.folder / RESULTS
 
     @property
@@ -95,10 +96,10 @@ class Cell:
 class Grid:
     """
     Attributes:
-        title: of the report.
-        output_dir: folder of everything: cells, features, report.
+        title: title of the report.
+        output_dir: folder for the cells, features and report.
         cells: `list[Cell]`.
-        random_backbones: configs of the backbones that are made, with random weights, by their folder.
+        random_backbones: configs of the backbones to create with random weights, by their folder.
     """
 
     title: str
@@ -109,22 +110,21 @@ class Grid:
 
 def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
     """
-    Reads a grid and checks every cell of it, before any of them is trained.
+    Reads a grid and checks all of its cells, before any of them is trained.
 
     Args:
-        path: YAML file with `title`, `output_dir`, `train` (flags of train.py for all cells), `features` (a row of the
-            tables by its name: flags of train.py, or `random_backbone` and a backbone's config), `architectures`
-            (flags, too) and `seeds`; perhaps `folds` and `group_by`, flags of train.py, too.
-        data_dir: of the corpus, instead of the one in `train`.
-        output_dir: instead of the one in the file.
+        path: YAML file with `title`, `output_dir`, `train` (flags of train.py for all cells), `features` (by the name
+            of a row in the tables: flags of train.py, or `random_backbone` with a backbone's config), `architectures`
+            (by name: flags of train.py) and `seeds`; optionally the flags `folds` and `group_by`.
+        data_dir: folder of the corpus, instead of the one in `train`.
+        output_dir: output folder, instead of the one in the file.
         sweep_layers: whether to add a cell for each layer of each backbone.
 
     Returns:
-        `Grid`; one with folds has the cells of the first alone: see `with_folds`.
+        `Grid`; if it has folds, only with the cells of the first fold: see `with_folds`.
 
     Raises:
-        ValueError: on a key, value or combination that is not right, and on a backbone that cannot be fetched; names
-            the line.
+        ValueError: on an invalid key, value or combination, or a backbone that cannot be fetched; names the line.
     """
     reader = _Reader(Path(path))
     entries = reader.entries
@@ -160,11 +160,11 @@ def read_grid(path, data_dir=None, output_dir=None, sweep_layers=False):
 def with_folds(grid, corpus):
     """
     Args:
-        grid: `Grid` as `read_grid` gives it.
-        corpus: `Corpus` with its own splits: how many folds it has may depend on its groups.
+        grid: `Grid` as `read_grid` returns it.
+        corpus: `Corpus` with its own splits; the number of folds may depend on its groups.
 
     Returns:
-        `Grid` in which each cell stands once for every fold; the same one if it has no folds.
+        `Grid` with each cell once for every fold; the same grid if it has no folds.
 
     Raises:
         ValueError: if the corpus cannot be divided into such folds.
@@ -197,7 +197,7 @@ def _combinations(entries, flags, backbone_config, sweep_layers):
 
 
 class _Reader:
-    """A grid's YAML file. Errors name the line."""
+    """Reads and checks a grid's YAML file. Errors name the line."""
 
     def __init__(self, path):
         self.path = path
@@ -213,7 +213,7 @@ class _Reader:
                 self._find_lines(value, (*keys, key.value))
 
     def error(self, keys, message):
-        line = self.lines.get(keys)  # a key such as null or 5 is another one in the text
+        line = self.lines.get(keys)  # none if the key is not text, such as null or 5
         return ValueError(f"{self.path}{f', line {line}' if line else ''}: {message}")
 
     def _check_shape(self):
@@ -259,7 +259,7 @@ class _Reader:
 
     @property
     def first_fold(self):
-        """Flags of train.py for the first fold; empty if the grid has none."""
+        """Flags of train.py for the first fold; empty if the grid has no folds."""
         flags = {key: self.entries[key] for key in FOLD_KEYS if self.entries.get(key) is not None}
         return {**flags, "fold": 0} if flags else {}
 
@@ -282,13 +282,13 @@ class _Reader:
 
     def arguments(self, row, name, flags, backbone_config):
         """
-        A cell's `Arguments`, checked as train.py checks its flags, and the model's config their combination.
+        A cell's `Arguments`. Flags are checked as in train.py, and their combination by the model's config.
 
         Args:
-            row: of the cell.
-            name: of its folder.
-            flags: of train.py.
-            backbone_config: of its backbone; `None` for acoustic features.
+            row: name of the cell's features.
+            name: name of its folder.
+            flags: its flags of train.py.
+            backbone_config: config of its backbone; `None` for acoustic features.
         """
         try:
             arguments = arguments_of(flags, "train.py")
@@ -304,7 +304,7 @@ class _Reader:
 
 
 def make_random_backbones(grid):
-    """Writes the backbones that the grid makes itself, unless they are there: always with the same weights."""
+    """Creates the grid's random backbones, unless they exist; always with the same weights."""
     for folder, fields in grid.random_backbones.items():
         if not (folder / "config.json").is_file():
             set_seed(0)
@@ -316,15 +316,15 @@ def make_random_backbones(grid):
 
 def claim_folder(cell):
     """
-    Makes the cell's folder, and notes in it which flags decide the cell's result.
+    Creates the cell's folder, and records in it the flags that determine the cell's result.
 
     Raises:
-        ValueError: if it holds a cell with other flags.
+        ValueError: if the folder holds a cell with other flags.
     """
     note = cell.folder / "cell.json"
     settings = cell.arguments.values("changes_results")
     if note.is_file():
-        # A flag that the note does not have was not given, or did not exist yet: either way, it had its default.
+        # A flag that is missing from the note was not given or did not exist yet, so it had its default value.
         before = arguments_of(json.loads(note.read_text(encoding="utf-8")), note).values("changes_results")
         changed = [name for name in settings if settings[name] != before[name]]
         if changed:

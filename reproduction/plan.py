@@ -1,4 +1,4 @@
-"""What a grid will take, before it begins; and the features of all layers that its cells share, extracted in one go."""
+"""Estimates the time and disk space of a grid, and extracts the features of all layers that its cells share."""
 
 import time
 from functools import partial
@@ -8,6 +8,7 @@ from accelerate.utils import tqdm
 
 from ..configuration_emoshare import EmoShareConfig
 from ..modeling_emoshare import EmoShareModel
+from ..training.checkpoints import checkpoints
 from ..training.features import check_new_audio, expected_bytes, extract_layers
 from ..training.model import build_model, load_left_out_backbone
 from ..training.precision import training_dtype
@@ -16,16 +17,15 @@ from ..training.store_names import StoreNames
 from ..training.user_errors import together
 from ..upper_layers_emoshare import stored_layer
 
-PROBED_SECONDS = 4.0  # of audio, the length of a clip of the challenge
+PROBED_SECONDS = 4.0  # of audio, as in a clip of the challenge
 PROBES = 3
-TUNING = " and what tuning the backbone takes"  # which is not measured
+TUNING = ", plus tuning the backbone"  # which is not measured
 
 
 def prepare_features(grid, corpus, accelerator):
     """
-    Checks the audio of which features are missing, for all rows, before anything is trained. Then extracts the features
-    of all layers that a row's unfinished cells need, in one pass of its backbone. Before that, prints how much disk
-    space they take.
+    Checks all audio whose features are missing, before anything is trained. Then extracts the features of all layers
+    that a row's unfinished cells need, in one pass of its backbone, after printing how much disk space they take.
 
     Args:
         grid: `Grid`.
@@ -33,7 +33,7 @@ def prepare_features(grid, corpus, accelerator):
         accelerator: `accelerate.Accelerator`.
 
     Raises:
-        UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
+        UserError: if clips are unreadable, truncated or too short; lists all of them, with their rows.
     """
     for row, cells in _by_backbone(grid):
         unfinished = [cell for cell in cells if not cell.is_done and cell.arguments.model.finetune != "all"]
@@ -61,9 +61,9 @@ def describe(grid, corpus, accelerator):
         grid, corpus, accelerator: as in `prepare_features`.
 
     Returns:
-        `str`: the cells, with the time and the disk space that they take on this machine. Times are measured in a few
-        steps on random features. Training is counted with all of its epochs, though it may stop early. What tuning a
-        backbone takes is not measured, which is said.
+        `str`: the cells, with their estimated time and disk space on this machine. Times are extrapolated from a few
+        steps on random features, and assume that training does not stop early. The time to tune a backbone is not
+        measured, and the text says so.
     """
     lines = [f"{'cell':<64} {'state':<12} {'training':>10}"]
     total, disk = 0.0, 0
@@ -82,9 +82,9 @@ def describe(grid, corpus, accelerator):
         lines.append(f"{row}: features of {len(layers)} layers, {_size(size)}, {_duration(extraction)} to extract")
         total, disk = total + extraction, disk + size
         frames = feature_extractor.num_frames(_probed_samples(feature_extractor))
-        times = {}  # folds differ by little
+        times = {}  # folds take about the same time
         for cell in tqdm(cells, desc=f"Timing {row}", leave=False):
-            state = "done" if cell.is_done else "interrupted" if cell.folder.is_dir() else "to do"
+            state = "done" if cell.is_done else "interrupted" if checkpoints(cell.folder) else "to do"
             seconds = 0.0
             if not cell.is_done:
                 key = cell.architecture, cell.layer, cell.seed
@@ -102,7 +102,7 @@ def describe(grid, corpus, accelerator):
 
 
 def _by_backbone(grid):
-    """`list` of (row, cells): the cells of a row that tune the same of its backbone, so that the rest is the same."""
+    """`list` of (row, cells): the cells of a row that tune the same part of its backbone, and share the frozen rest."""
     groups = {}
     for cell in grid.cells:
         model = cell.arguments.model
@@ -113,14 +113,14 @@ def _by_backbone(grid):
 
 
 def _stored_layers(cells, backbone_config):
-    """The layers that cells read from the feature store, sorted; none where all of the backbone is trained."""
+    """The layers that cells read from the feature store, sorted; none if the whole backbone is trained."""
     fields = [cell.arguments.model.backbone_fields for cell in cells]
     configs = [EmoShareConfig(backbone_config=backbone_config, **own) for own in fields if own["freeze_backbone"]]
     return sorted(set(map(stored_layer, configs)), key=str)
 
 
 def _expected_disk(corpus, config, feature_extractor, arguments, layers):
-    """Bytes of the stores of all splits and layers."""
+    """Size of the stores of all splits and layers, in bytes."""
     dtype = arguments.data.feature_dtype
     splits = corpus.splits.values()
     of_splits = together(lambda: [expected_bytes(clips, config, feature_extractor, dtype, layers) for clips in splits])
@@ -141,14 +141,14 @@ def _extract(model, feature_extractor):
 
 
 def _heads_of(cell, row_config):
-    """A model with the heads of a cell and no backbone. Labels and backbone are those of `row_config`."""
+    """A model with the heads of a cell and no backbone, with the labels and backbone config of `row_config`."""
     config = EmoShareConfig(
         backbone_config=row_config.backbone_config,
         backbone_layer=cell.layer,
         id2label=row_config.id2label,
         **cell.arguments.model.config_fields,
     )
-    with torch.device("meta"):  # where a backbone takes neither time nor memory
+    with torch.device("meta"):  # so that the backbone takes neither time nor memory
         model = EmoShareModel(config).select(range(config.num_labels))
     model.to_empty(device="cpu")
     for index in range(len(model.heads)):
@@ -158,13 +158,13 @@ def _heads_of(cell, row_config):
 
 def _training_seconds(model, arguments, frames, num_clips, accelerator):
     """
-    Seconds that all epochs of a run take.
+    Estimated seconds of all epochs of a run.
 
     Args:
         model: `EmoShareModel` with its heads, without its backbone.
         arguments: `Arguments` of the run.
-        frames: length of a clip.
-        num_clips: of the train split.
+        frames: length of a clip, in frames.
+        num_clips: number of clips in the train split.
         accelerator: `accelerate.Accelerator`.
     """
     device, run, config = accelerator.device, arguments.run, model.config
@@ -189,7 +189,7 @@ def _training_seconds(model, arguments, frames, num_clips, accelerator):
 
 
 def _seconds_of(step):
-    """The shortest of a few times, without the first, which includes preparations."""
+    """The shortest duration of a few steps, after one to warm up."""
     step()
     times = []
     for _ in range(PROBES):

@@ -1,4 +1,4 @@
-"""The page of a grid: what its finished cells gave, next to the paper's values where the corpus is the paper's."""
+"""The report of a grid: the results of its finished cells, and the paper's values if the corpus is the paper's."""
 
 import math
 from pathlib import Path
@@ -30,29 +30,27 @@ from .significance import mean_scores, paired_difference
 from .tables import NONE, claims_table, mean, number, table_1, table_2
 
 RESAMPLES = 1000
-SHOWN_GROUPS = 6  # whose names a row of the folds' table has
+SHOWN_GROUPS = 6  # most groups of a fold that are listed by name
 PAPERS_CORPUS = next(info for info in CORPORA.values() if info.is_papers)
 NOT_THE_PAPERS = "**These are not the paper's results.**"
-OTHER_SIZES = (
-    "**The splits are not the challenge's**, which have $expected: the differences from the paper mean little."
-)
+OTHER_SIZES = "**The splits are not the challenge's**, which have $expected, so differences from the paper mean little."
 NOTES_ON_PAPERS_CORPUS = {
     "Table 1: each emotion": "Below each row: the paper's values, each from one run, and the differences. The backbone "
-    "of HuBERT (Large) is known from the authors' code; those of the paper's other rows are inferred. Its row MFCC "
-    "Features stands below MFCCs, though its section 2.3 describes a mel filterbank.",
-    "Table 2: averages": "*Change*: against the challenge's own baseline, 0.500, of the averages as printed, as in the "
-    "paper. The paper's 0.425 and 0.274 do not follow from its Table 1, which gives 0.426 and 0.281.",
+    "of HuBERT (Large) is known from the authors' code; the backbones of the paper's other rows are inferred. The "
+    "paper's row MFCC Features is shown below MFCCs, although its section 2.3 describes a mel filterbank.",
+    "Table 2: averages": "*Change*: relative to the challenge's own baseline, 0.500, computed from rounded averages, "
+    "as in the paper. The paper's 0.425 and 0.274 do not follow from its Table 1, which gives 0.426 and 0.281.",
     "Figure 3: the architectures": "Hollow marks: the paper's values, from its Table 1.",
 }
 NOTES_ON_OTHERS = {
-    "Table 2: averages": "The challenge's baseline is for another corpus, so no change against it is given.",
-    "What the paper's text says": "The last column is for another corpus, so it neither confirms nor refutes what the "
-    "paper says about its own.",
+    "Table 2: averages": "The challenge's baseline is on another corpus, so no change relative to it is given.",
+    "What the paper's text says": "The last column is on another corpus, so it neither confirms nor refutes the "
+    "paper's statements about its own.",
 }
 
 
 def _read_sections(name):
-    """A page's template, section by section, by heading; the part before the first heading is under `""`."""
+    """A template's sections by heading; the part before the first heading is under `""`."""
     head, *sections = (Path(__file__).parent / name).read_text(encoding="utf-8").split("\n## ")
     return {"": head.strip()} | {part.partition("\n")[0]: f"## {part.strip()}" for part in sections}
 
@@ -63,17 +61,17 @@ SECTIONS_WITH_FOLDS = {**SECTIONS, **_read_sections("report_folds.md")}
 
 def write_report(grid, corpus, failed):
     """
-    Writes `results.csv`, `README.md`, and `figures/*.png` and `*.svg` of a grid to its `output_dir`. The page is made
-    of the cells that are done, and lists the others.
+    Writes `results.csv`, `README.md`, and `figures/*.png` and `*.svg` of a grid to its `output_dir`. The report covers
+    the finished cells, and lists the others.
 
     Args:
         grid: `Grid`.
-        corpus: the `Corpus` of the first cell, and of all others where the grid has no folds.
+        corpus: the `Corpus` of the first cell.
         failed: the last line of the error, by the name of a failed cell's folder.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file, if a finished cell's results or the predictions that are scored
-            are missing or belong to another corpus.
+        FileNotFoundError, ValueError: naming the file, if a finished cell's results or predictions are missing or
+            belong to another corpus.
     """
     (grid.output_dir / "figures").mkdir(parents=True, exist_ok=True)
     scored = scored_on(grid, corpus)
@@ -86,7 +84,7 @@ def write_report(grid, corpus, failed):
 
 
 class _Page:
-    """The sections of `README.md`; each writes its figure. A section without content is empty."""
+    """The sections of `README.md`, which also write their figures. A section without content is empty."""
 
     def __init__(self, grid, corpus, failed, scored, runs):
         self.grid, self.failed, self.scored = grid, failed, scored
@@ -126,7 +124,7 @@ class _Page:
 
     def caution(self, sizes):
         if self.is_papers:
-            caution = f"The corpus is the paper's, {self.info.title}: the paper's values are given too."
+            caution = f"The corpus is the paper's, {self.info.title}, so the paper's values are given too."
             if sizes != self.info.split_sizes:
                 caution += "\n\n" + Template(OTHER_SIZES).substitute(expected=_sizes(self.info.split_sizes))
             return caution
@@ -135,7 +133,7 @@ class _Page:
         of_others = "clips" if self.has_folds else "corpora"
         return (
             f"{NOT_THE_PAPERS} They are on {self.corpus}; the paper's are on {PAPERS_CORPUS.title}. ρ on different "
-            f"{of_others} cannot be compared, so no value of the paper is given."
+            f"{of_others} cannot be compared, so the paper's values are not given."
         )
 
     def table_1(self):
@@ -148,7 +146,7 @@ class _Page:
         return self.section("Table 2: averages", table=table_2(self.systems, self.labels, self.is_papers))
 
     def languages(self):
-        """Nothing unless the scored clips are in several languages that are known."""
+        """ρ by language; empty unless the scored clips are in several known languages."""
         if self.scored.languages is None:
             return ""
         names, language_of_clip = groups_of(self.scored.languages, are_names=True)
@@ -176,7 +174,7 @@ class _Page:
         return np.array([self.scored.predictions(run) for run in system.runs])
 
     def mean_score(self, predictions, clips=slice(None)):
-        """`Score` with its interval, the mean over emotions and runs, of these clips of `predictions`."""
+        """The `Score`, averaged over emotions and runs, of `predictions` for these clips, with its interval."""
         groups = None if self.scored.groups is None else np.asarray(self.scored.groups)[clips]
         return mean_scores(predictions[:, clips], self.scored.references[clips], self.labels, groups, RESAMPLES)[MEAN]
 
@@ -203,14 +201,14 @@ class _Page:
         return self.section("Folds", table=markdown_table(header, rows), resamples=f"{RESAMPLES:,}", figure=figure)
 
     def column_of_folds(self, system, pooled):
-        """ρ on each fold, their mean and deviation, and ρ on all of them together with its interval, as texts."""
+        """ρ on each fold, their mean and standard deviation, and the pooled ρ with its interval, as text."""
         rhos = system.rhos_of_folds()
         known = rhos[~np.isnan(rhos)]
         deviation = np.std(known, ddof=1) if len(known) > 1 else math.nan
         return [*map(number, rhos), f"{number(mean(rhos))} ± {number(deviation)}", _with_interval(pooled)]
 
     def groups_of(self, fold):
-        """The column for a fold's groups: their names, or their number where there are many; none without groups."""
+        """The column for a fold's groups: their names, or their number if there are many; no column without groups."""
         if self.scored.of_groups is None:
             return []
         groups = self.scored.of_groups[fold]
@@ -273,14 +271,16 @@ class _Page:
         return self.section("Architecture 2 against 1", resamples=f"{RESAMPLES:,}", table=table)
 
     def compare(self, first, second):
-        """The row of the table for two `System`s with the same features."""
+        """The table's row for two `System`s with the same features."""
         predictions = [self.predictions(system) for system in (first, second)]
         difference = paired_difference(*predictions, self.scored.references, RESAMPLES, groups=self.scored.groups)
         seeds = " and ".join(str(count) for count in dict.fromkeys(map(len, predictions)))
-        interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        interval = NONE if math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
         return [first.row, seeds, f"{difference.value:+.4f}", interval, self.verdict(difference, first, second)]
 
     def verdict(self, difference, first, second):
+        if math.isnan(difference.low):
+            return "one group: no interval"
         if difference.low > 0:
             return f"{second.title} is better on these clips"
         if difference.high < 0:
@@ -327,20 +327,20 @@ class _Page:
         return self.section("Test predictions", problems="\n".join(problems), **counts)
 
     def settings(self):
-        """Each flag's value or values; if each row of features has its own value, with the features."""
-        features = {}  # of each value of each flag
+        """Each flag's values; if each row of features has only one of them, with the names of these rows."""
+        features = {}  # by flag and value, the rows with this value
         for cell in self.grid.cells:
             settings = shown_settings(cell.arguments)
             settings.pop("fold", None)  # each cell has its own
             for name, value in settings.items():
                 features.setdefault(name, {}).setdefault(str(value), {})[cell.feature_set] = None
         rows = []
-        for name, of_value in features.items():
-            members = [row for having in of_value.values() for row in having]
-            if len(of_value) > 1 and len(set(members)) == len(members):
-                rows.append([name, "; ".join(f"{value} ({', '.join(having)})" for value, having in of_value.items())])
+        for name, by_value in features.items():
+            members = [row for having in by_value.values() for row in having]
+            if len(by_value) > 1 and len(set(members)) == len(members):
+                rows.append([name, "; ".join(f"{value} ({', '.join(having)})" for value, having in by_value.items())])
             else:
-                rows.append([name, ", ".join(of_value)])
+                rows.append([name, ", ".join(by_value)])
         return self.section("Settings", table=markdown_table(["setting", "value"], rows))
 
     def failures(self):
@@ -354,7 +354,7 @@ class _Page:
 
 
 def _corpus_title(info, arguments):
-    """What the page calls the corpus: a published one that is none of `CORPORA` by its own name."""
+    """Name of the corpus in the report; for a published dataset that is not in `CORPORA`, the dataset's own name."""
     is_known = info.is_named or not is_published(arguments.data.dataset)
     return info.title if is_known else shown_settings(arguments)["dataset"]
 
@@ -364,7 +364,7 @@ def _sizes(sizes):
 
 
 def _with_interval(score):
-    """Without one, where all clips are of one group."""
+    """A score as text with its interval, if it has one."""
     interval = "" if math.isnan(score.low) else f" ({number(score.low)} to {number(score.high)})"
     return f"{number(score.rho)}{interval}"
 

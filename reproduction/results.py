@@ -1,4 +1,4 @@
-"""Reads the scores that the finished cells of a grid left in their folders."""
+"""Reads the scores of a grid's finished cells from their folders."""
 
 import csv
 import math
@@ -16,12 +16,12 @@ from .grid import Cell
 @dataclass(frozen=True)
 class Run:
     """
-    What was trained with one seed.
+    The results of training with one seed.
 
     Attributes:
         cells: its finished `Cell`s: one, or one for each fold.
-        scores: its `Score`s by label and `MEAN`: on devel, or on all test folds together.
-        of_folds: those on each test fold by itself; empty if there are no folds.
+        scores: its `Score`s by label and by `MEAN`, on devel or on all test folds together.
+        of_folds: its `Score`s on each test fold; empty if there are no folds.
     """
 
     cells: tuple[Cell, ...]
@@ -30,13 +30,13 @@ class Run:
 
     @property
     def cell(self):
-        """The only cell, or that of the first fold."""
+        """The only cell, or the cell of the first fold."""
         return self.cells[0]
 
 
 @dataclass(frozen=True)
 class System:
-    """The `Run`s that differ in nothing but their seed, at least one."""
+    """One or more `Run`s that differ only in their seed."""
 
     runs: tuple
 
@@ -54,7 +54,7 @@ class System:
 
     @property
     def title(self):
-        """What the tables call its architecture."""
+        """Name of its architecture in tables."""
         return ARCHITECTURES[self.architecture].title
 
     @property
@@ -63,21 +63,21 @@ class System:
 
     @property
     def paper_row(self):
-        """The row of the paper's Table 1 with the same features, or `None`."""
+        """Name of the row of the paper's Table 1 with the same features, or `None`."""
         return row_of(self.runs[0].cell.arguments.model)
 
     def rho(self, label=MEAN):
-        """Mean over the seeds; NaN if no seed has a ρ."""
+        """Mean ρ over the seeds; NaN if no seed has one."""
         rhos = self._known_rhos(label)
         return float(np.mean(rhos)) if rhos else math.nan
 
     def spread(self, label=MEAN):
-        """Standard deviation over the seeds; NaN for fewer than two."""
+        """Standard deviation of ρ over the seeds; NaN for fewer than two."""
         rhos = self._known_rhos(label)
         return float(np.std(rhos, ddof=1)) if len(rhos) > 1 else math.nan
 
     def rhos_of_folds(self, label=MEAN):
-        """(folds,) ρ on each test fold by itself, the mean over the seeds; NaN where no seed has one."""
+        """Mean ρ over the seeds on each test fold, (folds,); NaN where no seed has one."""
         rhos = np.array([[scores[label].rho for scores in run.of_folds] for run in self.runs])
         known = ~np.isnan(rhos)
         with np.errstate(invalid="ignore"):
@@ -89,20 +89,20 @@ class System:
 
 
 def row_name(cell):
-    """What the tables call the cell's features."""
+    """Name of the cell's features in tables."""
     if cell.layer == -1:
         return cell.feature_set
     return f"{cell.feature_set}, {'weighted layers' if cell.layer == 'weighted' else f'layer {cell.layer}'}"
 
 
 def cell_name(cell):
-    """What the report calls a cell."""
+    """Name of a cell in the report."""
     fold = "" if cell.fold is None else f", fold {cell.fold}"
     return f"{run_name(cell)}{fold}"
 
 
 def run_name(cell):
-    """What the report calls the cell's run, of which it may be one of several folds."""
+    """Name of the cell's run in the report, without its fold."""
     return f"{row_name(cell)}, {ARCHITECTURES[cell.architecture].title}, seed {cell.seed}"
 
 
@@ -116,13 +116,13 @@ def read_run(cell, labels):
         `Run`.
 
     Raises:
-        ValueError: naming the file, if it does not hold the scores of these labels.
+        ValueError: naming the file, if it does not contain the scores of these labels.
     """
     return Run((cell,), read_scores(cell.results, labels))
 
 
 def systems_of(runs):
-    """The runs as `System`s, in the order in which they come."""
+    """Groups runs into `System`s, in the order of their first runs."""
     grouped = {}
     for run in runs:
         grouped.setdefault((row_name(run.cell), run.cell.architecture), []).append(run)
@@ -131,8 +131,8 @@ def systems_of(runs):
 
 def write_results(path, runs):
     """
-    Writes a row for each run and label, and one for the mean; a number that does not exist is left empty. Where there
-    are folds, a column says of which one a row is: all together, or one by itself, which has no interval.
+    Writes a CSV with a row for each run and label, and for the mean. Numbers that do not exist are left empty. If there
+    are folds, a column `fold` has the number of the fold, without intervals, or `all` for all folds together.
     """
     has_folds = any(run.of_folds for run in runs)
     with whole_file(path, newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Runs a grid: each cell is a run of `train.py` in a folder of its own."""
+"""Runs a grid, in which each cell is a run of `train.py` in its own folder."""
 
 import shutil
 import sys
@@ -25,25 +25,25 @@ ERROR = "error.txt"
 def run(grid, dry_run=False):
     """
     Args:
-        grid: `Grid`, as `read_grid` gives it.
-        dry_run: whether to list the cells only, with the time and disk space that they may take.
+        grid: `Grid`, as `read_grid` returns it.
+        dry_run: whether to only list the cells, with their estimated time and disk space.
 
     Returns:
         The exit code: 1 if a cell is not done.
 
     Raises:
-        UserError: if something that the user gave is wrong.
+        UserError: if the user's input is wrong.
     """
     accelerator = start(grid.cells[0].arguments)
     with accelerator.main_process_first():
         make_random_backbones(grid)
-    corpora = {}  # which cells share
     data = grid.cells[0].arguments.data
-    corpus = load_run_corpus(data, accelerator, _loaded(data, corpora, accelerator))
+    loaded = load_together(data, accelerator)
+    corpus = load_run_corpus(data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
-    grid = together(partial(with_folds, grid, corpus.as_stored))
-    together(partial(scored_on, grid, corpus))  # which must not fail when everything is trained
-    check_done_cells(grid, corpus, accelerator)
+    grid = together(partial(with_folds, grid, loaded))
+    together(partial(scored_on, grid, corpus))  # fails now rather than after training
+    check_done_cells(grid, loaded, accelerator)
     if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
@@ -53,12 +53,12 @@ def run(grid, dry_run=False):
     if accelerator.is_main_process:
         for cell in grid.cells:
             if cell.is_done:
-                _tidy(cell)  # in case that the run was killed before it could
-    # Cells that failed the last time are run after all others.
+                _tidy(cell)  # in case the run was killed before it did so
+    # Cells that failed last time are run after all others.
     unfinished = [cell for cell in grid.cells if not cell.is_done]
     for number, cell in enumerate(sorted(unfinished, key=lambda cell: (cell.folder / ERROR).is_file()), start=1):
         accelerator.print(f"\nCell {number} of {len(unfinished)}: {cell.folder.name}")
-        run_cell(cell, accelerator, corpora)
+        run_cell(cell, accelerator, loaded)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -73,41 +73,33 @@ def _claim_folders(grid):
         claim_folder(cell)
 
 
-def _loaded(data, corpora, accelerator):
-    """The corpus of a cell's `DataArguments` with its own splits; `corpora` keeps each that was loaded."""
-    key = data.dataset, data.data_dir, data.streaming
-    if key not in corpora:
-        corpora[key] = load_together(data, accelerator)
-    return corpora[key]
-
-
-def run_cell(cell, accelerator, corpora):
+def run_cell(cell, accelerator, loaded):
     """
-    Trains a cell. If that fails, its folder gets the error; with several processes, all of them end with it.
+    Trains a cell. If this fails, the error is written to its folder; with several processes, it also ends all of them.
 
     Args:
         cell: `Cell`.
         accelerator: `accelerate.Accelerator`.
-        corpora: a dict, in which cells find the corpora that others have loaded.
+        loaded: the grid's `Corpus` with its own splits, from `load_together`.
     """
     is_interrupted = bool(checkpoints(cell.folder))
     run = replace(cell.arguments.run, resume_from_checkpoint="last" if is_interrupted else None)
     arguments = replace(cell.arguments, run=run)
     try:
-        train(arguments, start(arguments), _loaded(arguments.data, corpora, accelerator))
+        train(arguments, start(arguments), loaded)
         if accelerator.is_main_process:
             _tidy(cell)
     except Exception as error:
         is_users = isinstance(error, UserError | OSError)
-        _note_error(cell, str(error) if is_users else traceback.format_exc())
-        if accelerator.num_processes > 1:  # the others may be waiting for this one in the middle of the cell
+        _note_error(cell, (str(error) or type(error).__name__) if is_users else traceback.format_exc())
+        if accelerator.num_processes > 1:  # the others may be waiting for this process
             raise
-        if not is_users:  # what the user can mend is in the list of failed cells at the end
+        if not is_users:  # user errors are listed at the end, without a traceback
             traceback.print_exc()
 
 
 def _tidy(cell):
-    """Removes what a finished cell does not need any more."""
+    """Removes the files that a finished cell no longer needs."""
     (cell.folder / ERROR).unlink(missing_ok=True)
     for checkpoint in checkpoints(cell.folder):  # gigabytes
         shutil.rmtree(checkpoint)
@@ -117,7 +109,7 @@ def _note_error(cell, text):
     try:
         with whole_file(cell.folder / ERROR, encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:  # the disk is full: the other cells are tried all the same
+    except OSError as error:  # such as a full disk; the other cells are still tried
         print(f"{cell.folder.name} failed: {text}\n{error}", file=sys.stderr)
 
 
@@ -134,6 +126,6 @@ def _report(grid, corpus):
 
 
 def _in_one_line(error):
-    """The last line of a traceback; a message as a whole."""
+    """The last line of a traceback, or a whole message."""
     lines = [line.strip() for line in error.strip().splitlines()]
     return lines[-1] if lines[0].startswith("Traceback") else " ".join(lines)

@@ -1,4 +1,4 @@
-"""What the runs of a grid are scored on: the devel split, or the test folds, all of them together."""
+"""The clips that the runs of a grid are scored on: the devel split, or all test folds together."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def scored_on(grid, corpus):
         corpus: the `Corpus` of its first cell.
 
     Returns:
-        `Folds` of a grid that has folds, `Devel` of any other.
+        `Folds` if the grid has folds, otherwise `Devel`.
     """
     arguments = grid.cells[0].arguments
     if arguments.data.folds is None:
@@ -27,20 +27,20 @@ def scored_on(grid, corpus):
 
 class Devel:
     """
-    Runs are scored on devel; each is one cell.
+    Scores runs, each of one cell, on devel.
 
     Args:
         corpus: `Corpus`.
         resample: `--resample` of the cells.
 
     Attributes:
-        name: for headings and figures.
-        references: (clips, labels) true shares of the scored clips, NaN where one is not known.
-        groups: (clips,) what each belongs to that is resampled as a whole; `None` where clips are resampled.
-        units: what intervals are over, as text.
-        languages: of each scored clip, `None` where it is not known; `None` if the corpus has no such fact.
-        shares: true shares by what the figure of their distribution calls the clips.
-        sizes: of what clips there are, as text.
+        name: name of the scored clips, for headings and figures.
+        references: (clips, labels) true shares of the scored clips, NaN where unknown.
+        groups: (clips,) the group of each clip, if whole groups are resampled; `None` if clips are.
+        units: describes what is resampled for intervals.
+        languages: language of each scored clip, `None` where unknown; `None` if the corpus has no such fact.
+        shares: true shares by the name of the set of clips, for the figure of their distribution.
+        sizes: describes the numbers of clips.
     """
 
     name = "devel"
@@ -56,7 +56,7 @@ class Devel:
         self.sizes = ", ".join(f"{len(clips):,} {split}" for split, clips in corpus.splits.items())
 
     def runs(self, cells):
-        """The `Run`s of the cells that are done."""
+        """The `Run`s of the finished cells."""
         return [read_run(cell, self.corpus.labels) for cell in cells if cell.is_done]
 
     def predictions(self, run):
@@ -67,19 +67,19 @@ class Devel:
 
 class Folds:
     """
-    Runs are scored on the predictions of all test folds together; each is a cell for each fold.
+    Scores runs, each of one cell per fold, on the predictions of all test folds together.
 
     Args:
         corpus: `Corpus` with its own splits.
         data: `DataArguments` of a cell.
-        resample: `--resample` of the cells; without it, the groups that are in one fold are resampled.
+        resample: `--resample` of the cells; without it, the groups of `--group_by` are resampled.
 
     Attributes:
         splits: the folds, a `datasets.DatasetDict`.
         group_by: the fact whose values are each in one fold, or `None`.
-        of_groups: for each fold these values, as texts; `None` if clips were not grouped.
-        title: what the folds are, as text.
-        name, references, groups, units, languages, shares, sizes: as those of `Devel`, of all folds in their order.
+        of_groups: these values as text, for each fold; `None` if clips were not grouped.
+        title: describes the folds.
+        name, references, groups, units, languages, shares, sizes: as in `Devel`, for the clips of all folds in order.
     """
 
     name = "the test folds"
@@ -108,7 +108,7 @@ class Folds:
         self.sizes = f"{len(self.references):,} in {self.title}, {each} each"
 
     def runs(self, cells):
-        """The `Run`s of which the cells of all folds are done."""
+        """The `Run`s whose cells are finished for all folds."""
         of_run = {}
         for cell in cells:
             if cell.is_done:
@@ -143,7 +143,7 @@ class Folds:
 
 
 def _units(groups, fact):
-    """What intervals are over, as text; `None` where clips are resampled."""
+    """Describes the groups that are resampled; `None` if clips are."""
     return None if groups is None else f"{len(set(groups)):,} groups by {fact}"
 
 

@@ -1,17 +1,15 @@
 """
-Bootstraps over clips, or over groups of clips: intervals of a system's scores, and whether one system is better than
-another.
+Bootstraps over clips or groups of clips, for the intervals of a system's scores and of the difference of two systems.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.scores import MEAN, Score
+from ..evaluation.scores import bootstrapped_scores
 from ..metrics.emotion_share_spearman.spearman import (
     ResampledSpearman,
-    mean_rho,
+    mean_of_same,
     percentile_interval,
     resampled_counts,
 )
@@ -19,7 +17,7 @@ from ..metrics.emotion_share_spearman.spearman import (
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two mean ρ, with the ends of its 95 % interval."""
+    """The difference of two mean ρ, and the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -28,31 +26,20 @@ class Difference:
 
 def mean_scores(predictions, references, labels, groups=None, resamples=0, seed=0):
     """
-    The scores of a system, each the mean over its runs, with intervals.
+    The scores of a system, averaged over its runs, with intervals.
 
     Args:
         predictions: predicted shares (runs, clips, labels).
-        references: (clips, labels) true shares, NaN where one is not known.
+        references: (clips, labels) true shares, NaN where unknown.
         labels: label names.
         groups, seed: as in `resampled_counts`.
         resamples: number of resamples; 0 for no intervals.
 
     Returns:
-        `dict[str | None, Score]`: of `MEAN`, and of each label; NaN where there is no ρ.
+        `dict[str | None, Score]`: scores of `MEAN` and of each label, NaN where there is no ρ.
     """
-    of_runs = ResampledSpearman(predictions, references)
-
-    def rhos(counts=1):
-        of_labels = of_runs(counts=counts).mean(axis=0)
-        return [mean_rho(of_labels), *of_labels]
-
-    draws = resampled_counts(len(references), groups, resamples, seed)
-    resampled = np.array([rhos(counts) for counts in draws]).reshape(-1, 1 + len(labels))
-    scores = {}
-    for name, rho, column in zip((MEAN, *labels), rhos(), resampled.T, strict=True):
-        ends = (math.nan, math.nan) if np.isnan(rho) else percentile_interval(column)
-        scores[name] = Score(float(rho), *ends)
-    return scores
+    rhos_of = ResampledSpearman(predictions, references)
+    return bootstrapped_scores(rhos_of, labels, groups=groups, bootstrap=resamples, seed=seed)
 
 
 def paired_difference(first, second, references, resamples, seed=0, groups=None):
@@ -62,17 +49,19 @@ def paired_difference(first, second, references, resamples, seed=0, groups=None)
 
     Args:
         first, second: predicted shares (runs, clips, labels) of each system; they may have different numbers of runs.
-        references: (clips, labels) true shares, NaN where one is not known.
+        references: (clips, labels) true shares, NaN where unknown.
         resamples: number of resamples.
         seed, groups: as in `resampled_counts`.
 
     Returns:
-        `Difference`: second minus first, with percentiles over the resamples. NaN where no label has a ρ.
+        `Difference`: second minus first, with percentiles over the resamples, except those in which a label has no ρ
+        that has one on all clips. NaN if no label has a ρ; the interval is NaN if all clips are in one group.
     """
     of_runs = ResampledSpearman(np.concatenate([first, second]), references)
+    averaged = ~np.isnan(of_runs()[0])  # a label has a ρ for all runs or for none
 
     def difference(counts=1):
-        rhos = mean_rho(of_runs(counts=counts))  # a label has a ρ for all runs or for none
+        rhos = mean_of_same(of_runs(counts=counts), averaged)
         return rhos[len(first) :].mean() - rhos[: len(first)].mean()
 
     value = difference()

@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown: of a grid's results, next to the paper's own."""
+"""The paper's tables for a grid's results, next to the paper's own values, as Markdown."""
 
 import math
 from collections.abc import Callable
@@ -9,33 +9,34 @@ import numpy as np
 from ..evaluation.markdown import markdown_table
 from ..evaluation.paper import PAPER, PAPER_ARCHITECTURES, rhos_of
 from ..evaluation.scores import MEAN
+from ..metrics.emotion_share_spearman.spearman import mean_rho
 
 NONE = "–"
 
 
 def number(value, sign=""):
-    """Three decimals, as in the paper; NaN is a dash. `sign="+"` writes the sign of positive numbers too."""
+    """A number with three decimals, as in the paper; a dash for NaN. `sign="+"` also signs positive numbers."""
     return NONE if math.isnan(value) else f"{value:{sign}.3f}"
 
 
 def percentage(value):
-    """One decimal, as in the paper, with the sign; NaN is a dash."""
+    """A percentage with one decimal, as in the paper, and its sign; a dash for NaN."""
     return NONE if math.isnan(value) else f"{value:+.1f} %"
 
 
 def percentage_change(value, reference):
-    """By how many % `value` is above `reference`; NaN unless that is positive, as a percentage means nothing then."""
+    """The change from `reference` to `value` in %; NaN unless `reference` is positive."""
     return 100 * (value - reference) / reference if reference > 0 else math.nan
 
 
 def table_1(systems, labels, with_paper):
     """
-    Spearman's ρ per label and mean, averaged over seeds, the best of each column in bold.
+    Spearman's ρ per label and their mean, averaged over seeds, with the best of each column in bold.
 
     Args:
         systems: `System`s.
         labels: label names.
-        with_paper: whether to add the paper's value and the difference below each system's.
+        with_paper: whether to add the paper's values and the differences below each system's.
 
     Returns:
         `str`: Markdown.
@@ -64,7 +65,7 @@ def _as_number(text):
 
 
 def by_architecture(systems, labels):
-    """The ρ per label of `System`s in the form of the paper's Table 1: by row, and by architecture."""
+    """The ρ per label of `System`s, by row and by architecture, as in `paper_results.json`."""
     table = {}
     for system in systems:
         table.setdefault(system.row, {})[system.architecture] = [system.rho(label) for label in labels]
@@ -73,17 +74,17 @@ def by_architecture(systems, labels):
 
 def mean(rhos):
     """Mean over the labels that have a ρ; NaN if none has."""
-    return math.nan if np.isnan(rhos).all() else float(np.nanmean(rhos))
+    return float(mean_rho(np.array(rhos)))
 
 
 def average(rhos):
-    """`mean` with three decimals, as the paper prints it and computes with it."""
+    """`mean` rounded to three decimals, which the paper also computes with."""
     return round(mean(rhos), 3)
 
 
 def average_of_better(row):
     """
-    The average of the paper's Table 2: per emotion, the better of its two architectures.
+    The average in the paper's Table 2: the mean over emotions of the better of its two architectures.
 
     Args:
         row: ρ per emotion, by architecture.
@@ -93,8 +94,8 @@ def average_of_better(row):
 
 def table_2(systems, labels, with_paper):
     """
-    Average ρ of each row of features: of the better of the paper's two architectures per label, and of each
-    architecture by itself.
+    Average ρ of each row of features: of the better of the paper's two architectures per label, and of each single
+    architecture.
 
     Args:
         systems: `System`s.
@@ -105,7 +106,6 @@ def table_2(systems, labels, with_paper):
         `str`: Markdown.
     """
     baseline = average(PAPER["baseline"])
-    paper_rows = {system.row: system.paper_row for system in systems}
     titles = {system.architecture: system.title for system in systems}
 
     def cells(value):
@@ -121,8 +121,10 @@ def table_2(systems, labels, with_paper):
         has_both = all(architecture in row for architecture in PAPER_ARCHITECTURES)
         line = [name, *cells(average_of_better(row) if has_both else math.nan)]
         if with_paper:
-            published = PAPER["table_2"]["average"].get(paper_rows[name], math.nan)
-            line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_rows[name], math.nan))]
+            papers = {system.paper_row for system in systems if system.row == name}
+            paper_row = papers.pop() if len(papers) == 1 else None
+            published = PAPER["table_2"]["average"].get(paper_row, math.nan)
+            line += [number(published), percentage(PAPER["table_2"]["change"].get(paper_row, math.nan))]
         for architecture in titles:
             line += cells(average(row.get(architecture, [math.nan])))
         rows.append(line)
@@ -135,10 +137,10 @@ class Claim:
     A number in the paper's text.
 
     Attributes:
-        what: what the number is about.
+        what: what the number measures.
         said: the number in the text.
         rows: the rows of the paper's Table 1 from which it can be computed.
-        recompute: computes it, in %, from these rows; each has ρ per emotion by architecture.
+        recompute: computes it, in %, from these rows, each of which has ρ per emotion by architecture.
         needs_baseline: whether it compares with the challenge's baseline.
     """
 
@@ -158,7 +160,7 @@ def over_other_row(row, other):
 
 
 def gain_of_attention(row):
-    """Computed from unrounded means: three decimals are too few for changes of a percent."""
+    """The change from Architecture 1 to 2. Uses unrounded means, since three decimals are too few for such changes."""
     without, with_attention = (mean(row[architecture]) for architecture in PAPER_ARCHITECTURES)
     return percentage_change(with_attention, without)
 
@@ -178,27 +180,31 @@ CLAIMS = (
 
 def claims_table(systems, labels, corpus, has_baseline):
     """
-    The claims in the paper's text, next to what its own Table 1 gives and what this grid gives.
+    The claims in the paper's text, next to the values from its own Table 1 and from this grid.
 
     Args:
         systems: `System`s.
         labels: label names.
         corpus: title of the grid's corpus.
-        has_baseline: whether the challenge's baseline is for this corpus.
+        has_baseline: whether the challenge's baseline is on this corpus.
 
     Returns:
         `str`: Markdown.
     """
-    rows_here = by_architecture([system for system in systems if system.paper_row is not None], labels)
-    here = {system.paper_row: rows_here[system.row] for system in systems if system.row in rows_here}
+    here = {}  # by the paper's row, the grid's rows with these features that have both architectures
+    for paper_row in dict.fromkeys(system.paper_row for system in systems):
+        rows = by_architecture([system for system in systems if system.paper_row == paper_row], labels).values()
+        here[paper_row] = [row for row in rows if all(architecture in row for architecture in PAPER_ARCHITECTURES)]
     lines = []
     for claim in CLAIMS:
         in_paper = percentage(claim.recompute(*(PAPER["table_1"][row] for row in claim.rows)))
         if claim.needs_baseline and not has_baseline:
             in_grid = "no baseline"
-        elif all(architecture in here.get(row, {}) for row in claim.rows for architecture in PAPER_ARCHITECTURES):
-            in_grid = percentage(claim.recompute(*(here[row] for row in claim.rows)))
-        else:
+        elif not all(here.get(row) for row in claim.rows):
             in_grid = "not run"
+        elif any(len(here[row]) > 1 for row in claim.rows):
+            in_grid = "several rows"
+        else:
+            in_grid = percentage(claim.recompute(*(here[row][0] for row in claim.rows)))
         lines.append([claim.what, claim.said, in_paper, in_grid])
     return markdown_table(["", "the paper's text", "the paper's Table 1", f"this grid, {corpus}"], lines)

@@ -235,11 +235,13 @@ def test_nine_checkpoints_become_a_repository_with_the_authors_numbers(checkpoin
 @pytest.mark.slow
 def test_what_cannot_be_converted_ends_with_a_message_that_names_it(checkpoints, backbone_folder, tmp_path):
     _, files = checkpoints
-    (tmp_path / "text.pth.tar").write_text("no checkpoint")
+    for name, text in {"text": "no checkpoint", "longer": "hello, this is no checkpoint\n"}.items():
+        (tmp_path / f"{name}.pth.tar").write_text(text)
     torch.save({"epoch": 1}, tmp_path / "empty.pth.tar")
     missing = {emotion: file for emotion, file in files.items() if emotion != "Calmness"}
     for wrong, message in [
-        ({**files, "Boredom": tmp_path / "text.pth.tar"}, "Boredom: .*text.pth.tar cannot be read as a checkpoint"),
+        ({**files, "Boredom": tmp_path / "text.pth.tar"}, "Boredom: .*text.pth.tar is not a checkpoint that torch"),
+        ({**files, "Boredom": tmp_path / "longer.pth.tar"}, r"longer.pth.tar is not a checkpoint .* \(KeyError\)$"),
         ({**files, "Boredom": tmp_path / "none.pth.tar"}, "Boredom: .*none.pth.tar cannot be read"),
         ({**files, "Boredom": tmp_path / "empty.pth.tar"}, "Boredom: .*empty.pth.tar .* has no 'state_dict'"),
         ({**files, "Joy": files["Anger"]}, "got 'Joy=.*'; expected EMOTION=FILE"),

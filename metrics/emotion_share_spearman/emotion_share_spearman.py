@@ -18,20 +18,21 @@ Args:
     label_names (list of str): names of the labels; "0", "1", ... if not given.
     bootstrap (int): number of resamples of the clips for 95 % confidence intervals (percentiles); 0 for none.
     seed (int): seed of the resampling.
-    groups (list): what each clip belongs to, such as its speaker; the resamples are then of whole groups, for clips of
-        a group are not independent of each other. Resamples of single clips if not given.
-    within_clips (bool): whether to return `within_clip_spearman`, too.
+    groups (list): the group of each clip, such as its speaker, to resample whole groups, because clips of a group are
+        not independent. Single clips are resampled if not given.
+    within_clips (bool): whether to also return `within_clip_spearman`.
 
 Returns:
     spearman (float): mean ρ over the labels that have one.
     spearman_<label> (float): ρ of one label. Ties get their mean rank, as in SciPy. A constant prediction counts as 0,
         with a warning. Constant references, or fewer than two, give no ρ: NaN, with a warning, left out of the mean.
-    spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval.
-    within_clip_spearman (float): with within_clips, another figure, which is not the challenge's and cannot be compared
-        with it: ρ between the labels of one clip (which emotions are stronger in it than others), mean over the clips.
-        It can be high for a model that gives every clip the same shares, if they are the average ones. A clip with
-        constant predictions counts as 0; one with constant references, or fewer than two, is left out. With bootstrap,
-        within_clip_spearman_ci95.
+    spearman_ci95, spearman_<label>_ci95 (list of float): with bootstrap, lower and upper end of the interval. A
+        resample in which a label's references are constant is left out of the intervals of that label and of the mean,
+        with a warning. If all clips belong to one group, the ends are NaN, with a warning.
+    within_clip_spearman (float): with within_clips, ρ over the labels of one clip (which of its emotions are stronger
+        than others), averaged over the clips. It is not the challenge's score and cannot be compared with it. It can be
+        high for a model that predicts the average shares for every clip. A clip with constant predictions counts as 0;
+        one with constant references, or fewer than two, is left out. With bootstrap, also within_clip_spearman_ci95.
 
 Examples:
     >>> metric = evaluate.load("metrics/emotion_share_spearman")

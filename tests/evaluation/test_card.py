@@ -15,15 +15,35 @@ from emoshare.evaluation.selections import SELECTIONS
 from emoshare.training.arguments import Arguments, DataArguments, ModelArguments, RunArguments
 
 
-def card_of(dataset, backbone, rho=0.5, corpus=None, ceiling=NO_CEILING, run=None, of_fold=None, tuned=None, **fields):
+def card_of(
+    dataset,
+    backbone,
+    rho=0.5,
+    interval=(0.4, 0.6),
+    corpus=None,
+    ceiling=NO_CEILING,
+    run=None,
+    of_fold=None,
+    tuned=None,
+    **fields,
+):
     data = DataArguments(dataset=dataset, data_dir=None if corpus else "/somewhere/else")
     run = RunArguments(output_dir="outputs/here", **(run or {}))
-    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields), run)
+    arguments = Arguments(data, ModelArguments(backbone=backbone, **fields, **flags_of_tuning(tuned or {})), run)
     config = None if backbone == "acoustic" else backbone_config(num_hidden_layers=4)
     model = small_model(backbone_config=config, **fields, **(tuned or {}))
-    scores = {label: Score(rho, 0.4, 0.6) for label in (MEAN, *EMOTIONS)}
+    scores = {label: Score(rho, *interval) for label in (MEAN, *EMOTIONS)}
     corpus = corpus_of_full_size(corpus or dataset)
     return model_card(arguments, model, EmoShareFeatureExtractor(), scores, corpus, ceiling, of_fold=of_fold)
+
+
+def flags_of_tuning(tuned):
+    """Flags of train.py that give a config these fields."""
+    flags = {"finetune": "all"} if tuned.get("freeze_backbone") is False else {}
+    if "backbone_layer" in tuned:
+        flags["backbone_layer"] = str(tuned["backbone_layer"])
+    names = {"finetuned_layers": "finetune_last_layers", "lora_rank": "lora_rank"}
+    return flags | {names[field]: value for field, value in tuned.items() if field in names}
 
 
 def corpus_of_full_size(configuration):
@@ -132,7 +152,10 @@ def test_the_noise_ceiling_stands_next_to_the_scores():
     assert "\n\nNo noise ceiling: votes are weighted.\n\n" in card.text
 
 
-def test_the_card_says_what_was_resampled():
+def test_the_card_says_what_was_resampled_where_there_are_intervals():
+    text = card_of("csv", "acoustic", interval=(), run={"bootstrap": 0}).text
+    assert "so the scores are a little optimistic.\n" in text
+    assert "ootstrapped" not in text
     assert "Intervals are\nbootstrapped over clips." in card_of("csv", "acoustic").text
     assert (
         "bootstrapped over groups of clips (`speaker`)." in card_of("csv", "acoustic", run={"resample": "speaker"}).text
@@ -168,9 +191,9 @@ def test_a_card_says_what_was_tuned(tuned, text):
 @pytest.mark.parametrize(
     ("tuned", "text"),
     [
-        ({}, "This repository holds heads alone."),
-        ({"finetuned_layers": 1}, "This repository holds heads and tuned layers alone."),
-        ({"finetuned_layers": 1, "lora_rank": 4}, "This repository holds heads and adapters alone."),
+        ({}, "This repository holds only the heads."),
+        ({"finetuned_layers": 1}, "This repository holds only the heads and tuned layers."),
+        ({"finetuned_layers": 1, "lora_rank": 4}, "This repository holds only the heads and adapters."),
     ],
 )
 def test_a_card_says_what_is_fetched_when_the_model_is_loaded(tuned, text):

@@ -86,10 +86,10 @@ def test_what_is_no_share_of_whole_votes_has_no_ceiling_and_says_why():
     weighted = shares.copy()
     weighted[0, 0] = 0.4
     for given, listeners, reason in [
-        (weighted, panels, "1 of 200 shares are no whole number of votes of their listeners"),
+        (weighted, panels, "1 of 200 shares are not a whole number of their listeners' votes"),
         (shares[:29], panels[:29], "the listeners of only 29 clips are known; expected 30 or more"),
-        (np.ones((100, 2)), panels, "no label's share differs between clips"),
-        ((votes > 4).astype(float), np.ones(100), "no clip has two listeners, whose votes could differ"),
+        (np.ones((100, 2)), panels, "every label has the same share for all clips"),
+        ((votes > 4).astype(float), np.ones(100), "no clip has two or more listeners"),
     ]:
         ceiling = noise_ceiling(given, listeners, ["joy", "awe"])
         assert (ceiling.rhos, ceiling.reason) == ({}, reason)

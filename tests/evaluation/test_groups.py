@@ -95,13 +95,45 @@ def test_speakers_that_are_few_show_nothing_about_their_sex():
 
 def test_clips_are_permuted_within_units_that_are_of_several_groups():
     units, assigned = np.repeat([0, 1, 2], 6), np.array([0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 1])
-    permutations = list(groups._permuted(assigned, units, seed=0))
+    permutation = groups.Permutation(assigned, units)
+    permutations = list(permutation.draws(seed=0))
+    assert (permutation.num_units, permutation.num_divided) == (3, 3)
     assert len(permutations) == groups.PERMUTATIONS
     assert {tuple(permuted.reshape(3, 6).sum(axis=1)) for permuted in permutations} == {(5, 1, 3)}
     assert len({tuple(permuted) for permuted in permutations}) > 200
     assigned = np.repeat([0, 1, 1], 6)
-    whole = {tuple(permuted) for permuted in groups._permuted(assigned, units, seed=0)}
+    whole = {tuple(permuted) for permuted in groups.Permutation(assigned, units).draws(seed=0)}
     assert whole == {tuple(np.repeat(of_units, 6)) for of_units in ([0, 1, 1], [1, 0, 1], [1, 1, 0])}
+
+
+def test_one_wrong_fact_is_warned_of_since_it_changes_what_is_permuted():
+    predictions, references = draw(np.random.default_rng(8), 80)
+    speakers = [clip // 10 for clip in range(80)]
+    sex_of = [("female", "male")[speaker % 2] for speaker in speakers]
+    whole = compare(sex_of, predictions, references, LABELS, units=speakers)
+    assert as_json(whole)["permutation"] == {"units": 8, "in_several_groups": 0}
+    sex_of[0] = "male"
+    with pytest.warns(UserWarning, match="1 of 8 units of --resample have clips in several groups"):
+        wrong = compare(sex_of, predictions, references, LABELS, units=speakers)
+    assert as_json(wrong)["permutation"] == {"units": 8, "in_several_groups": 1}
+    assert "clips within the 8 units of --resample, 1 of which are in several groups" in as_text("sex", wrong)
+
+
+def test_means_of_groups_are_over_the_same_labels(monkeypatch):
+    """Nobody hears awe in one group; the other is not worse for having an emotion more, which is hard to predict."""
+    monkeypatch.setattr(groups, "PERMUTATIONS", 200)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        references = rng.random((100, 2))
+        predictions = references + rng.normal(0, [0.15, 1], (100, 2))
+        references[::2, 1] = 0
+        comparison = compare(sexes(100), predictions, references, ["joy", "awe"], bootstrap=20)
+        assert not flagged(comparison)
+        for scores in comparison.scores.values():
+            assert scores[MEAN] == scores["joy"]
+        assert comparison.gaps[MEAN].size == comparison.gaps["joy"].size
+        assert comparison.not_in_mean == as_json(comparison)["labels_not_in_mean"] == ["awe"]
+        assert "Not in the mean, without a rho in some group: awe" in as_text("sex", comparison)
 
 
 def test_small_groups_and_unknown_facts_are_named_and_left_out():

@@ -58,7 +58,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path):
     [
         (ROWS[:2], ["c.wav of this split is missing"]),
         ([*ROWS, ROWS[0]], ["row 5: b.wav is listed again; first in row 2"]),
-        ([*ROWS, ["d.wav", "0", "0"]], ["row 5: 'd.wav' is no clip of this split"]),
+        ([*ROWS, ["d.wav", "0", "0"]], ["row 5: 'd.wav' is not a clip of this split"]),
         ([ROWS[0], ROWS[2], ROWS[1]], ["row 3: got c.wav; expected a.wav, the order of the split's list"]),
         ([ROWS[0], ["a.wav", "", "1"], ROWS[2]], ["row 3: joy is ''; expected a finite number"]),
         ([ROWS[0], ["a.wav", "0", "nan"], ROWS[2]], ["row 3: awe is 'nan'; expected a finite number"]),

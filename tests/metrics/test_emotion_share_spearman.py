@@ -197,6 +197,30 @@ def test_it_is_published_as_a_space_and_loads_by_id(metric, tmp_path):
     assert json.loads(result.stdout.splitlines()[-1]) == metric.compute(**data, bootstrap=20)
 
 
+def test_the_interval_of_the_mean_is_of_resamples_with_all_labels(metric):
+    """Where nobody hears the rare emotion, which is hard to predict, the mean would be over the other alone."""
+    rng = np.random.default_rng(0)
+    predictions, references = rng.random((60, 2)), np.zeros((60, 2))
+    references[:, 0] = predictions[:, 0] + 0.1 * rng.random(60)
+    references[0, 1] = 1.0
+    with pytest.warns(UserWarning) as warned:
+        scores = metric.compute(
+            predictions=predictions, references=references, label_names=["common", "rare"], bootstrap=200
+        )
+    assert [str(warning.message).split(" of 200")[0][:6] for warning in warned] == ["mean: ", "rare: "]
+    ends = [(scores["spearman_common_ci95"][end] + scores["spearman_rare_ci95"][end]) / 2 for end in (0, 1)]
+    assert scores["spearman_ci95"] == pytest.approx(ends, abs=0.02)
+
+
+def test_a_single_group_gives_no_interval_and_one_warning(metric):
+    rng = np.random.default_rng(0)
+    data = {"predictions": rng.random((20, 2)), "references": rng.random((20, 2))}
+    with pytest.warns(UserWarning, match="all clips belong to one group") as warned:
+        scores = metric.compute(**data, bootstrap=10, groups=["eve"] * 20)
+    assert len(warned) == 1
+    assert np.isnan(scores["spearman_ci95"]).all()
+
+
 def test_groups_are_resampled_whole(metric):
     rng = np.random.default_rng(4)
     references = shares(rng, 40, 2)

@@ -10,6 +10,7 @@ from conftest import read_csv, speech, torch_threads, write_corpus, write_csv
 
 from emoshare.dataset_script import load_corpus
 from emoshare.evaluation.scores import MEAN, Score, write_scores
+from emoshare.reproduction import run
 from emoshare.reproduction.command import main
 from emoshare.reproduction.done import check_done_cells
 from emoshare.reproduction.grid import read_grid, with_folds
@@ -129,7 +130,7 @@ def test_results_of_an_earlier_version_are_kept_and_named(folder, capsys):
     check(grid, folder)
     assert grid.cells[0].is_done
     errors = capsys.readouterr().err
-    assert "1 finished cell(s) do not say what corpus they were made from, as results of earlier versions" in errors
+    assert "1 finished cell(s) do not say what corpus they were made from" in errors
     assert grid.cells[0].folder.name in errors
 
 
@@ -172,3 +173,16 @@ def test_a_grid_says_it_before_anything_else(folder, capsys):
             cell.results.unlink()
         assert main(command) == 2
         assert "lab/devel.csv, row 4: devel_002.wav: not an audio file" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_without_a_message_is_listed(folder, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError
+
+    monkeypatch.setattr(run, "train", fail)
+    with torch_threads(1):
+        assert main(["--config", str(folder / "grid.yaml")]) == 1
+    names = [cell.folder.name for cell in read_grid(folder / "grid.yaml").cells]
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")] == [
+        f"failed: {name}: OSError" for name in names
+    ]

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import yaml
@@ -137,6 +138,8 @@ def test_wrong_folds_name_the_line(entries, message, tmp_path):
             24,
             "resample must be the same for all cells; expected it un",
         ),
+        ("acoustic_features: mfcc", "data_dir: elsewhere", 20, "data_dir must be the same for all cells"),
+        ("acoustic_features: mfcc", "dataset: emodb", 20, "dataset must be the same for all cells"),
         ("  - 8\n  ffn", "  - 9\n  ffn", 5, "the last must be a multiple of 8"),
         ("acoustic_features: mfcc", "acoustic_features: plp", 20, "acoustic_features.*invalid choice: 'plp'"),
         ("acoustic_features: mfcc", "backbone: nobody/nothing", 19, "the backbone nobody/nothing cannot be fetched"),
@@ -259,10 +262,23 @@ def test_cells_that_tune_a_backbone_are_counted_by_what_they_read(tmp_path):
         "HuBERT: features of 0 layers",
         "HuBERT: features of 1 layers",
     ]
-    is_marked = {line.split()[0]: "what tuning the backbone takes" in line for line in lines[1:] if "layer-1" in line}
+    is_marked = {line.split()[0]: "plus tuning the backbone" in line for line in lines[1:] if "layer-1" in line}
     assert is_marked == {
         "hubert-cnn_lstm-layer-1-seed0": True,
         "hubert-statistics-layer-1-seed0": True,
         "hubert-transformer-layer-1-seed0": False,
     }
-    assert "at most and what tuning the backbone takes" in lines[-1]
+    assert "at most, plus tuning the backbone" in lines[-1]
+
+
+def test_a_cell_with_a_checkpoint_is_interrupted_and_one_with_a_folder_alone_is_to_do(tmp_path):
+    write_corpus(tmp_path / "corpus", {"train": 4, "devel": 4})
+    train = {"dataset": "csv", "data_dir": str(tmp_path / "corpus"), **SMALL_HEAD}
+    grid = read_grid(write_grid(tmp_path, train=train, features={"MFCC": {"acoustic_features": "mfcc"}}))
+    for cell in grid.cells:  # as a grid does before it trains the first one
+        claim_folder(cell)
+    (grid.cells[1].folder / "checkpoint-epoch-3").mkdir()
+    corpus = load_corpus("csv", tmp_path / "corpus", tmp_path / "cache")
+    lines = describe(grid, corpus, Accelerator(cpu=True)).splitlines()
+    states = [re.search("interrupted|to do|done", line)[0] for line in lines if "-layer-1-seed" in line]
+    assert states == ["to do", "interrupted", "to do", "to do"]

@@ -77,6 +77,14 @@ def test_a_whole_grid(tmp_path):
             assert np.ptp(np.asarray(Image.open(tmp_path / "report" / "figures" / name).convert("L"))) > 100
 
 
+@pytest.mark.usefixtures("_no_figures")
+def test_one_group_has_no_interval_and_so_no_verdict(tmp_path):
+    corpus = fabricated_corpus(LABELS, speakers=1)
+    page = page_of(tmp_path / "report", cells_of(tmp_path, corpus, resample="speaker"), corpus)
+    assert re.search(r"\| mel \| 1 \| \+0\.\d+ \| – \| one group: no interval \|", section(page, "Architecture 2"))
+    assert "nan" not in page
+
+
 @pytest.fixture
 def _no_figures(monkeypatch):
     for module in (figures, shares_figure):
@@ -183,7 +191,7 @@ def test_a_grid_of_folds(tmp_path, monkeypatch):
     assert "| fold |" not in section(page, "Settings")
     assert "mean Spearman's ρ on the test folds" in (tmp_path / "report" / "figures" / "architectures.svg").read_text()
     of_folds = (tmp_path / "report" / "figures" / "folds.svg").read_text()
-    for text in ("mean Spearman's ρ on the test folds", "a fold by itself", "95 % interval"):
+    for text in ("mean Spearman's ρ on the test folds", "one fold", "95 % interval"):
         assert f"<!-- {text} -->" in of_folds
     assert figures_of(tmp_path / "report") == both("shares", "architectures", "training_loss", "labels", "folds")
 
@@ -301,5 +309,7 @@ def test_cells_of_another_corpus_are_refused(tmp_path):
     corpus = fabricated_corpus(LABELS)
     cells = cells_of(tmp_path, corpus)
     other = fabricated_corpus(LABELS, sizes={"train": 60, "devel": 39})
-    with pytest.raises(ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is no clip"):
+    with pytest.raises(
+        ValueError, match=r"predictions_devel.csv: 1 problem\(s\)\n  row 41: 'devel_39.wav' is not a clip"
+    ):
         page_of(tmp_path / "report", cells, other)

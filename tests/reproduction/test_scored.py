@@ -73,7 +73,7 @@ def test_predictions_of_other_folds_are_refused(corpus, tmp_path):
     cells = cells_of_folds(tmp_path, corpus, 3, "mel")
     path = cells[0].folder / "predictions_test.csv"
     path.write_text((cells[1].folder / "predictions_test.csv").read_text())
-    with pytest.raises(ValueError, match=f"^{path}: (?s:.*) is no clip of this split"):
+    with pytest.raises(ValueError, match=f"^{path}: (?s:.*) is not a clip of this split"):
         scored(cells, corpus).runs(cells)
 
 

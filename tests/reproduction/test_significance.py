@@ -121,3 +121,13 @@ def test_a_difference_may_be_over_groups():
     assert over_groups.value == over_clips.value
     assert (over_groups.low, over_groups.high) != (over_clips.low, over_clips.high)
     assert alone == over_clips
+
+
+def test_a_difference_is_of_the_same_labels_in_each_resample():
+    """The systems differ in the rare label alone, and resamples without its only clip are left out."""
+    rng = np.random.default_rng(10)
+    references = np.column_stack([rng.random(60), np.eye(60)[0]])
+    first, second = references + 0.01 * rng.random((1, 60, 2)), references + 0.01 * rng.random((1, 60, 2))
+    second[0, :, 1] *= -1
+    difference = paired_difference(first, second, references, resamples=100)
+    assert difference.high < -0.2

@@ -101,12 +101,31 @@ def test_the_papers_values_and_differences_stand_below(tmp_path):
         ("transformer", {"backbone": "facebook/hubert-base-ls960"}),
         ("cnn_lstm", {"backbone": "facebook/hubert-base-ls960", "layer": "6"}),
         ("cnn_lstm", {"backbone": "microsoft/wavlm-large"}),
+        ("cnn_lstm", {"backbone": "facebook/hubert-base-ls960", "finetune_last_layers": 2}),
         ("cnn_lstm", {"backbone": "acoustic", "acoustic_features": "mel"}),
     ],
 )
 def test_what_the_paper_has_not_run_has_nothing_below(architecture, flags, tmp_path):
     grid = systems(tmp_path, EMOTIONS, ("mine", architecture, [0.5] * 9, flags))
     assert len(cells_of(table_1(grid, EMOTIONS, with_paper=True))) == 3
+
+
+def test_claims_are_about_one_row_with_a_frozen_backbone(tmp_path):
+    cells = []
+    for architecture, rhos in PAPER["table_1"]["HuBERT (Base)"].items():
+        for row_here, tuned in {
+            "frozen": {},
+            "tuned": {"finetune_last_layers": 2},
+            "dropout": {"dropout": 0.5},
+        }.items():
+            others = [rho / 2 for rho in rhos] if tuned else rhos
+            cells.append((row_here, architecture, others, {"backbone": "facebook/hubert-base-ls960", **tuned}))
+    claim = "Architecture 2 over 1, HuBERT Base"
+    with_tuned = systems(tmp_path / "tuned", EMOTIONS, *(cell for cell in cells if cell[0] != "dropout"))
+    assert row(claims_table(with_tuned, EMOTIONS, "ComParE", True), claim)[2:] == ["+1.6 %", "+1.6 %"]
+    assert row(table_2(with_tuned, EMOTIONS, True), "tuned")[3:5] == ["–", "–"]
+    several = systems(tmp_path / "several", EMOTIONS, *cells)
+    assert row(claims_table(several, EMOTIONS, "ComParE", True), claim)[2:] == ["+1.6 %", "several rows"]
 
 
 def test_labels_without_rho_and_means_over_seeds(tmp_path):
