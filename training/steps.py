@@ -169,7 +169,8 @@ class EncoderInTraining(PartInTraining):
             batch: of `FeatureLoader`.
 
         Returns:
-            What the heads take, (batch, frames, width) float32, and each clip's number of frames, (batch,) int64.
+            What the heads take, (batch, frames, width) float32, or (batch, layers, frames, width) for `"weighted"`; and
+            each clip's number of frames, (batch,) int64.
         """
         with autocast(self.model.device, self.dtype), FastMasks():
             inputs = batch[self.model.main_input_name].float()
@@ -195,7 +196,7 @@ class EncoderInTraining(PartInTraining):
         # Each head has a copy that collects its gradient, so that heads can train on threads side by side.
         of_head = features.detach().to(self.dtype)
         copies = [of_head.detach().requires_grad_() for _ in range(len(self.model.heads))]
-        past = {**batch, "attention_mask": length_mask(lengths, features.shape[1])}
+        past = {**batch, "attention_mask": length_mask(lengths, features.shape[-2])}
         losses = train_heads([{**past, "frame_features": copy} for copy in copies])
         gradient = torch.zeros_like(features)
         for copy in copies:

@@ -232,7 +232,15 @@ def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuned", [["--finetune_last_layers", "1"], ["--finetune", "all"]], ids=["last", "all"])
+@pytest.mark.parametrize(
+    "tuned",
+    [
+        ["--finetune_last_layers", "1"],
+        ["--finetune", "all"],
+        ["--finetune", "all", "--backbone_layer", "weighted"],
+    ],
+    ids=["last", "all", "weighted"],
+)
 def test_a_tuned_model_is_the_one_that_predicted(tuned, flags, backbone_folder, tmp_path, capsys):
     output_dir = tmp_path / "output"
     flags = [*flags, "--backbone", str(backbone_folder), "--feature_dtype", "float32", "--output_dir", str(output_dir)]
