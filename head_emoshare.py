@@ -109,7 +109,9 @@ class EmotionHead(nn.Module):
             hidden = self.ffn(pooled, self.dropout)
             if self.has_shortcut:
                 hidden = torch.cat([hidden, pooled], dim=1)
-            outputs = self.output(self.dropout(hidden))
+            # Autocast would round shares above 0.998 to 1, where a likelihood has no gradient.
+            with torch.autocast(hidden.device.type, enabled=False):
+                outputs = self.output(self.dropout(hidden).to(self.dtype))
             shares = self.output_activation(outputs[:, : self.num_outputs])
             if outputs.shape[1] > self.num_outputs:
                 shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)

@@ -31,7 +31,7 @@ from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
 # Increase it when the same settings train other weights: a run that began before does not resume.
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 
 
 class Progress:

@@ -385,6 +385,15 @@ def test_a_run_with_a_schedule_does_not_resume_with_other_epochs(stores, tmp_pat
         trained_weights(stores, tmp_path, lr_scheduler="cosine", resume_from_checkpoint="last")
 
 
+def test_a_run_does_not_resume_what_another_version_trained(stores, tmp_path, monkeypatch):
+    trained_weights(stores, tmp_path, num_train_epochs=1)
+    then = trainer.TRAINING_VERSION
+    monkeypatch.setattr(trainer, "TRAINING_VERSION", then + 1)
+    for name in ("last", str(tmp_path / "checkpoint-epoch-1")):
+        with pytest.raises(ValueError, match=f"training_version: {then} then, {then + 1} now"):
+            trained_weights(stores, tmp_path, resume_from_checkpoint=name)
+
+
 def test_what_is_left_of_an_older_checkpoint_does_not_stay(stores, tmp_path):
     train(dying_model(), stores, spread, tmp_path, num_train_epochs=2)
     older = tmp_path / "checkpoint-epoch-1"
