@@ -21,18 +21,13 @@ def mse(predicted, true, weights=None):
     Args:
         predicted: (batch, labels) shares.
         true: (batch, labels) shares; NaN where a share is unknown, which adds nothing.
-        weights: (batch,) weight of each clip, 0 or more; `None` weighs all clips alike.
+        weights: (batch,) weight of each clip, or (batch, labels) of each share, 0 or more; `None` weighs all alike.
 
     Returns:
-        Scalar float32; 0 if no share is known, or only in clips of weight 0.
+        Scalar float32; 0 if no share is known, or only shares of weight 0.
     """
-    known = ~true.isnan()
-    errors = (predicted.float() - true.float()).masked_fill(~known, 0).square()
-    if weights is None:
-        return errors.sum() / known.sum().clamp(min=1)
-    weights = weights.float()[:, None] * known
-    total = weights.sum()
-    return (errors * weights).sum() / total.where(total > 0, 1)
+    weights, true = _weights_of_known(true, weights)
+    return _mean_of_known((predicted.float() - true).square(), weights)
 
 
 def ccc(predicted, true, weights=None):
@@ -164,7 +159,10 @@ def takes(name, parameter):
 def _weights_of_known(true, weights):
     """(batch, labels) weights, 0 where a share is unknown, and true shares with a 0 there, both float32."""
     known = ~true.isnan()
-    weights = known.float() if weights is None else weights.float()[:, None] * known
+    if weights is None:
+        weights = known.float()
+    else:
+        weights = (weights if weights.dim() == 2 else weights[:, None]).float() * known
     return weights, true.float().masked_fill(~known, 0)
 
 

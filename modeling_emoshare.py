@@ -427,21 +427,9 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         """
         if labels.shape != logits.shape:
             raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        if weights is not None and weights.dim() == 2:
-            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
         optional = {"listeners": listeners, "concentrations": concentrations}
         taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
         return LOSSES[self.config.loss](logits, labels, weights, **taken)
-
-    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
-        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-        losses = [
-            self.loss(*label, listeners, column)
-            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-        ]
-        totals = (weights * ~labels.isnan()).sum(dim=0)
-        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
 
     def _given_input(self, **inputs):
         """The one input that is given, and its name; acoustic features are frame features already."""
