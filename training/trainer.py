@@ -275,8 +275,13 @@ class HeadTrainer:
     def _report(self, epoch, rhos):
         """Prints and logs an epoch; `rhos` by the index of each label that trained in it."""
         progress = self.progress
-        # A head that is done stays at its best score.
-        scores = {label: rhos.get(label, head.best.score) for head in progress.heads for label in head.labels}
+        # A head that is done stays at its best score, or keeps its latest weights if it never had one.
+        latest = {label: rho for _, label, _, rho in progress.history}
+        scores = {
+            label: head.best.score if label not in rhos and head.best.epoch else latest[label]
+            for head in progress.heads
+            for label in head.labels
+        }
         texts = []
         for index, label in enumerate(self.labels):
             text = "dead" if index in progress.dead else f"{scores[index]:.2f}"

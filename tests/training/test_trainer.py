@@ -186,6 +186,25 @@ def test_a_dead_head_is_named_and_left_alone_unless_it_may_restart(stores, tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.heads[0].state_dict().items())
 
 
+@pytest.mark.parametrize(("is_dead", "rho"), [(False, np.nan), (True, 0.0)])
+def test_a_head_that_is_done_without_a_score_counts_with_its_latest(is_dead, rho, stores, tmp_path, monkeypatch):
+    """As in the report at the end of the run."""
+    model = dying_model() if is_dead else small_model(id2label=LABELS)
+    printed, logged = [], []
+    monkeypatch.setattr(Accelerator, "print", lambda self, text: printed.append(text))
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: logged.append(values))
+    rising = RisingScore()
+
+    def score(shares, labels):
+        return np.array([rho, rising(shares, [1])[0]])[labels]
+
+    state = train(model, stores, score, tmp_path, num_train_epochs=3, early_stopping_patience=2)
+    assert [head.best.epoch for head in state.heads] == [0, 3]
+    assert f"(joy {rho:.2f} done, awe 0.30)" in printed[-1]
+    assert logged[-1]["devel_spearman_joy"] == pytest.approx(rho, nan_ok=True)
+    assert logged[-1]["devel_spearman"] == pytest.approx(0.15 if is_dead else 0.3)
+
+
 def test_a_dead_head_restarts_by_itself(stores, tmp_path, capsys):
     left_alone, restarted = dying_model(), dying_model()
     train(left_alone, stores, spread, tmp_path / "a", num_train_epochs=6, early_stopping_patience=2)
