@@ -31,6 +31,19 @@ from .trainer import HeadTrainer, predict_after_shuffling
 from .user_errors import together
 
 
+# What is in the folder of a run, of its model alone: it goes before another model comes, which need not have all of it.
+# Some of it is from `emoshare evaluate` and `emoshare export`. The results go first.
+OF_MODEL = (
+    RESULTS,
+    "eval_results_*.json",
+    "model*.safetensors*",
+    "onnx/model*.onnx*",
+    "predictions_*.csv",
+    "intervals_*.csv",
+    CALIBRATION_FIGURE,
+)
+
+
 def train(arguments, accelerator, loaded=None):
     """
     One run, from the corpus to the model repository in `--output_dir`; several may follow each other in a process.
@@ -226,8 +239,7 @@ def _save_intervals(folder, corpus, predictions, title):
 
 def _replace_run(new, output_dir, config):
     """Moves the files of a run to where another may have left its own."""
-    # Weights may be in other files now, and not every model has intervals.
-    for pattern in (RESULTS, "model*.safetensors*", "intervals_*.csv", CALIBRATION_FIGURE):
+    for pattern in OF_MODEL:
         for path in output_dir.glob(pattern):
             path.unlink()
     sync(output_dir)

@@ -86,6 +86,22 @@ def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path,
     assert not any(was_there for _, was_there in moved)
 
 
+def test_nothing_of_an_earlier_model_stays_beside_a_new_one(flags, tmp_path):
+    output_dir, corpus = tmp_path / "output", tmp_path / "corpus"
+    soundfile.write(corpus / "wav" / "test.wav", speech(0.7, seed=99), 16000)
+    write_csv(corpus / "lab" / "test.csv", ["filename", "joy", "awe"], [["test.wav", "?", "?"]])
+    assert main([*flags, "--output_dir", str(output_dir)]) == 0
+    (output_dir / "onnx").mkdir()
+    of_model = ["predictions_test.csv", "predictions_train.csv", "eval_results_test.json", "onnx/model_int8.onnx.data"]
+    for name in [*of_model, "notes.txt"]:
+        (output_dir / name).touch()
+    (corpus / "lab" / "test.csv").unlink()
+    assert main([*flags, "--output_dir", str(output_dir)]) == 0
+    assert [name for name in of_model if (output_dir / name).exists()] == []
+    assert (output_dir / "predictions_devel.csv").exists()
+    assert (output_dir / "notes.txt").exists()
+
+
 def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monkeypatch):
     made_from = load_corpus("csv", data_dir=tmp_path / "corpus", cache_dir=tmp_path / "cache").fingerprints()
     fit = run.HeadTrainer.fit
