@@ -581,7 +581,8 @@ def _flags(entries, source, parser):
         if isinstance(value, dict) or (isinstance(value, list) and not is_list):
             raise ValueError(f"{source}: {name} is {value!r}; expected a single value")
         if parser.types[name] is str and isinstance(value, bool | float):
-            raise ValueError(f"{source}: {name} is {value!r}; expected text")
+            expected = "'last', or the folder of a checkpoint" if name == "resume_from_checkpoint" else "text"
+            raise ValueError(f"{source}: {name} is {value!r}; expected {expected}")
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(str(entry) for entry in values)]
     return flags

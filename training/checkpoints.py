@@ -76,23 +76,20 @@ def resume(run, accelerator, progress, settings):
     Raises:
         ValueError: if there is no such checkpoint, it is damaged, or from a run with other settings.
     """
-    found = checkpoints(run.output_dir)
+    found = checkpoints_to_resume(run)
     if run.resume_from_checkpoint is None:
-        if found:
+        earlier = checkpoints(run.output_dir)
+        if earlier:
             accelerator.print(
-                f"{found[-1]} of an earlier run will be replaced; to resume from it, add --resume_from_checkpoint"
+                f"{earlier[-1]} of an earlier run will be replaced; to resume from it, add --resume_from_checkpoint"
             )
         return
     if run.resume_from_checkpoint == "last":
-        if not found:
-            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
         folder = _last_whole(found, settings, accelerator)
         if folder is None:
             return
     else:
-        folder = Path(run.resume_from_checkpoint)
-        if not folder.is_dir():
-            raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
+        (folder,) = found
         damage = damage_of(folder)
         if damage:
             raise ValueError(f"--resume_from_checkpoint: {folder} is damaged: {damage}")
@@ -101,6 +98,26 @@ def resume(run, accelerator, progress, settings):
     if run.resume_from_checkpoint == "last" and accelerator.is_main_process:
         _keep_only(folder, run.output_dir)  # a run that was killed while it removed an older one has left a part of it
     accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
+
+
+def checkpoints_to_resume(run):
+    """
+    The checkpoints that `--resume_from_checkpoint` lets a run choose from, oldest first: none if it is not given.
+
+    Raises:
+        ValueError: if there is no such checkpoint.
+    """
+    if run.resume_from_checkpoint is None:
+        return []
+    if run.resume_from_checkpoint == "last":
+        found = checkpoints(run.output_dir)
+        if not found:
+            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
+        return found
+    folder = Path(run.resume_from_checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
+    return [folder]
 
 
 def _last_whole(folders, settings, accelerator):

@@ -39,7 +39,7 @@ from .store import (
     written_shards,
 )
 from .store_names import StoreNames
-from .user_errors import checking, together
+from .user_errors import checking, on_main_process
 
 # What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
 # `SHARDS` files, and one for each process besides.
@@ -103,8 +103,8 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio, data.chosen_part)
 
-    # Audio that is streamed would be read twice: an extraction names the first clip that it cannot read.
-    together(check if accelerator.is_main_process and not data.streaming else lambda: None)
+    if not data.streaming:  # streamed audio would be read twice; extraction names the first clip that it cannot read
+        on_main_process(check, accelerator)
 
 
 def extract_layers(

@@ -10,7 +10,7 @@ from ..dataset_script.audio import check_audio, clips_fingerprint
 from .features import DECODING_THREADS, windows_of
 from .read_ahead import ReadAhead
 from .store import FrameFeatureStore, weights_of_windows
-from .user_errors import together
+from .user_errors import on_main_process, together
 
 
 def check_all_audio(corpus, feature_extractor, data, accelerator):
@@ -28,9 +28,8 @@ def check_all_audio(corpus, feature_extractor, data, accelerator):
     """
     rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
     check = partial(check_audio, corpus, list(corpus.splits), data.data_dir or data.dataset, rate, least)
-    # Audio that is streamed would be read twice.
-    is_checked = accelerator.is_main_process and not data.streaming
-    together(partial(check, data.decode_audio) if is_checked else lambda: None)
+    if not data.streaming:  # streamed audio would be read twice
+        on_main_process(partial(check, data.decode_audio), accelerator)
 
 
 class InputStore(FrameFeatureStore):

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from transformers.utils import CONFIG_NAME
@@ -20,6 +21,7 @@ from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, w
 from ..repository_emoshare import create_repository, publish_folder
 from ..upper_layers_emoshare import stored_layer
 from .batches import FeatureLoader
+from .checkpoints import checkpoints_to_resume
 from .concentrations import fit_concentrations
 from .corpus import check_listeners, load_run_corpus
 from .features import check_new_audio, extract_frame_features, extract_layers
@@ -28,8 +30,7 @@ from .model import build_model
 from .store import ResplitFeatureStore
 from .store_names import StoreNames, read_clips_together
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import together
-
+from .user_errors import on_main_process, together
 
 # What is in the folder of a run, of its model alone: it goes before another model comes, which need not have all of it.
 # Some of it is from `emoshare evaluate` and `emoshare export`. The results go first.
@@ -59,10 +60,11 @@ def train(arguments, accelerator, loaded=None):
         OSError: if something cannot be written or fetched.
     """
     run = arguments.run
+    # Before anything that takes long, so that a wrong folder, a missing token or a wrong name costs no time.
+    on_main_process(partial(_check_folders, run), accelerator)
     if run.push_to_hub:
-        # Before anything is trained, so that a missing token or a wrong name costs no time.
         create = partial(create_repository, run.hub_model_id, private=run.hub_private or None)
-        together(create if accelerator.is_main_process else lambda: None)
+        on_main_process(create, accelerator)
 
     corpus = load_run_corpus(arguments.data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
@@ -106,6 +108,16 @@ def train(arguments, accelerator, loaded=None):
         print(f"Published: {commit.commit_url}")
 
 
+def _check_folders(run):
+    """Raises ValueError if there is no checkpoint to resume from; OSError if `--output_dir` cannot be written to."""
+    checkpoints_to_resume(run)
+    output_dir = Path(run.output_dir)
+    # A run that ends before it trains leaves no folder, so the folder that this one would be made in stands for it.
+    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    with writing(output_dir):
+        TemporaryFile(dir=there).close()
+
+
 def stores_of(corpus, model, feature_extractor, arguments, accelerator):
     """
     What the model's `trained_part` takes of each clip.
@@ -128,7 +140,7 @@ def stores_of(corpus, model, feature_extractor, arguments, accelerator):
         check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     else:
         check_all_audio(whole, feature_extractor, arguments.data, accelerator)
-    made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
+    made_from = on_main_process(corpus.fingerprints, accelerator)
     if not is_stored:
         return {split: InputStore(corpus, split, feature_extractor, accelerator) for split in corpus.splits}, made_from
     stores = {

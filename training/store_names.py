@@ -12,7 +12,7 @@ from ..dataset_script.audio import audio_files, clips_fingerprint
 from ..dataset_script.digests import Entry, blocks, keep, kept, read_files, unknown_files
 from ..finetuning_emoshare import tuned_names
 from .model import load_left_out_backbone
-from .user_errors import together
+from .user_errors import on_main_process, together
 
 # Part of every store's name: increase it when this code computes other features from the same input.
 FEATURES_VERSION = 3
@@ -36,7 +36,7 @@ def read_clips_together(corpus, accelerator):
         of_splits = map(audio_files, corpus.as_stored.splits.values())
         return unknown_files([path for paths in of_splits for path in paths if path is not None])
 
-    paths = together(unknown if accelerator.is_main_process else lambda: None)
+    paths = on_main_process(unknown, accelerator)
     (paths,) = broadcast_object_list([paths])
     for some in blocks(paths):
         mine = some[accelerator.process_index :: accelerator.num_processes]

@@ -71,6 +71,11 @@ def together(function):
     return result
 
 
+def on_main_process(function, accelerator):
+    """As `together`, of a function that only the main process calls; what it returned there, and `None` elsewhere."""
+    return together(function if accelerator.is_main_process else lambda: None)
+
+
 def run_entry_point(name, parse, run, argv):
     """
     Args:

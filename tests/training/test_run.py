@@ -247,6 +247,24 @@ def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_pa
     assert run_to("another backbone") == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output_dir", "a file"], "a file cannot be written: Not a directory"),
+        (["--output_dir", "a file/output"], "a file/output cannot be written: Not a directory"),
+        (["--output_dir", "output", "--resume_from_checkpoint"], "there is no checkpoint in output"),
+        (["--output_dir", "output", "--resume_from_checkpoint", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_folder_is_named_before_features_are_extracted(more, message, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    assert main([*flags, *more]) == 2
+    assert f"{message}\n" in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()
+    assert not (tmp_path / "output").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "tuned",
