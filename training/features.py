@@ -416,7 +416,7 @@ def _decoded(clips, indices, model, feature_extractor):
     return iter(ReadAhead(decode, indices, num_samples, limit, DECODING_THREADS))
 
 
-def windows_of(row, clip, feature_extractor):
+def windows_of(row, clip, feature_extractor, chosen=slice(None)):
     """
     The windows of a clip, each a dict, with what the feature extractor makes of it under `inputs`.
 
@@ -424,6 +424,7 @@ def windows_of(row, clip, feature_extractor):
         row: of the clip, in its split.
         clip: its index there.
         feature_extractor: `EmoShareFeatureExtractor`.
+        chosen: slice of the windows that are made; all of them if not given.
 
     Raises:
         ValueError: if it cannot be read, or is too short; names it.
@@ -439,7 +440,7 @@ def windows_of(row, clip, feature_extractor):
                 "num_samples": end - start,
                 "inputs": feature_extractor(waveform[start:end], sampling_rate=sampling_rate),
             }
-            for start, end in feature_extractor.windows(len(waveform))
+            for start, end in feature_extractor.windows(len(waveform))[chosen]
         ]
     except (ValueError, OSError) as error:
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error

@@ -82,11 +82,12 @@ class InputStore(FrameFeatureStore):
             lengths[first::processes], found = found[:count], found[count:]
         return lengths
 
-    def _windows(self, clip):
-        return windows_of(self.clips[clip], clip, self.feature_extractor)
+    def _windows(self, clip, chosen=slice(None)):
+        return windows_of(self.clips[clip], clip, self.feature_extractor, chosen)
 
     def _features(self, index):
-        window = self._windows(int(self.clip_of_window[index]))[int(self.number_in_clip[index])]
+        number = int(self.number_in_clip[index])
+        (window,) = self._windows(int(self.clip_of_window[index]), slice(number, number + 1))
         return window["inputs"][self.input_name][0]
 
     def _padded(self, inputs):
