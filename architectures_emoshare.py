@@ -1,8 +1,8 @@
-"""The table of architectures: how heads are put together."""
+"""The table of architectures: which parts a head is made of."""
 
 from dataclasses import dataclass
 
-# Their statistics are of the frames as they are: see `Architecture.pooling`.
+# These take statistics of the frames themselves: see `Architecture.pooling`.
 POOLINGS_OF_FRAMES = ("statistics", "functionals")
 ENCODERS_WITHOUT_LAST_STATES = ("transformer", "no_encoder")
 
@@ -10,14 +10,14 @@ ENCODERS_WITHOUT_LAST_STATES = ("transformer", "no_encoder")
 @dataclass(frozen=True)
 class Architecture:
     """
-    How a head is put together. Adding one takes an entry in `ARCHITECTURES`, and nothing else if its parts are in the
-    tables `STEMS`, `ENCODERS` and `POOLINGS` that `head_emoshare` knows.
+    Which parts a head is made of. A new architecture needs an entry in `ARCHITECTURES`, and nothing else if its parts
+    are in the tables `STEMS`, `ENCODERS` and `POOLINGS` of `head_emoshare`.
 
     Attributes:
         encoder: the part that relates steps to each other; a key of `ENCODERS`.
-        pooling: the part that makes one vector of all steps; a key of `POOLINGS` of `pooling_emoshare`. `"attention"`
-            needs an encoder that returns last states; `"statistics"` and `"functionals"` need the frames as they are,
-            without stem and encoder: their scale is that of the training set before the first epoch.
+        pooling: the part that pools all steps into one vector; a key of `POOLINGS` of `pooling_emoshare`. `"attention"`
+            needs an encoder that returns last states; `"statistics"` and `"functionals"` must have neither stem nor
+            encoder, because they are standardised over the training set once, before the first epoch.
         ffn_sizes: default hidden sizes of the feed-forward network.
         title: short name in tables and figures.
         summary: its parts in a few words, for legends.
@@ -26,11 +26,11 @@ class Architecture:
         is_released: whether the authors released this network, so that `normalization="sequence"` can reproduce it.
         has_released_norms: whether the released network has LayerNorms.
         attention_heads: number of the encoder's attention heads, which must divide its width; `None` if it has none.
-        stem: the part that makes steps of frames; a key of `STEMS`.
-        has_shortcut: whether the last layer takes what pooling gives too, past the feed-forward network.
+        stem: the part that turns frames into steps; a key of `STEMS`.
+        has_shortcut: whether the last layer also takes the output of the pooling, past the feed-forward network.
 
     Raises:
-        ValueError: if the parts do not go together.
+        ValueError: if the parts cannot be combined.
     """
 
     encoder: str

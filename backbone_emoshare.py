@@ -1,4 +1,4 @@
-"""Pretrained speech encoders as backbones: their families, and how one is loaded and recognised."""
+"""Pretrained speech encoders as backbones: their families, and how they are loaded and identified."""
 
 import hashlib
 import os
@@ -24,11 +24,11 @@ class BackboneFamily(Protocol):
 
     Attributes:
         model_types: Transformers' names of the encoders in this family.
-        feature_type: what its input is, as `EmoShareFeatureExtractor.feature_type`.
-        input_name: argument of `EmoShareModel.forward` for its input, `"input_values"` or `"input_features"`.
+        feature_type: the input that the encoder takes, as in `EmoShareFeatureExtractor.feature_type`.
+        input_name: argument of `EmoShareModel.forward` for this input, `"input_values"` or `"input_features"`.
         optional_weights: names of weights that a checkpoint may lack, because frame features do not depend on them.
         attention_projections: names, within a layer of the encoder, of its attention's linear layers.
-        paddings: the choices of `EmoShareConfig.backbone_padding`, the default first; none where there is no choice.
+        paddings: the choices for `EmoShareConfig.backbone_padding`, the default first; empty if there is no choice.
     """
 
     model_types: tuple[str, ...]
@@ -45,13 +45,13 @@ class BackboneFamily(Protocol):
         """Width of the frame features."""
 
     def num_layers(self, config):
-        """Layers of the encoder; `hidden_states` has layers 0 (the first layer's input) to this number."""
+        """Number of layers of the encoder; hidden states are numbered from 0 (the first layer's input) to this."""
 
     def frame_geometry(self, config):
         """Samples that one frame sees, and samples from one frame to the next."""
 
     def num_frames(self, config, lengths):
-        """Frames (int or int tensor, as given) that inputs of these lengths become."""
+        """Number of frames (int or int tensor, as given) for inputs of these lengths."""
 
     def build(self, config):
         """A backbone with random weights."""
@@ -61,20 +61,20 @@ class BackboneFamily(Protocol):
 
     def prepare(self, backbone, fast=True):
         """
-        Changes a backbone in place so that frame features never depend on padding. Without `fast`, its modules run as
-        Transformers wrote them wherever exactness allows it, which is what exporting needs.
+        Changes a backbone in place so that frame features never depend on padding. Without `fast`, which is for export,
+        its modules run as Transformers wrote them wherever exactness allows it.
         """
 
     def exportable(self, backbone):
         """
-        A copy on the CPU, in eval mode, that `torch.export` can run `hidden_states` of. A family may do without this
-        method: models with its backbones cannot be exported then.
+        A copy on the CPU, in eval mode, whose `hidden_states` `torch.export` can trace. Optional: models of a family
+        without this method cannot be exported.
         """
 
     def cut(self, backbone, layer):
         """
-        A view of a backbone that has the layers which `hidden_states` runs for this one, and a config that says so; the
-        backbone itself if that is all of them, or if `layer` is no number of a hidden state.
+        A view of a backbone with only the layers that `hidden_states` runs for `layer`, and with a config to match. If
+        these are all layers, or `layer` is not the number of a hidden state, this is the backbone itself.
         """
 
     def hidden_states(self, backbone, inputs, lengths, layers):
@@ -91,33 +91,33 @@ class BackboneFamily(Protocol):
 
     def run_all_layers(self, backbone):
         """
-        Changes a backbone in place so that in training, too, each of its layers runs, and no frame is masked: LayerDrop
-        and SpecAugment draw from generators that a training run cannot set.
+        Changes a backbone in place so that in training, too, each layer runs and no frame is masked: LayerDrop and
+        SpecAugment draw from generators that a training run cannot seed.
         """
 
     def layers(self, backbone, first, layer):
         """
-        The modules of the encoder's layers between two hidden states, in their order: those that make the states of
-        `layer`, as in `hidden_states`, of those of `first`, a number from 0. A norm after the last one is none of them.
+        The layers of the encoder, in order, that turn hidden state `first` (a number from 0) into `layer` (as in
+        `hidden_states`), without a final norm.
         """
 
     def upper_states(self, backbone, hidden_states, lengths, first, layer):
         """
-        Runs the modules of `layers`, so that layers which are trained need not wait for those below: what this returns,
-        and its gradients, are those of a pass through the whole encoder without dropout below. In training mode, the
-        modules' own dropout is as they have it, layers are never left out (LayerDrop), and gradients are checkpointed
-        where Transformers has been asked to.
+        Runs the layers that `layers` returns, so that trained layers can start from stored states. The result and its
+        gradients are those of a pass through the whole encoder without dropout below. In training mode, the layers
+        apply their own dropout, none is skipped (LayerDrop), and gradients are checkpointed if Transformers was asked
+        to.
 
         Args:
             backbone: after `prepare`.
-            hidden_states: (batch, frames, width), what `hidden_states` returned of the layer `first`; past a clip's
-                last frame it is arbitrary, and finite.
+            hidden_states: (batch, frames, width), what `hidden_states` returned for `first`; arbitrary finite values
+                past a clip's last frame.
             lengths: (batch,) int64, each clip's number of frames.
             first: a number from 0.
             layer: -1 or k >= `first`, as in `hidden_states`.
 
         Returns:
-            (batch, frames, width), arbitrary past a clip's last frame: what `hidden_states` returns of `layer`. A clip
+            (batch, frames, width), what `hidden_states` returns for `layer`; arbitrary past a clip's last frame. A clip
             has the same states and gradients alone and in any batch.
         """
 
@@ -125,11 +125,11 @@ class BackboneFamily(Protocol):
 logger = logging.get_logger(__name__)
 
 FAMILIES = [Wav2Vec2Family(), Wav2Vec2BertFamily(), WhisperFamily()]
-# Makes Transformers leave repositories as they are whose weights are pickles. By default, it asks a service to convert
-# them, which gets the token of private ones, and downloads the weights a second time from the pull request.
+# Keeps Transformers from having repositories of pickles converted. By default, it asks a service to do so, which gets
+# the token of private ones, and downloads the weights a second time from the pull request.
 CONVERSION_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"
 AS_FOR_WEIGHTS = ("cache_dir", "local_files_only")
-LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
+LFS_POINTER = b"version https://git-lfs"  # how large files begin in a clone without Git LFS
 
 
 def family_of(backbone_config):
@@ -153,7 +153,7 @@ def commit_of(name_or_path, revision=None, **hub_arguments):
     The commit that a revision on the Hub points to; for a folder, which has none, the revision as given.
 
     Raises:
-        FileNotFoundError: if a path that can only be a folder's does not exist.
+        FileNotFoundError: if a path that can only be a local folder does not exist.
         OSError: if there is no such repository on the Hub, or it cannot be reached.
     """
     path = Path(name_or_path)
@@ -168,7 +168,7 @@ def config_of_backbone(name_or_path, revision=None, **hub_arguments):
     The config in a pretrained backbone's repository or folder; arguments as of `load_backbone`.
 
     Raises:
-        ValueError: if it has values that are none, or is of a model that Transformers does not know.
+        ValueError: if it has invalid values, or Transformers does not know the model type.
         OSError: if it cannot be fetched.
     """
     try:
@@ -195,7 +195,7 @@ def build_backbone(backbone_config):
     A backbone with random weights, prepared.
 
     Raises:
-        ValueError: if its config has values that no backbone can be built of.
+        ValueError: if no backbone can be built from its config.
     """
     family = family_of(backbone_config)
     try:
@@ -251,7 +251,7 @@ def load_backbone(name_or_path, backbone_config, revision=None, is_cut=False, **
 
 
 def _warn_of_surplus(name_or_path, backbone, names):
-    """Weights of a head around the encoder do not matter; more weights in the encoder than its config says do."""
+    """Warns of encoder weights that its config has no place for; weights of a head around the encoder are expected."""
     names = [name.removeprefix(f"{backbone.base_model_prefix}.") for name in names]
     own = sorted(name for name in names if name.split(".")[0] in backbone._modules)
     if own:
@@ -263,7 +263,7 @@ def _warn_of_surplus(name_or_path, backbone, names):
 
 @contextmanager
 def _of_encoder_alone():
-    """While it is open, Transformers reports no weights that are no encoder's, and starts no conversion of pickles."""
+    """Within this context, silences Transformers' load report and disables its conversion of pickles."""
     before, modeling = os.environ.get(CONVERSION_SWITCH), logging.get_logger("transformers.modeling_utils")
     os.environ[CONVERSION_SWITCH] = "true"
     modeling.addFilter(_is_no_report)
@@ -284,8 +284,8 @@ def _is_no_report(record):
 @contextmanager
 def clear_errors_of_weights(name_or_path):
     """
-    While weights are loaded: what PyTorch and safetensors raise for a file that is damaged becomes a short ValueError,
-    and what the Hub's client raises for a connection that breaks off an OSError.
+    While weights are loaded, turns errors of PyTorch and safetensors about damaged files into a short ValueError, and
+    errors of the Hub's client about a broken connection into an OSError.
 
     Args:
         name_or_path: the repository or folder that they are loaded from.
@@ -293,10 +293,10 @@ def clear_errors_of_weights(name_or_path):
     try:
         yield
     except HTTPError as error:
-        if isinstance(error, OSError):  # an answer of the Hub, which Transformers explains
+        if isinstance(error, OSError):  # a response of the Hub, which Transformers explains
             raise
         raise OSError(f"{name_or_path}: the connection to the Hub broke off ({error}); please try again") from error
-    # Scanners of remote code mistrust modules that import pickle, so its error comes by way of torch.
+    # Scanners of remote code distrust modules that import pickle, so its error is named through torch.
     except (SafetensorError, torch.serialization.pickle.UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
@@ -317,7 +317,7 @@ def _is_lfs_pointer(path):
 
 
 def weights_hash(backbone, tuned=()):
-    """SHA-256 of a backbone's weights as float32, in the order of their names, without the `tuned` ones."""
+    """SHA-256 of a backbone's weights as float32, in the order of their names, without those named in `tuned`."""
     left_out = {*family_of(backbone.config).optional_weights, *tuned}
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):

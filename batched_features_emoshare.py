@@ -1,4 +1,4 @@
-"""The features of padded waveforms in PyTorch's operators alone, so that an exported model can make them itself."""
+"""Features of padded waveforms, made with PyTorch's operators alone, so that an exported model can make them itself."""
 
 import math
 
@@ -14,7 +14,7 @@ class BatchedWaveforms(nn.Module):
 
     Args:
         do_normalize: whether each clip gets zero mean and unit variance.
-        variance_floor: what is added to the variance; `None` for a level that does not matter at all.
+        variance_floor: added to the variance; with `None`, the level of a clip has no effect at all.
     """
 
     def __init__(self, do_normalize, variance_floor):
@@ -42,15 +42,15 @@ class BatchedSpectra(nn.Module):
     The acoustic features of waveforms as `EmoShareFeatureExtractor` makes them, of a padded batch.
 
     Args:
-        waveforms: `BatchedWaveforms` whose output the spectra are of.
+        waveforms: `BatchedWaveforms`, from whose output the spectra are computed.
         window: (frame length,) float32.
         mel_filters: (bins, bands) float32.
         hop_length: samples from one frame to the next.
-        log_floor: what is added to a band's energy before the logarithm.
-        variance_floor: added to the variance of a clip's log-mels, which become standardised; `None` to leave them.
+        log_floor: added to a band's energy before the logarithm.
+        variance_floor: added to the variance when a clip's log-mels are standardised; `None` does not standardise them.
         cosine_transform: (bands, coefficients) float32; `None` for log-mels.
-        describe: function of waveforms, cepstral coefficients and numbers of frames to the features; `None` where the
-            coefficients are the features.
+        describe: function that computes the features from waveforms, cepstral coefficients and numbers of frames;
+            `None` if the coefficients are the features.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BatchedSpectra(nn.Module):
         self.log_floor = log_floor
         self.variance_floor = variance_floor
         self.describe = describe
-        # In float64: in float32, a sum of 400 products is less exact than the fast Fourier transform it stands for.
+        # In float64: a sum of 400 products in float32 is less accurate than the fast Fourier transform it replaces.
         angles = torch.outer(torch.arange(len(window)), torch.arange(len(mel_filters))) % len(window)
         angles = 2 * math.pi / len(window) * angles.double()
         basis = window[:, None].double() * torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -98,12 +98,12 @@ class BatchedSpectra(nn.Module):
 
 def _standardized(values, mask, variance_floor):
     """
-    Each clip's values at zero mean and unit variance, over those where `mask` is true.
+    Brings each clip's values to zero mean and unit variance over the places where `mask` is true.
 
     Args:
         values: (batch, length) or (batch, length, width) float32.
         mask: (batch, length) or (batch, length, 1) bool.
-        variance_floor: what is added to the variance; with `None`, equal values become zeros.
+        variance_floor: added to the variance; with `None`, constant values become zeros.
     """
     dims = tuple(range(1, values.dim()))
     count = mask.sum(dim=dims, keepdim=True) * values.shape[2:].numel()

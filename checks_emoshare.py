@@ -1,4 +1,4 @@
-"""Checks that several classes share. Those of a field raise a ValueError that begins with its name."""
+"""Checks of fields that several classes have. Each raises a ValueError that begins with the name of the field."""
 
 import difflib
 import inspect
@@ -7,7 +7,7 @@ import torch
 
 
 def check_choice(field, value, allowed):
-    if value not in list(allowed):  # a list also compares what cannot be a key
+    if value not in list(allowed):  # a list, so that values that are not hashable can be compared
         raise ValueError(f"{field}: got {value!r}; expected one of {', '.join(allowed)}")
 
 
@@ -16,7 +16,7 @@ def check_known(given, owner, others):
     Args:
         given: names of fields.
         owner: the class whose fields they should be: arguments of its `__init__`.
-        others: names that are known besides.
+        others: other known names.
     """
     for field in given:
         if not is_known(field, owner, others):
@@ -35,17 +35,8 @@ def _own_fields(owner):
 
 
 def checked_dtype(field, dtype):
-    """The `torch.dtype`, which may be given by its name."""
+    """The `torch.dtype` that `dtype` is, or names."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"{field}: got {dtype!r}; expected a floating-point dtype of torch, such as 'float32'")
     return found
-
-
-def refuse_tracing():
-    """Raises NotImplementedError while `torch.jit.trace` is at work on a model."""
-    if torch.jit.is_tracing():
-        raise NotImplementedError(
-            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
-            "wrong shares for other clips without a word; torch.compile works"
-        )

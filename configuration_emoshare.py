@@ -26,9 +26,9 @@ from .repository_emoshare import (
 
 logger = logging.get_logger(__name__)
 
-# Transformers fetches the code of a repository by following relative imports, which are lines of text to it. Where that
-# was interrupted, it looks for what is missing in the module that it is asked for, and not in those that are there. It
-# is asked for the config first: so all other modules are named here.
+# Transformers fetches the code of a repository by following relative imports, which it finds by searching the text.
+# After an interruption, it looks for missing modules only among the imports of the module that it was asked for, which
+# is this one at first. So all other modules are named here.
 OTHER_MODULES = """
 import .audio_emoshare
 import .batched_features_emoshare
@@ -57,7 +57,6 @@ import .saving_emoshare
 import .segments_emoshare
 import .stream_emoshare
 import .threads_emoshare
-import .upper_layers_emoshare
 import .votes_emoshare
 import .wav2vec2_bert_emoshare
 import .wav2vec2_convolutions_emoshare
@@ -68,9 +67,9 @@ import .windows_emoshare
 
 
 LARGEST_SIZE = 2**31 - 1
-MOST_LAYERS = 1000  # a damaged config may ask for any number, and to build them would take forever
+MOST_LAYERS = 1000  # a damaged config may ask for so many layers that building them takes forever
 DEFAULT_FEATURE_SIZE = 40  # of acoustic features: the paper's 40 mel bands (section 2.3)
-# Fields that any Transformers config may have; those that begin with an underscore are its own affair.
+# Fields that any Transformers config may have. Those that begin with an underscore are not checked.
 COMMON_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {
     "attn_implementation",
     "auto_map",
@@ -81,7 +80,7 @@ COMMON_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {
     "output_attentions",
     "quantization_config",
     "torch_dtype",
-    "use_cache",  # which Transformers' Trainer sets
+    "use_cache",  # set by Transformers' Trainer
 }
 
 
@@ -90,50 +89,52 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
     Configuration of an [`EmoShareModel`]. The defaults are Architecture 2 of the paper (section 2.4) in the sizes of
     the authors' released code, with normalisation that does not depend on padding.
 
+    Example: `EmoShareModel(EmoShareConfig(architecture="cnn_lstm"))` is an untrained model that takes log-mels.
+
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Config of a Transformers audio encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, UniSpeech-SAT, w2v-BERT
-            2.0 or Whisper (its encoder). With `None` the model has no backbone, and takes acoustic features (such as
-            log-mels) as `input_features`.
+            2.0 or Whisper (its encoder). If `None`, the model has no backbone and takes acoustic features, such as
+            log-mels, as `input_features`.
         backbone_name_or_path (`str`, *optional*):
-            Hub id or folder that the backbone's weights came from. A saved config has of a folder its name alone, or,
-            next to a checkpoint of the heads alone, its path from there.
+            Hub id or folder that the backbone's weights came from. When saved, a local folder is reduced to its name,
+            or to its path relative to a heads-only checkpoint.
         backbone_revision (`str`, *optional*):
-            Commit of `backbone_name_or_path`, where that is on the Hub.
+            Commit of `backbone_name_or_path`, if that is on the Hub.
         backbone_hash (`str`, *optional*):
-            SHA-256 of the backbone's pretrained weights as they are stored there, without layers that were left out.
+            SHA-256 of the backbone's pretrained weights, without layers that are tuned or were left out.
         backbone_num_layers (`int`, *optional*):
-            Layers of the pretrained backbone, of which a checkpoint has those alone that `backbone_layer` needs. `None`
-            is all that `backbone_config` says. `save_pretrained` sets it.
+            Number of layers of the original backbone; the checkpoint keeps those that `backbone_layer` needs. `None`
+            if it keeps all of them. Set by `save_pretrained`.
         backbone_padding (`str`, *optional*):
-            For Whisper alone: what its encoder hears of a clip. `"30s"`, its default: the clip and silence up to 30 s,
-            as it was trained, of which the frame features leave the silence out. `"clip"`: the clip alone, which is
-            several times as fast. It is kept in `backbone_config`.
+            For Whisper only: what its encoder hears. `"30s"`, its default: the clip, padded with silence to 30 s as in
+            Whisper's training; frames of the padding are dropped. `"clip"`: the clip alone, several times as fast. It
+            is stored in `backbone_config`.
         include_backbone (`bool`, *optional*, defaults to `True`):
-            Whether the checkpoint holds the backbone's weights, or the heads alone. `save_pretrained` sets it. Without
-            them, `from_pretrained` fetches the backbone from `backbone_name_or_path`.
+            Whether the checkpoint holds the frozen weights of the backbone. Without them, `from_pretrained` fetches the
+            backbone from `backbone_name_or_path`. Set by `save_pretrained`.
         backbone_layer (`int` or `"weighted"`, *optional*, defaults to -1):
             Which hidden states are the frame features: `-1` is the backbone's `last_hidden_state`, an integer k >= 0
             is Transformers' `hidden_states[k]`, and `"weighted"` is a learned softmax-weighted sum of all of them.
         freeze_backbone (`bool`, *optional*, defaults to `True`):
-            Whether the backbone is a fixed feature extractor: no gradients, always in eval mode.
+            Whether the backbone is a fixed feature extractor, without gradients and always in eval mode.
         finetuned_layers (`int`, *optional*, defaults to 0):
-            How many of a frozen backbone's layers, counted down from the one that `backbone_layer` reads, are trained
-            with the heads all the same. A normalisation after the last layer stays frozen.
+            How many layers of an otherwise frozen backbone are trained with the heads, counted down from the one that
+            `backbone_layer` reads. A normalisation after the last layer stays frozen.
         lora_rank (`int`, *optional*, defaults to 0):
-            Rank of the adapters (LoRA) on the attention of these layers, which are trained instead of the layers
-            themselves. 0 trains the layers. Needs PEFT.
+            Rank of adapters (LoRA) on the attention of these layers, which are trained instead of the layers
+            themselves; 0 trains the layers. Needs PEFT.
         feature_size (`int`, *optional*):
-            Width of the frame features. Follows from the backbone; without a backbone, 40 if not given.
+            Width of the frame features: that of the backbone; without a backbone, 40 by default.
         architecture (`str`, *optional*, defaults to `"cnn_lstm_attention"`):
             A key of `ARCHITECTURES`: `"cnn_lstm"` (the paper's Architecture 1), `"cnn_lstm_attention"` (Architecture 2)
-            or `"transformer"` (the multi-headed transformer that the paper tried and dropped, section 3.2; it gives no
-            sizes, so they are ours): two encoder layers instead of the LSTM, as wide as the last convolution, with 8
-            heads and a feed-forward network four times as wide. Ours: `"cnn_lstm_statistics"` (attentive statistics
-            pooling with four queries after the LSTM), `"statistics"` (mean and deviation of the frame features, and one
-            linear layer: a linear probe) and `"functionals"` (the functionals of classical systems, and a feed-forward
-            network), both without convolutions and LSTM: fields of these have no effect then, except that clips must
-            have at least `pool_size` frames.
+            or `"transformer"` (the multi-headed transformer that the paper tried and dropped, section 3.2; the paper
+            gives no sizes, so they are ours): two encoder layers instead of the LSTM, as wide as the last convolution,
+            with 8 heads and a feed-forward network four times as wide. Not from the paper: `"cnn_lstm_statistics"`
+            (attentive statistics pooling with four queries after the LSTM), `"statistics"` (a linear probe of mean and
+            standard deviation of the frame features) and `"functionals"` (the functionals of classical systems and a
+            feed-forward network). The last two have no convolutions and no LSTM, and ignore their fields, except that
+            clips must have at least `pool_size` frames.
         conv_channels (`tuple[int]`, *optional*, defaults to `(768, 384, 192)`):
             Output channels of the 1D convolutions.
         conv_kernel_size (`int`, *optional*, defaults to 3):
@@ -148,9 +149,9 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
             Hidden sizes of the feed-forward network. `None` takes the architecture's own: (256, 64, 8) for Architecture
             1 and (256, 128, 64) for Architecture 2, as in the released code.
         normalization (`str`, *optional*, defaults to `"frame"`):
-            `"frame"`: padding is masked after every layer; LayerNorm over the channels of each step before the LSTM
-            and after each hidden layer of the feed-forward network. `"none"`: the same masks, and no LayerNorms except
-            those inside a transformer layer.
+            `"frame"`: padding is masked after every layer; LayerNorm over the channels of each step before the LSTM,
+            and after each hidden layer of the feed-forward network. `"none"`: the same masks, without LayerNorms other
+            than those inside a transformer layer.
             `"sequence"`: the authors' released network: inputs padded to `max_frames`, no masks in the convolutions,
             and LayerNorms over the padded sequence where the released architecture has them.
         max_frames (`int`, *optional*, defaults to 398):
@@ -158,18 +159,17 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         output_activation (`str`, *optional*, defaults to `"sigmoid"`):
             Last activation, `"sigmoid"` or `"relu"` (the released network's).
         separate_heads (`bool`, *optional*, defaults to `True`):
-            Whether there is one head per emotion, as in the paper, or one head with all outputs (a shared trunk).
+            `True` for one head per emotion, as in the paper; `False` for one head with all outputs (a shared trunk).
         loss (`str`, *optional*, defaults to `"mse"`):
-            A key of `losses_emoshare.LOSSES`: what `forward` returns and training minimises. With `"beta_binomial"`, a
-            head gives a concentration with each share, and its last layer has twice as many outputs.
+            A key of `losses_emoshare.LOSSES`: the loss that `forward` returns and training minimises. With
+            `"beta_binomial"`, the last layer of a head has twice as many outputs: a concentration for each share, too.
         dropout (`float`, *optional*, defaults to 0.0):
-            Probability, at least 0 and less than 1, that training sets a value to 0: of the steps that the convolutions
-            make, between LSTM layers or within a transformer layer, after pooling, and after each hidden layer of the
-            feed-forward network.
+            Dropout probability, at least 0 and less than 1: after the convolutions, between LSTM layers or within a
+            transformer layer, after pooling, and after each hidden layer of the feed-forward network.
         id2label (`dict[int, str]`, *optional*):
-            The labels by index; the nine emotions of ComParE 2023 if not given.
+            The labels by index; by default, the nine emotions of ComParE 2023.
         problem_type (`str`, *optional*, defaults to `"regression"`):
-            Only `"regression"`: Transformers' own pipelines then return the shares as they are.
+            Must be `"regression"`, so that Transformers' own pipelines return the shares as they are.
 
     Raises:
         ValueError: on an illegal value or combination, or an unknown field; the message begins with the field's name.
@@ -248,7 +248,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         self.loss = loss
         self.dropout = dropout
         if not is_remote_code():
-            # The installed package has registered its task. If the config listed it too, `pipeline()` would take it for
+            # The installed package has registered its task. If the config listed it too, `pipeline()` would treat it as
             # remote code and ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         if problem_type != "regression":
@@ -264,12 +264,12 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
     @property
     def backbone_padding(self):
-        """As its family finds it in `backbone_config`; `None` if the family has no choice."""
+        """The padding in `backbone_config`; `None` if the backbone's family offers no choice."""
         return getattr(self.backbone_config, "backbone_padding", None)
 
     @backbone_padding.setter
     def backbone_padding(self, padding):
-        """`None` leaves it as it is, or sets the family's default."""
+        """`None` keeps the padding in `backbone_config`, or sets the family's default if there is none."""
         backbone = self.backbone_config
         choices = () if backbone is None else family_of(backbone).paddings
         if padding is None and choices:
@@ -418,8 +418,8 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Writes config.json and, next to it, the Python modules that it names, so that the folder is a complete model
-        repository for `trust_remote_code=True` once weights and preprocessor config are there too.
+        Writes config.json and, next to it, the Python modules that it names. With weights and preprocessor config, the
+        folder is then a complete model repository for `trust_remote_code=True`.
         """
         self.check()
         modules = copy_modules(Path(save_directory), self.name_or_path)
@@ -433,13 +433,13 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
         super(EmoShareConfig, saved).save_pretrained(save_directory, **kwargs)
 
     def _leave_out_unknown(self):
-        """Removes attributes that were added to the config and are none of its fields: it could not be loaded."""
+        """Removes attributes that are not fields of the config, with which it could not be loaded again."""
         for name in [name for name in vars(self) if not is_known(name, EmoShareConfig, COMMON_FIELDS)]:
             logger.warning(f"config.{name} is not saved: EmoShareConfig has no such field")
             delattr(self, name)
 
     def _leave_out_folders(self, save_directory):
-        """Replaces the folders of this machine that the config names, which mean nothing on another one."""
+        """Replaces paths of local folders, which mean nothing on another machine."""
         self.name_or_path = ""
         if self.backbone_config is not None:
             self.backbone_config.name_or_path = ""
@@ -450,7 +450,7 @@ class EmoShareConfig(PushToHub, PreTrainedConfig):
 
 
 def _path_from(start, folder):
-    """The path of a folder as seen from another one; as it is where there is none, as between two Windows drives."""
+    """The path of a folder relative to `start`, or unchanged if there is none, as between two Windows drives."""
     try:
         return Path(os.path.relpath(folder, Path(start).resolve())).as_posix()
     except ValueError:

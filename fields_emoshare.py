@@ -1,6 +1,6 @@
 """
-What fields of `EmoShareConfig` and `EmoShareFeatureExtractor` may be, and what they are by default: all that a command
-line needs to know of them, without PyTorch and Transformers, whose import takes seconds.
+Choices and defaults of fields of `EmoShareConfig` and `EmoShareFeatureExtractor`, for command lines, which must not
+wait seconds for the import of PyTorch and Transformers.
 """
 
 from .architectures_emoshare import ARCHITECTURES
@@ -21,14 +21,14 @@ EMOTIONS = (
 
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
-# Fields whose value is one of a few names, and the names.
+# Fields whose value is one of several names, and these names.
 CHOICES = {
     "architecture": ARCHITECTURES,
     "normalization": NORMALIZATIONS,
     "output_activation": OUTPUT_ACTIVATIONS,
     "loss": LOSSES,
 }
-# Of the fields that flags of the same name give as well.
+# Defaults of the fields that are also flags.
 DEFAULTS = {
     "backbone_padding": None,
     "architecture": "cnn_lstm_attention",
@@ -47,7 +47,7 @@ DEFAULTS = {
 
 # The paper's acoustic features (section 2.3): 40 mel bands from 0 to 8,000 Hz, 25 ms windows; every 10 ms.
 ACOUSTIC_BANDS = 40
-# What the extractor makes: what model cards call it, and its width.
+# What the extractor makes: its name in model cards, and its width.
 FEATURE_TYPES = {
     "waveform": ("waveform", 1),
     "mel": ("log-mel spectrum", ACOUSTIC_BANDS),
@@ -60,7 +60,7 @@ ACOUSTIC_FEATURES = ("mel", "mfcc", "descriptors")
 
 
 def label_fields(id2label, fields):
-    """`fields` with `id2label` and a `label2id` that matches it; without either if only `num_labels` was given."""
+    """`fields` with `id2label` and its inverse, `label2id`; unchanged if only `num_labels` was given."""
     if id2label is None:
         if fields.get("num_labels") not in (None, len(EMOTIONS)):
             return fields
@@ -73,7 +73,7 @@ def label_fields(id2label, fields):
 
 
 def labels_by_index(id2label):
-    """`id2label` with its indices as `int`, in their order; raises ValueError if it is no such thing."""
+    """`id2label`, sorted and with indices as `int`; raises ValueError if it is not a dict of index and label."""
     try:
         id2label = {int(index): label for index, label in id2label.items()}
     except (AttributeError, ValueError) as error:

@@ -1,25 +1,27 @@
 """
-Backbones that are frozen but for what is trained with the heads: their upper layers, or adapters (LoRA) in these.
+Backbones that are frozen except for what is trained with the heads: their upper layers, or adapters (LoRA) in these.
+`UpperLayers` runs these layers by themselves, on stored outputs of the layers below.
 
-Adapters are PEFT's, and the weights of a model with adapters have the names that they have without, so that whoever
-knows the backbone's weights finds them. An adapter's own are `lora_A.default.weight`, (rank, width in), and
-`lora_B.default.weight`, (width out, rank), after the name of its linear layer, to whose output it adds 2 B A x.
+Adapters are PEFT's, but the backbone's weights keep the names that they have without adapters. An adapter's own weights
+are `lora_A.default.weight`, (rank, width in), and `lora_B.default.weight`, (width out, rank), prefixed by the name of
+its linear layer, to whose output it adds 2 B A x.
 """
 
 import re
+from functools import partial
 
 import torch
 from torch import nn
 
 from .backbone_emoshare import family_of, weights_hash
 
-SCALING = 2  # of what adapters add; PEFT calls its product with the rank "alpha"
+SCALING = 2  # factor on what adapters add; PEFT calls its product with the rank "alpha"
 ADAPTER_WEIGHTS = re.compile(r"\.lora_[AB]\.")
 
 
 def tuned_modules(backbone, config):
     """
-    The layers of a backbone that are trained with the heads, or whose adapters are, in their order.
+    The layers of a backbone that are trained with the heads, or whose adapters are, in order.
 
     Args:
         backbone: of a model.
@@ -36,10 +38,18 @@ def lowest_hidden_state(config):
     return (family_of(backbone).num_layers(backbone) if layer == -1 else layer) - config.finetuned_layers
 
 
+def stored_layer(config):
+    """
+    Which hidden states `EmoShareModel.trained_part` takes, as in `EmoShareConfig.backbone_layer`. If the whole backbone
+    is frozen, these are what the heads take.
+    """
+    return lowest_hidden_state(config) if config.finetuned_layers else config.backbone_layer
+
+
 def tuned_names(backbone, config):
     """
-    Names of the weights that are trained with the heads, as the backbone's `state_dict` has them; arguments as in
-    `tuned_modules`. Of a pretrained backbone, which has no adapters, none if these are what is trained.
+    Names, in the backbone's `state_dict`, of the weights that are trained with the heads; arguments as in
+    `tuned_modules`. Empty for a backbone whose adapters have not been added.
     """
     if not config.finetuned_layers:
         return set()
@@ -50,30 +60,51 @@ def tuned_names(backbone, config):
 
 
 def frozen_hash(backbone, config):
-    """`weights_hash` of what is frozen of a backbone, with arguments as in `tuned_modules`."""
+    """`weights_hash` of the frozen weights of a backbone; arguments as in `tuned_modules`."""
     return weights_hash(backbone, tuned_names(backbone, config))
 
 
 def frozen_pattern(backbone, config):
     """
-    A regular expression of the names, in the model's `state_dict`, of what is frozen of its backbone, with arguments as
-    in `tuned_modules`.
+    A regular expression that matches the names, in the model's `state_dict`, of the frozen weights of its backbone;
+    arguments as in `tuned_modules`.
     """
     tuned = "|".join(map(re.escape, sorted(tuned_names(backbone, config))))
     return rf"^backbone\.(?!(?:{tuned})$)"
 
 
 def freeze(backbone, config):
-    """Lets gradients reach the tuned weights of a backbone alone, with arguments as in `tuned_modules`."""
+    """Freezes all weights of a backbone except for the tuned ones; arguments as in `tuned_modules`."""
     tuned = tuned_names(backbone, config)
     for name, weight in backbone.named_parameters():
         weight.requires_grad_(name in tuned)
 
 
+class UpperLayers(nn.Module):
+    """
+    The tuned layers of a backbone as a module of their own, which shares their weights with the backbone.
+
+    Args:
+        backbone: after `prepare` of its family.
+        config: the model's `EmoShareConfig`.
+    """
+
+    def __init__(self, backbone, config):
+        super().__init__()
+        self.layers = nn.ModuleList(tuned_modules(backbone, config))
+        # The backbone is not a submodule, because the rest of it is not trained.
+        run, first = family_of(backbone.config).upper_states, lowest_hidden_state(config)
+        self._run = partial(run, backbone, first=first, layer=config.backbone_layer)
+
+    def forward(self, hidden_states, lengths):
+        """(batch, frames, width) hidden states and (batch,) frames -> (batch, frames, width), what the heads take"""
+        return self._run(hidden_states, lengths)
+
+
 def add_adapters(backbone, config):
     """
-    Puts new adapters into a backbone, which change nothing yet; arguments as in `tuned_modules`. They are drawn from
-    torch's global generator, and are in float32, whatever the backbone is in: what they add is small.
+    Adds new adapters to a backbone, whose output does not change yet; arguments as in `tuned_modules`. They are drawn
+    from torch's global generator, and are in float32 whatever the backbone is in, because what they add is small.
 
     Raises:
         ImportError: if PEFT is not installed.
@@ -86,8 +117,8 @@ def add_adapters(backbone, config):
     for _, adapted in _adapted_layers(backbone):
         for linear in (*adapted.lora_A.values(), *adapted.lora_B.values()):
             linear.float().__class__ = AdapterLinear
-        # PEFT's wrapper has the layer as a submodule, so that its weights would be `base_layer.weight`. Here, the two
-        # share one dict of weights, and whoever lists the modules sees the wrapper alone.
+        # PEFT's wrapper has the layer as a submodule, so that its weight would be named `base_layer.weight`. Here, both
+        # share one dict of weights, and only the wrapper is a module of the backbone.
         base_layer = adapted._modules.pop("base_layer")
         vars(adapted).update(base_layer=base_layer, _parameters=base_layer._parameters)
 
@@ -95,7 +126,7 @@ def add_adapters(backbone, config):
 def merge_adapters(backbone, config):
     """
     Adds a backbone's adapters to the weights of its layers, and removes them; arguments as in `tuned_modules`. The
-    config then says that these layers were trained, and has the hash of the others.
+    config then describes these layers as tuned, and has the hash of the others.
 
     Raises:
         ValueError: if there are no adapters, or the backbone is in 16 bits, which would round away what they add.
@@ -115,12 +146,12 @@ def merge_adapters(backbone, config):
 
 
 def _adapted_layers(backbone):
-    """Their names, and PEFT's modules in the place of linear layers."""
+    """The names of linear layers with adapters, and PEFT's modules that replaced these layers."""
     return [(name, module) for name, module in backbone.named_modules() if hasattr(module, "lora_A")]
 
 
 class AdapterLinear(nn.Linear):
-    """One of the two matrices of an adapter. Dynamic quantisation, which PEFT does not allow for, does not find it."""
+    """One of the two matrices of an adapter. A subclass, so that it is not quantised, which PEFT cannot handle."""
 
 
 def _names(modules, backbone):

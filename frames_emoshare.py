@@ -1,4 +1,4 @@
-"""Clips of different lengths in a padded batch: their lengths, and masks that separate their entries from padding."""
+"""Clips of different lengths in a padded batch: their lengths, and masks that separate clips from padding."""
 
 import torch
 
@@ -23,7 +23,7 @@ def lengths_of(inputs, attention_mask):
         (batch,) int64, the length of each clip.
 
     Raises:
-        ValueError: if the mask is of another shape, or has a zero before a one.
+        ValueError: if the mask does not have the shape (batch, length), or has a zero before a one.
     """
     batch, size = inputs.shape[:2]
     if attention_mask is None:

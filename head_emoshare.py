@@ -16,7 +16,7 @@ from .pooling_emoshare import POOLINGS
 from .threads_emoshare import side_by_side
 
 TRANSFORMER_LAYERS = 2
-# A concentration is this times the exponential of a head's output, which is kept within these limits.
+# A concentration is this times the exponential of a head's output, which is clamped to these limits.
 CONCENTRATION_AT_ZERO = 10.0
 LIMITS_OF_LOGARITHM = (-9.0, 9.0)
 
@@ -27,21 +27,20 @@ class EmotionHead(nn.Module):
     (paper, section 2.4; here Architecture 2).
 
     - stem: convolutions with ReLU, and max-pooling from frames to steps; or none, so that the steps are the frames;
-    - encoder: an LSTM, or transformer layers, which see the order of frames only through the stem; or none;
+    - encoder: an LSTM; or transformer layers, which see the order of frames only through the stem; or none;
     - pooling: the mean over time (Eq. 1), attention (Eq. 2a, 2b), or statistics over time;
     - regressor: a feed-forward network and the output activation.
 
-    In training, `config.dropout` sets values to 0: of the steps that the stem makes; between LSTM layers, or of what
-    the parts of a transformer layer add; of what pooling gives; and after each hidden layer of the feed-forward
-    network.
+    In training, dropout (`config.dropout`) acts on the output of the stem, between LSTM layers or on what the parts of
+    a transformer layer add, on the output of the pooling, and after each hidden layer of the feed-forward network.
 
-    `ARCHITECTURES[config.architecture]` says which stem, encoder and pooling. Each part is a submodule under the name
-    that checkpoints have for it.
+    `ARCHITECTURES[config.architecture]` names stem, encoder and pooling. Each part is a submodule under its name, which
+    is also its name in checkpoints.
 
     Args:
         config: the model's `EmoShareConfig`.
-        num_outputs: number of shares that this head predicts. Where the loss needs a concentration for each, the last
-            layer has another output for it, after those of all shares.
+        num_outputs: number of shares that this head predicts. If the loss needs concentrations, the last layer has as
+            many further outputs for them, after those for the shares.
     """
 
     def __init__(self, config, num_outputs=1):
@@ -70,7 +69,7 @@ class EmotionHead(nn.Module):
 
     @property
     def dtype(self):
-        """Of the weights and buffers that are floating point, as those of a quantised layer are not."""
+        """Dtype of the floating-point weights; quantised layers may have none."""
         return next(tensor.dtype for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point())
 
     @property
@@ -86,7 +85,7 @@ class EmotionHead(nn.Module):
         return self.get_submodule(self.architecture.pooling)
 
     def rescale_concentrations(self, factor, exponent=1.0):
-        """From now on, each concentration c of this head is `factor` times c to the power of `exponent`."""
+        """Replaces each concentration c that this head predicts by `factor` times c to the power of `exponent`."""
         offset = math.log(factor) + (exponent - 1) * math.log(CONCENTRATION_AT_ZERO)
         with torch.no_grad():
             self.output.weight[self.num_outputs :] *= exponent
@@ -95,13 +94,13 @@ class EmotionHead(nn.Module):
     def forward(self, features, lengths):
         """
         Args:
-            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`. In
-                bfloat16, the convolutions compute in bfloat16 too; what follows is in the dtype of the weights.
+            features: (batch, frames, width), or (batch, layers, frames, width) for `backbone_layer="weighted"`. If they
+                are in bfloat16, so are the convolutions; what follows is in the dtype of the weights.
             lengths: (batch,) int64, each clip's number of frames, at least `pool_size`.
 
         Returns:
-            Shares (batch, outputs), and attention weights (batch, steps) or `None`. Where the loss needs
-            concentrations, they stand to the right of the shares: (batch, 2 * outputs).
+            Shares (batch, outputs), and attention weights (batch, steps) or `None`. If the loss needs concentrations,
+            they follow the shares: (batch, 2 * outputs).
         """
         with weights_in_place(self):
             states, last_states, mask = self._states(features, lengths)
@@ -109,14 +108,16 @@ class EmotionHead(nn.Module):
             hidden = self.ffn(pooled, self.dropout)
             if self.has_shortcut:
                 hidden = torch.cat([hidden, pooled], dim=1)
-            outputs = self.output(self.dropout(hidden))
+            # Autocast would round shares above 0.998 to 1, where a likelihood has no gradient.
+            with torch.autocast(hidden.device.type, enabled=False):
+                outputs = self.output(self.dropout(hidden).to(self.dtype))
             shares = self.output_activation(outputs[:, : self.num_outputs])
             if outputs.shape[1] > self.num_outputs:
                 shares = torch.cat([shares, _concentrations(outputs[:, self.num_outputs :])], dim=1)
             return shares, weights
 
     def statistics_of(self, features, lengths):
-        """As `forward`: what a `StatisticsPooling` computes over time, before it scales it: (batch, statistics)."""
+        """The statistics over time of a `StatisticsPooling`, not yet scaled, (batch, statistics); args as `forward`."""
         states, _, mask = self._states(features, lengths)
         return self.pooling.statistics(states, mask)
 
@@ -133,8 +134,8 @@ class EmotionHead(nn.Module):
 
 def run_heads(heads, features, lengths):
     """
-    What each of several heads returns, with `features` and `lengths` as in `EmotionHead.forward`. Without gradients,
-    heads on a CPU run side by side.
+    Returns the outputs of several heads, a list; `features` and `lengths` are as in `EmotionHead.forward`. On a CPU,
+    heads run side by side if no gradients are needed.
     """
     tasks = [partial(head, features, lengths) for head in heads]
     if features.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -195,7 +196,7 @@ class FeedForward(nn.Sequential):
     """The layers of `_feed_forward`."""
 
     def forward(self, states, dropout):
-        """(batch, width), and the dropout on what each linear layer takes -> (batch, last hidden size)"""
+        """(batch, width) -> (batch, last hidden size), with dropout on the input of each linear layer"""
         for layer in self:
             states = layer(dropout(states) if isinstance(layer, nn.Linear) else states)
         return states
@@ -203,8 +204,8 @@ class FeedForward(nn.Sequential):
 
 class Dropout(nn.Dropout):
     """
-    With a random generator of its own where it is given one: heads that train on threads side by side would take turns
-    with the global one in an order that is never the same.
+    Dropout that can have its own random generator. Heads that train on threads side by side would draw from the global
+    one in an order that differs from run to run.
 
     Attributes:
         generator: `torch.Generator` on the device of the states; `None` for the global one.
@@ -264,8 +265,8 @@ class TransformerEncoder(nn.ModuleList):
         self.width = width
         for layer in self:
             layer.dropout, layer.dropout1, layer.dropout2 = (Dropout(config.dropout) for _ in range(3))
-            # Off is PyTorch's fused layer, which only inference has, and which reads weights of linear layers directly:
-            # these cannot be quantised then.
+            # Switches off PyTorch's fused layer for inference. It reads the weights of linear layers directly, which
+            # then could not be quantised.
             layer.activation_relu_or_gelu = 0
 
     def forward(self, steps, lengths, mask):
@@ -287,15 +288,15 @@ class NoEncoder(nn.Module):
         return steps, None
 
 
-# The parts that an `Architecture` names, with `POOLINGS`. Checkpoints have their weights under these names.
+# The parts that an `Architecture` names, together with `POOLINGS`. These are also their names in checkpoints.
 STEMS = {"convolutions": Convolutions, "no_stem": NoStem}
 ENCODERS = {"lstm": LSTMEncoder, "transformer": TransformerEncoder, "no_encoder": NoEncoder}
 
 
 def _concentrations(outputs):
     """
-    Above 0, float32. On a logarithmic scale, because concentrations differ by orders of magnitude: 1 / (1 +
-    concentration), the correlation between the votes of two listeners of a clip, is then a sigmoid.
+    Concentrations, above 0, in float32. Outputs are on a logarithmic scale because concentrations differ by orders of
+    magnitude: 1 / (1 + concentration), the correlation between the votes of two listeners of a clip, is then a sigmoid.
     """
     return CONCENTRATION_AT_ZERO * outputs.float().clamp(*LIMITS_OF_LOGARITHM).exp()
 
@@ -303,8 +304,8 @@ def _concentrations(outputs):
 def _convolve(convolution, maps):
     """
     (batch, width, frames) -> (batch, channels, frames). In 16 bits, maps and weights are passed as images one pixel
-    high with the channels next to each other in memory, which is several times as fast on CPUs. In float32 that gains
-    little, and PyTorch's own conv1d rounds in the way that the weights were trained with.
+    high, channels last, which is several times as fast on CPUs. In float32 that gains little, and PyTorch's own conv1d
+    rounds as it did when the weights were trained.
     """
     if maps.dtype == torch.float32:
         return convolution(maps)

@@ -2,16 +2,16 @@
 
 from inspect import signature
 
-# The pairwise sigmoids of `rank` are this wide, in standard deviations of a label's predicted shares in the batch.
+# Width of the pairwise sigmoids of `rank`, in standard deviations of a label's predicted shares in the batch.
 RANK_TEMPERATURE = 0.2
-# Predicted shares that differ by less count as if they differed by this much, so that gradients stay finite.
+# Least such standard deviation, so that gradients stay finite.
 LEAST_SPREAD = 0.01
-# Of true shares and of ranks: with a smaller variance, all clips of a batch are the same.
+# Least variances of true shares and of ranks: below these, all clips of a batch count as equal.
 LEAST_VARIANCE = 1e-8
 LEAST_VARIANCE_OF_RANKS = 1e-4
-# A probability of 0 or 1 would make one vote against it impossible.
+# Probabilities are kept this far from 0 and 1, at which a single vote against them would be impossible.
 LEAST_PROBABILITY = 1e-6
-SHIFT = 8  # from here on, Stirling's series with two terms is exact to float32
+SHIFT = 8  # from this argument on, Stirling's series with two terms is exact in float32
 
 
 def mse(predicted, true, weights=None):
@@ -20,27 +20,22 @@ def mse(predicted, true, weights=None):
 
     Args:
         predicted: (batch, labels) shares.
-        true: (batch, labels) shares; NaN where a share is unknown, which adds nothing.
-        weights: (batch,) weight of each clip, 0 or more; `None` weighs all clips alike.
+        true: (batch, labels) shares; NaN where unknown, which adds nothing.
+        weights: (batch,) weight of each clip, or (batch, labels) of each share, 0 or more; `None` weighs all alike.
 
     Returns:
-        Scalar float32; 0 if no share is known, or only in clips of weight 0.
+        Scalar float32; 0 if no share is known, or only shares of weight 0.
     """
-    known = ~true.isnan()
-    errors = (predicted.float() - true.float()).masked_fill(~known, 0).square()
-    if weights is None:
-        return errors.sum() / known.sum().clamp(min=1)
-    weights = weights.float()[:, None] * known
-    total = weights.sum()
-    return (errors * weights).sum() / total.where(total > 0, 1)
+    weights, true = _weights_of_known(true, weights)
+    return _mean_of_known((predicted.float() - true).square(), weights)
 
 
 def ccc(predicted, true, weights=None):
     """
-    1 minus the concordance correlation coefficient over the batch, averaged over the labels. The coefficient is 1 only
-    where predicted and true shares are the same, and wants their order, level and spread at once.
+    1 minus the concordance correlation coefficient over the batch, averaged over the labels. The coefficient depends on
+    order, level and spread of the shares, and is 1 only if predicted and true shares are the same.
 
-    A label whose known shares are all the same, as in a batch of one clip, has no coefficient and adds nothing.
+    A label whose known shares are all equal, as in a batch of one clip, has no coefficient and adds nothing.
 
     Args and returns: as `mse`.
     """
@@ -60,14 +55,13 @@ def rank(predicted, true, weights=None, temperature=RANK_TEMPERATURE):
     1 minus a differentiable Spearman's ρ over the batch, averaged over the labels.
 
     The rank of a clip is the number of clips below it, where "below" is a sigmoid of the difference of two predicted
-    shares; clips with equal shares have equal ranks, the average of their places. The sigmoids are `temperature`
-    standard deviations of the label's predicted shares wide, so that the loss does not depend on the scale of the
-    shares: a label that is rarely perceived is ranked as sharply as a frequent one. As the temperature goes to 0, ρ is
-    that of SciPy.
+    shares; clips with equal shares have equal ranks, the average of their places. The width of the sigmoids is
+    `temperature` times the standard deviation of the label's predicted shares. So the loss does not depend on the scale
+    of the shares, and a rare label is ranked as sharply as a frequent one. As the temperature goes to 0, ρ becomes
+    SciPy's.
 
-    The order of the clips is all that counts: the level of the predicted shares is left to chance. A label whose known
-    shares are all the same, as in a batch of one clip, has no ρ and adds nothing. Memory grows with the square of the
-    batch.
+    Only the order of the clips counts; the level of the predicted shares is left to chance. A label whose known shares
+    are all equal, as in a batch of one clip, has no ρ and adds nothing. Memory grows with the square of the batch.
 
     Args and returns: as `mse`, and
 
@@ -90,14 +84,14 @@ def rank(predicted, true, weights=None, temperature=RANK_TEMPERATURE):
 
 def binomial(predicted, true, weights=None, listeners=None):
     """
-    Negative log-likelihood of a clip's votes, in nats, if each listener perceives the emotion with the predicted share
-    as probability; the mean over the clips. This is the cross-entropy of the shares times the number of listeners, so
-    that a share of many listeners counts for more than one of few.
+    Negative log-likelihood of a clip's votes, in nats, averaged over the clips, if each listener perceives the emotion
+    with the predicted share as probability. This is the cross-entropy of the shares times the number of listeners, so a
+    share from many listeners counts for more than one from a few.
 
     Args and returns: as `mse`, and
 
-        listeners: (batch,) number of listeners of each clip; a clip where it is NaN counts as one listener, and `None`
-            is NaN for all. Shares times listeners need not be whole numbers.
+        listeners: (batch,) number of listeners of each clip; NaN counts as one listener, and `None` is NaN for all.
+            Shares times listeners need not be whole numbers.
     """
     weights, true = _weights_of_known(true, weights)
     probability = predicted.float().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
@@ -107,8 +101,8 @@ def binomial(predicted, true, weights=None, listeners=None):
 
 def binomial_rank(predicted, true, weights=None):
     """
-    `binomial` with one listener for each clip, which is the cross-entropy of the shares, plus `rank`: the first gives
-    shares their level, the second their order, also where they are small and differ by little.
+    `rank` plus `binomial` with one listener per clip, which is the cross-entropy of the shares. The cross-entropy sets
+    the level of the shares, and `rank` their order, even where they are small and differ little.
 
     Args and returns: as `mse`.
     """
@@ -117,22 +111,22 @@ def binomial_rank(predicted, true, weights=None):
 
 def beta_binomial(predicted, true, weights=None, listeners=None, concentrations=None):
     """
-    Negative log-likelihood of a clip's votes, in nats, if the probability of a vote is itself drawn for each clip, from
-    a Beta distribution with the predicted share as mean; the mean over the clips. Its concentration, the sum of its two
-    parameters, says how sure the share is: with infinite concentration the loss is `binomial`.
+    Negative log-likelihood of a clip's votes, in nats, averaged over the clips, if the probability of a vote is itself
+    drawn for each clip, from a Beta distribution with the predicted share as mean. Its concentration, the sum of its
+    two parameters, says how certain the share is; with infinite concentration the loss is `binomial`.
 
     Args and returns: as `mse`, and
 
-        listeners: (batch,) number of listeners of each clip. The vote of one listener says nothing of a concentration,
-            and so does a clip where their number is NaN, which counts as one listener; `None` is NaN for all. Shares
-            times listeners need not be whole numbers: the Gamma function takes any.
+        listeners: (batch,) number of listeners of each clip. The vote of one listener carries no information about the
+            concentration; nor does a clip whose number is NaN, which counts as one listener. `None` is NaN for all.
+            Shares times listeners need not be whole numbers: the Gamma function takes any.
         concentrations: (batch, labels), above 0; `None` is infinite.
     """
     if concentrations is None or listeners is None:
         return binomial(predicted, true, weights, listeners)
     weights, true = _weights_of_known(true, weights)
     probability = predicted.float().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-    # Of those who perceive it, the others, and all: a quotient of Gamma functions each, computed at once.
+    # A quotient of Gamma functions each for those who perceive the emotion, for the others, and for all listeners.
     signs, offsets = true.new_tensor([1, -1, 0]), true.new_tensor([0, 1, 1])
     starts = concentrations.float()[..., None] * (probability[..., None] * signs + offsets)
     votes = _number_of_listeners(true, listeners)[..., None] * (true[..., None] * signs + offsets)
@@ -141,9 +135,9 @@ def beta_binomial(predicted, true, weights=None, listeners=None, concentrations=
     return _mean_of_known(-of_one.where(listeners.isnan()[:, None], log_likelihood), weights)
 
 
-# Each is a function of predicted and true shares and weights, as `mse`. An entry here is all that a new loss takes. One
-# with a parameter `listeners` is given the number of listeners of each clip; for one with a parameter `concentrations`,
-# the heads predict a concentration with each share.
+# Each loss is a function of predicted shares, true shares and weights of clips or of shares, as `mse`. A new loss needs
+# nothing but an entry here. A loss with a parameter `listeners` gets the number of listeners of each clip; for one with
+# a parameter `concentrations`, the heads predict a concentration with each share.
 LOSSES = {
     "mse": mse,
     "ccc": ccc,
@@ -152,7 +146,7 @@ LOSSES = {
     "binomial_rank": binomial_rank,
     "beta_binomial": beta_binomial,
 }
-# Losses of shares as probabilities of a vote, which must lie between 0 and 1.
+# Losses that take shares as probabilities of a vote, which must lie between 0 and 1.
 LIKELIHOODS = ("binomial", "binomial_rank", "beta_binomial")
 
 
@@ -162,19 +156,22 @@ def takes(name, parameter):
 
 
 def _weights_of_known(true, weights):
-    """(batch, labels) weights, 0 where a share is unknown, and true shares with a 0 there, both float32."""
+    """(batch, labels) weights and true shares, both float32, and 0 where a share is unknown."""
     known = ~true.isnan()
-    weights = known.float() if weights is None else weights.float()[:, None] * known
+    if weights is None:
+        weights = known.float()
+    else:
+        weights = (weights if weights.dim() == 2 else weights[:, None]).float() * known
     return weights, true.float().masked_fill(~known, 0)
 
 
 def _mean(values, weights, dim=0):
-    """Over the batch. No matrix product: autocast would make it one in 16 bits."""
+    """Weighted mean over the batch. Not a matrix product, which autocast would compute in 16 bits."""
     return (values * weights).sum(dim=dim)
 
 
 def _mean_over_labels(losses, weights):
-    """Of losses (labels,), by the weights of the clips of which each is; a label of weight 0 adds nothing."""
+    """Weighted mean over labels of losses (labels,); a label of weight 0 adds nothing."""
     return _mean_of_known(losses.where(weights > 0, 0), weights)
 
 
@@ -184,7 +181,7 @@ def _mean_of_known(losses, weights):
 
 
 def _number_of_listeners(true, listeners):
-    """(batch, 1) float32, 1 where it is not known."""
+    """(batch, 1) float32, 1 where unknown."""
     return true.new_ones(len(true), 1) if listeners is None else listeners.float().nan_to_num(nan=1.0)[:, None]
 
 

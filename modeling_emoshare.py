@@ -16,9 +16,10 @@ from .backbone_emoshare import (
     load_backbone,
     source_of_backbone,
 )
-from .checks_emoshare import checked_dtype, refuse_tracing
+from .checks_emoshare import checked_dtype
 from .configuration_emoshare import EmoShareConfig
 from .finetuning_emoshare import (
+    UpperLayers,
     add_adapters,
     freeze,
     frozen_hash,
@@ -34,7 +35,6 @@ from .outputs_emoshare import EmoShareOutput, FrameFeatures
 from .passes_emoshare import in_passes
 from .repository_emoshare import ACCESS, PushToHub, remember_access
 from .saving_emoshare import check_is_pretrained, check_loaded, cut_to_read_layer, fetch_frozen
-from .upper_layers_emoshare import UpperLayers
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +47,19 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
     `input_features`), or `frame_features`, which skip the backbone. With `normalization` `"frame"` or `"none"`, a
     clip's shares are the same alone and in any padded batch: to 1e-5 in float32. On NVIDIA GPUs, PyTorch computes
     convolutions and LSTMs in TF32 unless `torch.backends.cudnn.allow_tf32 = False`; float32 is exact only then.
+
+    Example:
+
+    ```python
+    import torch
+    from emoshare import EmoShareFeatureExtractor, EmoShareModel
+
+    model = EmoShareModel.from_pretrained("ORG/NAME").eval()
+    feature_extractor = EmoShareFeatureExtractor.from_pretrained("ORG/NAME")
+    inputs = feature_extractor(waveform, sampling_rate=16000, return_tensors="pt")
+    with torch.inference_mode():
+        shares = model(**inputs).logits  # (batch, labels)
+    ```
     """
 
     config_class = EmoShareConfig
@@ -55,9 +68,9 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["EmotionHead"]
-    # Also with a backbone in bfloat16, where shares near 0.5 would be 0.004 apart, which costs rank correlation.
+    # Heads stay in float32 when the backbone is in bfloat16: shares near 0.5 would be 0.004 apart, and rank worse.
     _keep_in_fp32_modules_strict = ["heads"]
-    # Of the backbone, which checks what it supports: the heads compute their attention themselves.
+    # These are about the backbone, which checks what it supports; the heads compute their attention themselves.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -72,7 +85,7 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
             self.heads = nn.ModuleList(EmotionHead(config) for _ in range(config.num_labels))
         else:
             self.heads = nn.ModuleList([EmotionHead(config, num_outputs=config.num_labels)])
-        self.upper_layers = None  # but for a `trained_part`
+        self.upper_layers = None  # only a `trained_part` has them
         self.post_init()
         if has_backbone:
             self._set_up_tuning()
@@ -92,18 +105,18 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         **config_fields,
     ):
         """
-        A new model, its heads freshly initialised, around a pretrained backbone.
+        A new model around a pretrained backbone, with newly initialised heads.
 
         Args:
             name_or_path: Hub id or local folder of the backbone.
             revision: its branch, tag or commit.
-            dtype: dtype that the backbone runs in, whatever it is stored in, as `torch.bfloat16` or `"bfloat16"`; heads
-                and adapters stay in float32.
+            dtype: dtype that the backbone runs in, whatever it is stored in, such as `torch.bfloat16` or `"bfloat16"`;
+                heads and adapters stay in float32.
             token, cache_dir, local_files_only, force_download: how to reach the Hub, as in `from_pretrained`.
             config_fields: further fields of `EmoShareConfig`.
 
         Raises:
-            ValueError: if the backbone is of an unsupported kind, its checkpoint lacks weights or is damaged, or a
+            ValueError: if the backbone's model type is not supported, its checkpoint lacks weights or is damaged, or a
                 field is unknown or illegal.
             OSError: if there is no such backbone, or it cannot be fetched.
             ImportError: if `lora_rank` asks for adapters, and PEFT is not installed.
@@ -121,8 +134,8 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
     def attach_backbone(self, backbone):
         """
-        Makes a backbone this model's own: closes the ways by which padding reaches a clip, adds new adapters where the
-        config has them, and freezes what is not trained.
+        Makes a backbone this model's own: prepares it so that padding cannot reach a clip, adds new adapters if the
+        config asks for them, and freezes what is not trained.
 
         Args:
             backbone: pretrained, of `config.backbone_config`, not prepared yet.
@@ -139,14 +152,14 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """
-        As in Transformers. If the checkpoint holds the heads alone, or with them what was tuned, what is frozen of the
-        backbone is fetched from `config.backbone_name_or_path` (give that as an argument if it has moved).
+        As in Transformers. If the checkpoint lacks the frozen part of the backbone, that is fetched from
+        `config.backbone_name_or_path` (pass that as an argument if the backbone has moved).
 
         Raises:
-            ValueError: if the checkpoint lacks weights, has others than this model's, or is damaged; if the backbone's
+            ValueError: if the checkpoint lacks weights, has unexpected ones, or is damaged; or if the backbone's
                 weights are not those that the heads were trained on. With `ignore_mismatched_sizes=True`, as in
                 Transformers, weights that are missing or of another shape are initialised at random, with a warning.
-            RuntimeError: as in Transformers, if weights have another shape than the config says.
+            RuntimeError: as in Transformers, if weights do not have the shapes that the config says.
             ImportError: if the model has adapters, and PEFT is not installed.
         """
         kwargs.setdefault("use_safetensors", True)  # these models are never saved as pickles, and none is loaded
@@ -164,13 +177,13 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, include_backbone=True, **kwargs):
         """
-        As in Transformers, and the modules that a model repository needs.
+        As in Transformers; also writes the modules that a model repository needs.
 
         Args:
             save_directory: folder.
-            include_backbone: `False` writes the weights of the heads alone, with the tuned layers or the adapters if
-                there are any, and `from_pretrained` fetches the backbone from where it came from. A backbone that is
-                trained as a whole (`freeze_backbone=False`) is always written.
+            include_backbone: `False` leaves out the frozen part of the backbone, which `from_pretrained` then fetches
+                from where it came from. A backbone that is trained as a whole (`freeze_backbone=False`) is always
+                written.
             args, kwargs: as in Transformers.
 
         Raises:
@@ -191,15 +204,14 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
     def merge_adapters(self):
         """
-        Makes a model with adapters one without, in place: what they add to the layers becomes part of the layers, which
-        are then what `config.finetuned_layers` says, and PEFT is not needed any more. Shares stay the same but for
-        rounding.
+        Adds the adapters to the weights of their layers, in place, and removes them. The model is then one with
+        `config.finetuned_layers` tuned layers, and no longer needs PEFT. Shares stay the same up to rounding.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: if it has no adapters, or was loaded in 16 bits, in which what they add would be rounded away.
+            ValueError: if the model has no adapters, or was loaded in 16 bits, which would round away what they add.
         """
         merge_adapters(self.backbone, self.config)
         self._freeze_backbone()
@@ -233,7 +245,7 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
     @property
     def family(self):
-        """The backbone's `BackboneFamily`."""
+        """The backbone's `BackboneFamily`; fails if the model has no backbone."""
         return family_of(self.config.backbone_config)
 
     def select(self, labels):
@@ -264,9 +276,9 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
     def trained_part(self):
         """
-        A view of what is trained of this model, which takes what the frozen rest makes: as `frame_features`, the hidden
-        states that the tuned layers take, or, if there are none, what the heads take. The model itself, if no part of
-        its backbone is frozen.
+        A view of the part of this model that is trained. It takes the output of the frozen rest as `frame_features`:
+        the hidden states that the tuned layers take or, without tuned layers, what the heads take. If no part of the
+        backbone is frozen, this is the model itself.
         """
         if self.backbone is not None and not self.config.freeze_backbone:
             return self
@@ -276,29 +288,29 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         return view
 
     def initialize_head(self, index, seed):
-        """Gives a head new initial weights, the same on every device, and leaves the global random state alone."""
+        """Gives a head new initial weights, the same on every device; the global random state does not change."""
         head = self.heads[index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             new = type(head)(self.config, num_outputs=head.num_outputs)
-        # What is no parameter stays: the scale of the training set.
+        # Buffers, which hold the scale of the training set, stay.
         head.load_state_dict(dict(new.named_parameters()), strict=False)
 
     def frame_features(self, inputs, attention_mask=None, layers=None):
         """
-        Runs the backbone once, for the frame features of one or several layers.
+        Runs the backbone once and returns the frame features of one or several layers.
 
         Args:
             inputs: as `EmoShareFeatureExtractor` prepares them: waveforms (batch, samples), for most backbones; for a
                 `trained_part` with tuned layers, the hidden states that these take.
             attention_mask: (batch, length), 1 on the clip and 0 on the padding to its right; `None` is all ones.
-            layers: each as `EmoShareConfig.backbone_layer`; the config's own if not given.
+            layers: each as in `EmoShareConfig.backbone_layer`; by default, the layer in the config.
 
         Returns:
             `FrameFeatures`.
 
         Raises:
-            ValueError: if the model has no backbone, a mask is not padded on the right, or a clip is too short.
+            ValueError: if the model has no backbone, the mask is not padded on the right, or a clip is too short.
         """
         if self.upper_layers is not None:
             lengths = self._frame_lengths(inputs, attention_mask)
@@ -341,26 +353,25 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         Args:
             input_values: (batch, samples) float, waveforms as `EmoShareFeatureExtractor` prepares them.
             input_features: (batch, frames, width) float, acoustic features as it prepares them.
-            frame_features: (batch, frames, width) float, what the heads take, past the backbone; (batch, layers,
+            frame_features: (batch, frames, width) float, the heads' input, which skips the backbone; (batch, layers,
                 frames, width) for `backbone_layer="weighted"`. For a model without a backbone, the same as
                 `input_features`. Exactly one of the three must be given.
             attention_mask: (batch, samples) or (batch, frames), 1 on the clip and 0 on the padding to its right;
                 `None` is all ones.
-            labels: (batch, labels) float in [0, 1]; NaN where a share is unknown, which adds nothing to the loss.
+            labels: (batch, labels) float in [0, 1], the true shares; NaN where unknown, which adds nothing to the loss.
             output_attentions: whether to return the attention of each emotion over the steps.
             output_hidden_states: whether to return the backbone's hidden states.
-            return_dict: `False` for a plain tuple.
-            listeners: (batch,) float, the number of listeners behind each clip's labels, NaN where it is unknown, for
-                losses that need it.
+            return_dict: `False` returns a plain tuple.
+            listeners: (batch,) float, how many listeners rated each clip, for losses that need it; NaN if unknown.
 
         Returns:
             `EmoShareOutput`.
 
         Raises:
-            ValueError: if not exactly one input is given, if it is not one that this model takes, or if a shape or
-                length does not fit.
+            ValueError: if not exactly one input is given, if this model does not take it, or if a shape or length does
+                not fit.
         """
-        refuse_tracing()
+        _refuse_tracing()
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -402,7 +413,13 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def shares_and_concentrations(self, outputs):
-        """From what each head returns to (batch, labels) shares, and concentrations or `None`."""
+        """
+        Args:
+            outputs: what each head returns first: (batch, outputs) or, with concentrations, (batch, 2 * outputs).
+
+        Returns:
+            Shares (batch, labels), and concentrations (batch, labels) or `None`.
+        """
         if not self.config.has_concentrations:
             return torch.cat(outputs, dim=1), None
         halves = zip(*(output.chunk(2, dim=1) for output in outputs), strict=True)
@@ -414,10 +431,10 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
 
         Args:
             logits: (batch, labels) predicted shares.
-            labels: (batch, labels) true shares, NaN where one is unknown.
+            labels: (batch, labels) true shares, NaN where unknown.
             weights: (batch,) weight of each clip, or (batch, labels) of each share; `None` weighs all alike.
-            listeners: (batch,) number of listeners of each clip, NaN where it is unknown, for losses that need it.
-            concentrations: (batch, labels) as `EmoShareOutput` has them, for losses that need them.
+            listeners: (batch,) how many listeners rated each clip, for losses that need it; NaN if unknown.
+            concentrations: (batch, labels) as in `EmoShareOutput`, for losses that need them.
 
         Returns:
             Scalar float32.
@@ -427,24 +444,12 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
         """
         if labels.shape != logits.shape:
             raise ValueError(f"labels: got shape {tuple(labels.shape)}; expected {tuple(logits.shape)}")
-        if weights is not None and weights.dim() == 2:
-            return self._loss_of_each_label(logits, labels, weights, listeners, concentrations)
         optional = {"listeners": listeners, "concentrations": concentrations}
         taken = {name: value for name, value in optional.items() if takes(self.config.loss, name)}
         return LOSSES[self.config.loss](logits, labels, weights, **taken)
 
-    def _loss_of_each_label(self, logits, labels, weights, listeners, concentrations):
-        """Their mean, each by the weights of its known shares: losses weigh clips, and not shares."""
-        columns = [None] * len(labels.T) if concentrations is None else concentrations.split(1, dim=1)
-        losses = [
-            self.loss(*label, listeners, column)
-            for *label, column in zip(logits.split(1, dim=1), labels.split(1, dim=1), weights.T, columns, strict=True)
-        ]
-        totals = (weights * ~labels.isnan()).sum(dim=0)
-        return (torch.stack(losses) * totals).sum() / totals.sum().clamp(min=1e-9)
-
     def _given_input(self, **inputs):
-        """The one input that is given, and its name; acoustic features are frame features already."""
+        """The name and value of the one given input; without a backbone, it counts as `frame_features`."""
         given = {name: value for name, value in inputs.items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"expected exactly one of {', '.join(inputs)}; got {', '.join(given) or 'none'}")
@@ -478,3 +483,11 @@ class EmoShareModel(ExportsOnnx, PushToHub, PreTrainedModel):
                 f"got {frames} frames, but normalization='sequence' takes at most max_frames={self.config.max_frames}; "
                 "cut the clip into shorter windows"
             )
+
+
+def _refuse_tracing():
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace: an EmoShare model cannot be traced. A trace fixes each clip's length, and would give "
+            "wrong shares for other clips without a word; torch.compile works"
+        )

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 @contextmanager
 def weights_in_place(module):
     """
-    Within it, all weights of a module and of its parts are there.
+    Within this context, all weights of a module and its parts are in place.
 
     accelerate's hooks put offloaded weights in place while the module that holds them is called, and leave a meta
-    tensor otherwise. Code that reads the weights of a part without calling it needs this.
+    tensor otherwise. Code that reads the weights of a part without calling the part needs this.
 
     Args:
         module: `nn.Module`, whether offloaded or not.

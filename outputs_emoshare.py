@@ -1,4 +1,4 @@
-"""What a model returns, and what its heads take."""
+"""The output of a model, and the input of its heads."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,17 +11,17 @@ from transformers.utils import ModelOutput
 class EmoShareOutput(ModelOutput):
     """
     Attributes:
-        loss: scalar, `config.loss` over the known shares; only if labels were given.
+        loss: scalar, `config.loss` over the known shares, if labels were given.
         logits: (batch, labels), the predicted shares.
-        hidden_states: the backbone's hidden states, each (batch, frames, width), if they were asked for and the
+        hidden_states: the backbone's hidden states, each (batch, frames, width), if they were requested and the
             backbone ran.
-        attentions: (batch, labels, steps), the weight of each step (`pool_size` frames) in the prediction, if they were
-            asked for; `None` for an architecture without attention. Zero on padding; with `normalization="sequence"`
-            the released network's LayerNorm follows the softmax, so that they do not sum to 1.
-        concentrations: (batch, labels) float32, above 0, with the loss `"beta_binomial"`; `None` otherwise. How sure
-            each share is: the probability that a listener perceives the emotion has a Beta distribution with the share
-            as mean and the concentration as the sum of its two parameters. The votes of two listeners of a clip have
-            the correlation 1 / (1 + concentration).
+        attentions: (batch, labels, steps), the weight of each step (`pool_size` frames) in the prediction, if
+            requested; `None` for an architecture without attention. Zero on padding. With `normalization="sequence"`,
+            they do not sum to 1, because the released network has a LayerNorm after the softmax.
+        concentrations: (batch, labels) float32, above 0, with the loss `"beta_binomial"`; `None` otherwise. They say
+            how certain each share is: the probability that a listener perceives the emotion has a Beta distribution
+            with the share as mean and the concentration as the sum of its two parameters. The votes of two listeners of
+            a clip have the correlation 1 / (1 + concentration).
     """
 
     loss: torch.FloatTensor | None = None
@@ -33,11 +33,12 @@ class EmoShareOutput(ModelOutput):
 
 class FrameFeatures(NamedTuple):
     """
-    What the heads take, past the backbone.
+    The input of the heads.
 
     Attributes:
-        by_layer: by `backbone_layer`: (batch, frames, width), or (batch, layers, frames, width) for `"weighted"`.
-        lengths: (batch,) int64, each clip's number of frames; features past it are arbitrary.
+        by_layer: `dict` from `backbone_layer` to (batch, frames, width), or to (batch, layers, frames, width) for
+            `"weighted"`.
+        lengths: (batch,) int64, each clip's number of frames; features past the last one are arbitrary.
     """
 
     by_layer: dict

@@ -1,8 +1,8 @@
-"""Which clips go through a network together: neighbours in length, so that little is padded."""
+"""Divides a batch into passes of clips of similar length, so that little is padded."""
 
-# What goes through a backbone at once on a CPU, where padding soon costs more than a large batch gains: in 16 bits a
-# larger one gains more, so that more of it may be padding. 16 clips of 1 to 8 s through HuBERT Base take, against one
-# after another, 0.80 times as long in bfloat16 (AMX), and in float32 0.91 times (AMX) and 0.98 times (AVX2).
+# Limits of a pass on a CPU, where padding soon costs more than a large batch gains. In 16 bits a large batch gains
+# more, so that more of it may be padding. Compared with one clip after another, 16 clips of 1 to 8 s through HuBERT
+# Base take 0.80 times as long in bfloat16 (AMX), and 0.91 times (AMX) or 0.98 times (AVX2) in float32.
 CLIPS_PER_CPU_PASS = 8
 PADDING_OF_CPU_PASS, PADDING_IN_16_BITS = 0.05, 0.2
 
@@ -11,11 +11,11 @@ def passes(lengths, most, padding):
     """
     Args:
         lengths: of the clips, in any unit.
-        most: number of clips in a pass.
+        most: largest number of clips in a pass.
         padding: the largest fraction of a pass that may be padding.
 
     Returns:
-        `list[list[int]]`: the indices of the clips of each pass, the shortest clips first.
+        `list[list[int]]`: the indices of the clips in each pass, shortest clips first.
     """
     found, total = [], 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -30,16 +30,16 @@ def passes(lengths, most, padding):
 
 def in_passes(run, inputs, lengths, num_frames):
     """
-    Runs a backbone on a batch as a CPU does it fastest: in passes of clips of similar length.
+    Runs a backbone on a batch in passes of clips of similar length, which is fastest on a CPU.
 
     Args:
-        run: function of inputs and lengths, as below, to a dict of (batch, frames, width).
+        run: function of inputs and lengths, as below, that returns a dict of (batch, frames, width).
         inputs: (batch, length, ...), padded on the right.
         lengths: (batch,) int64, each clip's own length.
-        num_frames: (batch,) int64, frames that they become.
+        num_frames: (batch,) int64, each clip's number of frames.
 
     Returns:
-        As `run` does, zero past the frames of a clip's pass.
+        As `run`, with zeros past the frames of a clip's pass.
     """
     padding = PADDING_OF_CPU_PASS if inputs.dtype.itemsize > 2 else PADDING_IN_16_BITS
     rows_of_passes = passes(num_frames.tolist(), CLIPS_PER_CPU_PASS, padding)

@@ -1,4 +1,4 @@
-"""The parts of a head that make one vector of all steps of a clip (paper, Eq. 1 and 2; and statistics over time)."""
+"""The parts of a head that pool all steps of a clip into one vector (paper, Eq. 1 and 2; and statistics over time)."""
 
 import torch
 from torch import nn
@@ -7,10 +7,10 @@ from .frames_emoshare import masked_mean
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 QUANTILES_OF_SLOPES = (0.05, 0.25, 0.75, 0.95)
-SLOPE_STEPS = 2  # steps before and after that a slope is taken over
+SLOPE_STEPS = 2  # a slope is taken from this many steps before to as many after
 VARIANCE_FLOOR = 1e-5
 QUERIES = 4
-LARGEST_DEVIATION = 5.0  # statistics beyond so many standard deviations are cut off
+LARGEST_DEVIATION = 5.0  # statistics are clipped at this many standard deviations
 
 
 class MeanPooling(nn.Module):
@@ -27,8 +27,8 @@ class MeanPooling(nn.Module):
 
 class AttentionPooling(nn.Module):
     """
-    Scaled dot-product attention over all steps (Eq. 2a and 2b), with one query made from the last LSTM states. The
-    scores are divided by the square root of the LSTM's width, as in the authors' code.
+    Scaled dot-product attention over all steps (Eq. 2a and 2b), with one query from the last LSTM states. The scores
+    are divided by the square root of the LSTM's width, as in the authors' code.
     """
 
     def __init__(self, config, width):
@@ -58,8 +58,8 @@ class AttentionPooling(nn.Module):
 
 class AttentiveStatisticsPooling(nn.Module):
     """
-    Mean and standard deviation over time, weighted by attention (Okabe et al., Interspeech 2018), with several queries,
-    each of which looks for steps of its own.
+    Mean and standard deviation over time, weighted by attention (Okabe et al., Interspeech 2018), once for each of
+    several queries.
     """
 
     def __init__(self, config, width):
@@ -68,10 +68,10 @@ class AttentiveStatisticsPooling(nn.Module):
         self.scores = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, QUERIES))
 
     def forward(self, states, last_states, mask):
-        """As `AttentionPooling.forward`; `last_states` are not used, and the weights are the mean over the queries."""
+        """As `AttentionPooling.forward`. `last_states` are not used; the weights are the mean over the queries."""
         scores = self.scores(states).masked_fill(~mask[..., None], -torch.inf)
         weights = scores.softmax(dim=1).transpose(1, 2)  # (batch, queries, steps)
-        centre = masked_mean(states, mask)[:, None]  # a difference of squares is exact for small numbers alone
+        centre = masked_mean(states, mask)[:, None]  # a difference of squares is accurate only for small numbers
         mean = weights @ (states - centre)
         variance = weights @ (states - centre).square() - mean.square()
         statistics = torch.cat([mean + centre, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
@@ -79,7 +79,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class StatisticsPooling(nn.Module):
-    """Mean and standard deviation over a clip's own steps, in the scale of the training set."""
+    """Mean and standard deviation over a clip's own steps, standardised over the training set."""
 
     statistics_per_value = 2
 
@@ -99,14 +99,14 @@ class StatisticsPooling(nn.Module):
 
 class FunctionalsPooling(StatisticsPooling):
     """
-    What classical systems compute over a clip: of each value mean, standard deviation and quantiles over time, and of
-    its slope standard deviation, mean size and quantiles; in the scale of the training set.
+    Functionals as in classical systems: mean, standard deviation and quantiles over time of each value, and standard
+    deviation, mean absolute value and quantiles of its slope; standardised over the training set.
     """
 
     statistics_per_value = 2 + len(QUANTILES) + 2 + len(QUANTILES_OF_SLOPES)
 
     def statistics(self, states, mask):
-        """As `StatisticsPooling.statistics`; a clip that is too short for slopes has the slope 0."""
+        """As `StatisticsPooling.statistics`. Slopes of a clip that is too short for them are 0."""
         slopes = torch.zeros_like(states[:, :1])
         slopes_mask = mask[:, :1]
         if states.shape[1] > 2 * SLOPE_STEPS:
@@ -129,8 +129,8 @@ class FunctionalsPooling(StatisticsPooling):
 
 class Standardization(nn.Module):
     """
-    Each statistic at zero mean and unit deviation over the training set. Mean and deviation are no weights: training
-    sets them once, before its first epoch.
+    Brings each statistic to zero mean and unit deviation over the training set. Mean and deviation are not learned, but
+    set once, before the first epoch.
     """
 
     def __init__(self, width):
@@ -140,7 +140,7 @@ class Standardization(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Leaves statistics as they are; also what a checkpoint without these buffers begins with."""
+        """Makes this module the identity, as it is after a checkpoint without these buffers was loaded."""
         self.mean.zero_()
         self.deviation.fill_(1)
 
@@ -170,11 +170,11 @@ def _quantiles(states, mask, quantiles):
 
 
 def _sorted(states):
-    """(batch, steps, width), a tensor that nobody else has, in ascending order along the steps."""
+    """Sorts (batch, steps, width) in ascending order along the steps; may overwrite its argument."""
     is_plain = states.device.type == "cpu" and not torch.compiler.is_exporting()
     if not is_plain or states.requires_grad or states.dtype == torch.bfloat16:
         return states.sort(dim=1).values
-    states.numpy().sort(axis=1)  # the same values, more than ten times as fast as PyTorch's on CPUs
+    states.numpy().sort(axis=1)  # more than ten times as fast as PyTorch's sort on CPUs
     return states
 
 

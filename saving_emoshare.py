@@ -1,4 +1,4 @@
-"""What of a model is saved, and what is checked of what is loaded."""
+"""Which parts of a model are saved, and checks of what is loaded."""
 
 import copy
 import re
@@ -9,7 +9,7 @@ from .finetuning_emoshare import frozen_hash, tuned_names
 
 
 def cut_to_read_layer(model):
-    """A model that is to be saved, or a view of it whose backbone has no layers above the one that is read."""
+    """The model to save: a view whose backbone has no layers above the one that is read, or the model itself."""
     config = model.config
     if model.backbone is None or not config.include_backbone:
         return model
@@ -33,8 +33,7 @@ def check_is_pretrained(backbone, config):
         config: the model's `EmoShareConfig`.
 
     Raises:
-        ValueError: if what is frozen of the backbone is not, or cannot be known to be, what the config says where to
-            fetch.
+        ValueError: if the frozen weights differ from those that the config names, or cannot be verified.
     """
     if config.backbone_hash is None:
         raise ValueError(
@@ -56,7 +55,8 @@ def check_is_pretrained(backbone, config):
 
 def check_loaded(name_or_path, loading, optional_weights):
     """
-    Transformers initialises missing weights at random, and ignores those that it does not know.
+    Checks that a checkpoint and a model have the same weights. Transformers initialises missing ones at random, and
+    ignores unexpected ones.
 
     Args:
         name_or_path: repository or folder of a model.
@@ -64,30 +64,30 @@ def check_loaded(name_or_path, loading, optional_weights):
         optional_weights: of the backbone's family.
 
     Raises:
-        ValueError: if the checkpoint lacks weights, or has others than the model's.
+        ValueError: if the checkpoint lacks weights, or holds unexpected ones.
     """
-    for kind, problem in (("missing_keys", "lacks"), ("unexpected_keys", "holds, besides those of this model,")):
+    for kind, found in (("missing_keys", "lacks {} weight(s)"), ("unexpected_keys", "holds {} unexpected weight(s)")):
         names = sorted(name for name in loading[kind] if name.removeprefix("backbone.") not in optional_weights)
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise ValueError(f"{name_or_path}: the checkpoint {problem} {len(names)} weight(s): {shown}")
+            raise ValueError(f"{name_or_path}: the checkpoint {found.format(len(names))}: {shown}")
 
 
 def fetch_frozen(backbone, config, hub_arguments):
     """
-    Fetches what a checkpoint leaves out of a model's backbone: all but what was trained with the heads.
+    Fetches the frozen weights of a model's backbone, which its checkpoint leaves out.
 
     Args:
         backbone: of the model; gets the weights.
-        config: the model's `EmoShareConfig`. A folder that it names by its path from the checkpoint is made absolute.
-        hub_arguments: of `from_pretrained`, that say how to reach the Hub.
+        config: the model's `EmoShareConfig`. A folder that it names relative to the checkpoint is made absolute.
+        hub_arguments: arguments of `from_pretrained` that say how to reach the Hub.
 
     Raises:
-        ValueError: if they are not the weights that the heads were trained on.
+        ValueError: if these are not the weights that the heads were trained on.
         OSError: if they cannot be fetched.
     """
     name, revision = config.backbone_name_or_path, config.backbone_revision
-    if (Path(config.name_or_path) / name).is_dir():  # a folder is saved as its path from that of the heads
+    if (Path(config.name_or_path) / name).is_dir():  # a folder is saved relative to that of the heads
         name = config.backbone_name_or_path = str((Path(config.name_or_path) / name).resolve())
     try:
         is_cut = config.backbone_num_layers is not None
@@ -104,6 +104,6 @@ def fetch_frozen(backbone, config, hub_arguments):
             f"{name} (revision {revision}): the backbone's weights have the hash {found}; these heads were trained "
             f"on weights with the hash {config.backbone_hash}"
         )
-    # Not strict: either of the two may have optional weights that the other lacks.
+    # Not strict: one of the two may have optional weights that the other lacks.
     frozen = {name: weight for name, weight in fetched.state_dict().items() if name not in tuned}
     backbone.load_state_dict(frozen, strict=False)

@@ -1,4 +1,4 @@
-"""Many small computations on the cores of a CPU: side by side on threads of their own, instead of one after another."""
+"""Runs many small computations side by side on the cores of a CPU, on one thread each."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +12,16 @@ def side_by_side(tasks, num_threads=None):
     """
     Runs functions on threads that take them from a queue, with one intra-op thread each.
 
-    A head consists of hundreds of small operators, an LSTM's steps above all. To divide each of them among intra-op
-    threads, which wait for each other after every one, is slow as soon as another process needs a core: 30 times slower
-    was measured. Whole heads on single threads never wait for each other.
+    A head consists of hundreds of small operators, above all an LSTM's steps. Dividing each of them among intra-op
+    threads, which wait for each other after every operator, is up to 30 times slower when another process needs a core.
+    Whole heads on single threads never wait for each other.
 
     Args:
         tasks: functions without arguments, which compute on the CPU.
-        num_threads: how many threads; `torch.get_num_threads()` if not given.
+        num_threads: number of threads, by default `torch.get_num_threads()`.
 
     Returns:
-        `list`: what the functions return, in their order. An exception in one of them is raised here.
+        `list`: what the functions return, in order. An exception in one of them is raised here.
     """
     num_threads = min(num_threads or torch.get_num_threads(), len(tasks))
     if num_threads <= 1:
@@ -35,15 +35,15 @@ def _call(task):
 
 def _use_one_thread():
     torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread takes over the default once, when it first asks: later changes do not reach it
+    torch.get_num_threads()  # a thread reads the default once, when it first asks; later changes do not reach it
 
 
 def single_threads(num_threads):
-    """A `ThreadPoolExecutor` whose threads have one intra-op thread each, and have all started."""
+    """A `ThreadPoolExecutor` whose threads use one intra-op thread each; all of them have started."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_threads, "emoshare", initializer=_use_one_thread)
-    # Each thread sets the number for itself, and also the default for threads that start later: all start now, each
-    # with a task that waits for the others, and then the default is restored.
+    # Each thread sets its own number, and thereby the default for threads that start later. So all start now, each with
+    # a task that waits for the others, and then the default is restored.
     all_started = Barrier(num_threads)
     list(pool.map(_call, [all_started.wait] * num_threads))
     torch.set_num_threads(before)

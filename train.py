@@ -16,17 +16,17 @@ On a copy of the corpus that is on the Hub:
 A corpus of your own, on two CPU processes:
     torchrun --nproc_per_node 2 train.py --dataset csv --data_dir DIR --backbone facebook/hubert-base-ls960
 
-The story of a run, which `training/run.py` spells out in this order:
+The steps of a run, in the order of `training/run.py`:
     start       processes, device, precision and seeds                              training/launch.py
     corpus      clips, shares and facts are loaded and checked                      dataset_script/
     model       untrained heads, around a backbone or on acoustic features          training/model.py
-    features    what is frozen runs once over every clip; its features are stored   training/features.py
+    features    the frozen part runs once over every clip; its output is stored     training/features.py
     training    heads side by side; each emotion keeps its own best devel epoch,
-                or what --selection says; layers that are tuned train with them     training/trainer.py
+                or what --selection says; tuned layers train with them              training/trainer.py
     scores      devel and test are predicted, devel is scored with intervals        evaluation/
     files       model, card, figure, predictions; the results are written last      evaluation/
-    controls    what the scores should be compared with, if asked for               evaluation/controls.py
-    Hub         everything in one commit, if asked for                              repository_emoshare.py
+    controls    baselines to compare the scores with, on request                    evaluation/controls.py
+    Hub         everything in one commit, on request                                repository_emoshare.py
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What a panel of listeners would vote, by the share and the concentration that a model predicts."""
+"""The votes of a panel of listeners, given the share and the concentration that a model predicts."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from .losses_emoshare import LEAST_PROBABILITY
 
 LEVEL = 0.9
 DEFAULT_LISTENERS = 20
-MOST_LISTENERS = 10_000  # time and memory grow with them
+MOST_LISTENERS = 10_000  # time and memory grow with the number of listeners
 
 
 def log_likelihood(votes, listeners, shares, concentrations):
@@ -15,8 +15,8 @@ def log_likelihood(votes, listeners, shares, concentrations):
     Logarithm of the beta-binomial probability of a number of votes. All arguments are arrays that broadcast.
 
     Args:
-        votes: how many listeners perceive the emotion; need not be a whole number.
-        listeners: of how many.
+        votes: number of listeners who perceive the emotion; need not be whole.
+        listeners: number of all listeners.
         shares: predicted shares.
         concentrations: as `EmoShareOutput.concentrations`.
 
@@ -25,28 +25,28 @@ def log_likelihood(votes, listeners, shares, concentrations):
     """
     shares = np.clip(shares, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     others, for_it, against = listeners - votes, shares * concentrations, (1 - shares) * concentrations
-    log_ways = -np.log(listeners + 1) - _log_beta(votes + 1, others + 1)  # to choose those who perceive it
+    log_ways = -np.log(listeners + 1) - _log_beta(votes + 1, others + 1)  # of choosing those who perceive it
     return log_ways + _log_beta(votes + for_it, others + against) - _log_beta(for_it, against)
 
 
 def share_intervals(shares, concentrations, listeners, level=LEVEL):
     """
-    Intervals of the share that panels of so many listeners would show.
+    Prediction intervals for the share that a panel of listeners shows.
 
-    A panel of n listeners can only show the shares 0, 1/n, ..., 1, so no interval holds exactly 90 % of them: the
-    classical one, of quantiles on both sides, holds up to 99 %. Here, the interval of each width is the most probable
-    one, and of all widths the one is taken whose probability is nearest to `level`, above or below. Averaged over
-    clips, the intervals then hold that many panels' shares. Their ends are shares that the panel can show; the
-    predicted share need not be one, and may lie outside an interval of a few listeners.
+    A panel of n listeners can only show the shares 0, 1/n, ..., 1, so no interval holds exactly 90 % of panels: the
+    classical one, between quantiles on both sides, holds up to 99 %. Here, the most probable interval of each width is
+    considered, and the width is chosen whose probability is nearest to `level`, above or below. Averaged over clips,
+    the intervals then hold the shares of about `level` of all panels. Their ends are shares that the panel can show;
+    the predicted share need not be one of these, and may lie outside the interval if there are few listeners.
 
     Args:
         shares: (...) predicted shares.
         concentrations: (...) as `EmoShareOutput.concentrations`.
-        listeners: their number, the same for all panels.
-        level: probability that the interval is to hold.
+        listeners: number of listeners, the same for all panels.
+        level: wanted probability that an interval holds the share of a panel.
 
     Returns:
-        The lower ends, the upper ends, and the probability that each holds the share of such a panel: (...) float64.
+        The lower ends, the upper ends, and the actual probabilities: (...) float64.
     """
     votes = np.arange(listeners + 1)
     probabilities = np.exp(log_likelihood(votes, listeners, shares[..., None], concentrations[..., None]))

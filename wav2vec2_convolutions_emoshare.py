@@ -15,8 +15,8 @@ from .frames_emoshare import length_mask
 from .offload_emoshare import weights_in_place
 from .onnx_layers_emoshare import kernel_matrix
 
-# Samples of each clip in the padded batch that is being run, (batch,) int64; None while nothing is padded. It reaches
-# modules deep inside a Transformers model, whose `forward` has no argument for it.
+# Number of samples of each clip in the padded batch that is being run, (batch,) int64; None if nothing is padded. A
+# context variable, because `forward` of Transformers' models has no argument for it.
 clip_samples = ContextVar("clip_samples", default=None)
 
 
@@ -25,11 +25,11 @@ class FrontEnd(nn.Module):
     The convolutional front end of a backbone, exact in a batch: waveforms to frames.
 
     With gradients it runs Transformers' own modules. Without gradients, and if `fast`, it computes the same in the
-    layout (frames, channels), where a convolution is a few matrix products over views of its input and nothing is
+    layout (frames, channels), in which a convolution is a few matrix products over views of its input, and nothing is
     transposed or unfolded. Weights are read from the modules at every call.
 
     Args:
-        feature_extractor: Transformers' front end, whose layers this one takes over.
+        feature_extractor: Transformers' front end, whose layers this one uses.
         fast: whether it may compute without Transformers' modules.
     """
 
@@ -54,7 +54,7 @@ class FrontEnd(nn.Module):
         weights = self.weights()
         if input_values.device.type != "cpu":
             return self.padded_batch(input_values, lengths, weights).transpose(1, 2)
-        # One clip at a time: on a CPU, the maps of a whole batch fit no cache, and padding is computed for nothing.
+        # One clip at a time: on a CPU, the maps of a whole batch exceed the cache, and padding would cost time.
         clips = [
             self.padded_batch(waveform[None, :own], own[None], weights)[0]
             for waveform, own in zip(input_values, lengths, strict=True)
@@ -65,7 +65,7 @@ class FrontEnd(nn.Module):
         needs_gradients = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (input_values, *self.parameters())
         )
-        # Autocast has no in-place product, and MPS no float64.
+        # Autocast does not support in-place products, nor MPS float64.
         device = input_values.device.type
         return not self.fast or needs_gradients or torch.is_autocast_enabled(device) or device == "mps"
 
@@ -74,7 +74,7 @@ class FrontEnd(nn.Module):
         if self.training and self.conv_layers[0].conv.weight.requires_grad:
             maps.requires_grad_()  # without this, reentrant gradient checkpointing would not train the front end
         for layer in self.conv_layers:
-            # The lengths are an argument because gradient checkpointing runs the layer again outside of this context.
+            # The lengths are an argument because gradient checkpointing runs the layer again outside this context.
             maps = layer(maps, lengths) if isinstance(layer, GroupNormConvLayer) else layer(maps)
         return maps
 
@@ -87,13 +87,13 @@ class FrontEnd(nn.Module):
         Args:
             waveforms: (batch, samples), padded on the right.
             lengths: (batch,) int64, each clip's number of samples.
-            weights: each layer's, as `weights` returns them, so that they are computed once for all clips.
+            weights: what `weights` returns, so that it is computed once for all clips.
 
         Returns:
             (batch, frames, channels), arbitrary past a clip's last frame.
         """
-        # The clips one after another as one sequence, each of a whole number of hops: a convolution of all of them is
-        # one of the sequence. Rows that see two clips are past the last frame of the first.
+        # Clips are concatenated, each padded to whole hops, so one convolution serves all. Rows that see two clips are
+        # past the last frame of the first.
         first, *others = self.conv_layers
         batch, samples = waveforms.shape
         waveforms, rows = _in_whole_hops(self.conv_layers, waveforms)
@@ -112,7 +112,7 @@ class FrontEnd(nn.Module):
 
 
 class ExportableFrontEnd(nn.Module):
-    """A `FrontEnd` for export: as `FrontEnd.padded_batch`, without views whose strides ONNX does not have."""
+    """A `FrontEnd` for export: `FrontEnd.padded_batch` without strided views, which ONNX does not have."""
 
     def __init__(self, front_end):
         super().__init__()
@@ -140,7 +140,7 @@ def _in_whole_hops(conv_layers, waveforms):
     Pads waveforms, (batch, samples), until each layer's output is a whole number of the strides after it.
 
     Returns:
-        The waveforms, and how many frames the last layer makes of each, those that see padding included.
+        The waveforms, and how many frames the last layer makes of each, including those that see padding.
     """
     first, samples = conv_layers[0].conv, waveforms.shape[1]
     hop = math.prod(layer.conv.stride[0] for layer in conv_layers)
@@ -150,13 +150,13 @@ def _in_whole_hops(conv_layers, waveforms):
 
 
 def _frames_of(conv_layers, samples):
-    """Frames that the layers make of so many samples, none of them padding."""
+    """Number of frames that the layers make of so many samples, without padding."""
     kernels = (layer.conv.kernel_size[0] for layer in conv_layers)
     return num_frames(kernels, (layer.conv.stride[0] for layer in conv_layers), samples)
 
 
 def num_frames(kernels, strides, samples):
-    """Frames (int or int tensor, as given) that convolutions without padding make of `samples`, one after the other."""
+    """Number of frames (int or int tensor, as given) that stacked convolutions without padding make of `samples`."""
     for kernel, stride in zip(kernels, strides, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples
@@ -164,7 +164,7 @@ def num_frames(kernels, strides, samples):
 
 def _first_convolution(layer, waveforms, lengths, weight):
     """
-    The first layer: its convolution of one channel, the norm and the activation.
+    The first layer: a convolution of one channel, the norm and the activation.
 
     Args:
         layer: Transformers' module.
@@ -191,7 +191,7 @@ def _first_convolution(layer, waveforms, lengths, weight):
 
 
 def _activate(activation, maps):
-    """In place for GELU: the maps are so large that allocating new memory costs more than computing the function."""
+    """GELU runs in place: the maps are so large that allocating memory costs more than computing the function."""
     if isinstance(activation, GELUActivation) and activation.act is nn.functional.gelu:
         return torch.ops.aten.gelu_(maps)
     return activation(maps)
@@ -199,17 +199,17 @@ def _activate(activation, maps):
 
 def with_group_norm(weight, norm, windows, lengths):
     """
-    A convolution of one channel and the GroupNorm after it, as one convolution for each clip.
+    A convolution of one channel and the GroupNorm after it, combined into one convolution for each clip.
 
     The norm has one group per channel, and a channel is a linear function of the window that it sees. So its mean and
     variance over time follow from the windows' mean and (taps, taps) covariance, without a pass over the largest map of
-    the whole backbone. Computed in float64, because a filter may cancel nearly everything in a window.
+    the backbone. This is computed in float64, because a filter may cancel nearly everything in a window.
 
     Args:
         weight: (channels, taps). A bias would cancel in the norm.
         norm: the GroupNorm.
         windows: (batch, frames, taps), of the waveform.
-        lengths: (batch,) int64, each clip's number of frames: statistics are over these.
+        lengths: (batch,) int64, each clip's number of frames, over which statistics are taken.
 
     Returns:
         Weight (batch, channels, taps) and bias (batch, channels), float64.
@@ -228,13 +228,13 @@ def with_group_norm(weight, norm, windows, lengths):
 
 def _convolution(convolution, maps, weight):
     """
-    A convolution over frames as a sum of matrix products, one for every `stride` taps: these see rows of `maps` that
-    do not overlap, so that a view of it is the matrix.
+    A convolution over frames as a sum of matrix products, one for every `stride` taps: these see rows of `maps` that do
+    not overlap, so the matrix is a view.
 
     Args:
         convolution: Conv1d without padding.
         maps: (frames, channels in), contiguous.
-        weight: (channels out, taps * channels in), its weight.
+        weight: (channels out, taps * channels in), the weight of the convolution.
 
     Returns:
         (frames out, channels out)
@@ -259,13 +259,13 @@ def _convolution(convolution, maps, weight):
 
 def _convolution_of_whole_strides(convolution, maps, weights):
     """
-    As `_convolution`, of a whole number of strides. Where a kernel is longer than its stride, the rows of its further
-    taps are copied; to copy all that a kernel sees into one matrix would take three times as long.
+    As `_convolution`, for maps of a whole number of strides. If a kernel is longer than its stride, the rows for its
+    further taps are copied; copying all that a kernel sees into one matrix would take three times as long.
 
     Args:
         convolution: Conv1d without padding.
         maps: (batch, frames, channels in).
-        weights: of every `stride` taps, (taps * channels in, channels out).
+        weights: one for every `stride` taps, (taps * channels in, channels out).
 
     Returns:
         (batch, frames / stride, channels out), arbitrary where the kernel sees more than `maps`.
@@ -278,7 +278,7 @@ def _convolution_of_whole_strides(convolution, maps, weights):
 
 
 def positional_convolution(convolution, frames, weight, bias):
-    """In place of `Conv1d._conv_forward`: (batch, width, frames) -> (batch, width, frames out)."""
+    """Replaces `Conv1d._conv_forward`: (batch, width, frames) -> (batch, width, frames out)."""
     if frames.device.type == "cuda" and frames.dtype in (torch.bfloat16, torch.float16):
         return in_groups_of_64(convolution, frames, weight, bias)
     return nn.Conv1d._conv_forward(convolution, frames, weight, bias)
@@ -286,8 +286,8 @@ def positional_convolution(convolution, frames, weight, bias):
 
 def in_groups_of_64(convolution, frames, weight, bias):
     """
-    The same convolution, with each group of channels filled up with zeros to a multiple of 64, and a frame's channels
-    next to each other. In 16 bits, cuDNN is fast at these, and 20 times slower at HuBERT Base's groups of 48.
+    The same convolution, with each group of channels padded with zeros to a multiple of 64, and channels last. In 16
+    bits, cuDNN is fast for these, and 20 times slower for HuBERT Base's groups of 48.
     """
     groups = convolution.groups
     own = len(weight) // groups
@@ -325,7 +325,7 @@ class GroupNormConvLayer(GradientCheckpointingLayer):
     def _norm(self, maps, mask):
         """The GroupNorm of one group per channel, over the frames where `mask` is true."""
         norm, frames = self.layer_norm, mask.sum(dim=-1, keepdim=True)
-        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 16 bits would lose the sums over time
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 16 bits are too few for sums over time
         mean = maps.masked_fill(~mask, 0).sum(dim=-1, keepdim=True) / frames
         centred = (maps - mean).masked_fill(~mask, 0)
         variance = centred.square().sum(dim=-1, keepdim=True) / frames

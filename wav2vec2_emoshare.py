@@ -1,8 +1,8 @@
 """
 The wav2vec 2.0 family of speech encoders: wav2vec 2.0, HuBERT, WavLM, data2vec-audio and UniSpeech-SAT.
 
-Convolutions over the waveform, a positional convolution and Transformer layers. In Transformers' own implementation,
-padding reaches a clip's frames in several ways; here a clip has the same frames alone and in any batch.
+They consist of convolutions over the waveform, a positional convolution and Transformer layers. In Transformers' own
+implementation, padding reaches a clip's frames in several ways; here a clip has the same frames alone and in any batch.
 """
 
 import copy
@@ -15,7 +15,7 @@ from transformers import AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
-from .encoder_layers_emoshare import EncoderLayers, cut_encoder, running
+from .encoder_layers_emoshare import EncoderFamily, EncoderLayers
 from .frames_emoshare import length_mask, padding_mask
 from .wav2vec2_convolutions_emoshare import (
     ExportableFrontEnd,
@@ -28,16 +28,13 @@ from .wav2vec2_convolutions_emoshare import (
 logger = logging.get_logger(__name__)
 
 
-class Wav2Vec2Family:
-    """What `BackboneFamily` asks for, of the encoders that have wav2vec 2.0's shape."""
+class Wav2Vec2Family(EncoderFamily):
+    """The `BackboneFamily` of encoders with the structure of wav2vec 2.0."""
 
     model_types = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat")
     feature_type = "waveform"
     input_name = "input_values"
-    # SpecAugment's mask, which only pretraining and fine-tuning use: a checkpoint may lack it.
-    optional_weights = ("masked_spec_embed",)
     attention_projections = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj")
-    paddings = ()
 
     def check(self, config, is_frozen):
         """Raises ValueError for a backbone config that would not be exact in a batch."""
@@ -52,16 +49,8 @@ class Wav2Vec2Family:
                 "would be taken over padding and over the other clips of a batch"
             )
 
-    def width(self, config):
-        """Width of the frame features."""
-        return config.hidden_size
-
-    def num_layers(self, config):
-        """Layers of the encoder: there is one more hidden state than layers."""
-        return config.num_hidden_layers
-
     def frame_geometry(self, config):
-        """Samples that one frame sees, and samples from one frame to the next."""
+        """Length and hop of frames in samples."""
         frame_length, hop_length = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             frame_length += (kernel - 1) * hop_length
@@ -69,7 +58,7 @@ class Wav2Vec2Family:
         return frame_length, hop_length
 
     def num_frames(self, config, num_samples):
-        """Frames (int or int tensor, as given) that the front end makes of `num_samples`."""
+        """Number of frames (int or int tensor, as given) that the front end makes of `num_samples`."""
         return num_frames(config.conv_kernel, config.conv_stride, num_samples)
 
     def build(self, config):
@@ -79,29 +68,25 @@ class Wav2Vec2Family:
             config._attn_implementation = "eager"
         return AutoModel.from_config(config)
 
-    def load(self, name_or_path, **kwargs):
-        """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
-        return AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-
     def prepare(self, backbone, fast=True):
         """
-        Closes, in place, the ways by which padding reaches a clip in Transformers' own implementation. A clip alone
-        gives what it gave before, and the names of parameters stay, so pretrained weights load and saved ones load
-        elsewhere.
+        Changes a backbone in place so that padding cannot reach a clip, as it does in Transformers' own implementation.
+        The output for a clip alone and the names of parameters stay the same, so pretrained weights load, and saved
+        ones load elsewhere.
 
-        - Where the first convolution has a GroupNorm over time, that takes its statistics over each clip's own frames.
+        - If the first convolution has a GroupNorm over time, its statistics are over each clip's own frames.
         - The positional convolutions see zeros past a clip's last frame, as they do past the end of a clip alone. This
-          matters where several are stacked (data2vec-audio) or a BatchNorm comes before (`conv_pos_batch_norm=True`).
+          matters if several are stacked (data2vec-audio) or follow a BatchNorm (`conv_pos_batch_norm=True`).
 
-        With `fast`, it also leaves out what need not be computed; without, all else runs as Transformers wrote it.
+        With `fast`, it also saves time. Without it, all else runs as Transformers wrote it.
 
         - Without gradients, the convolutional front end runs as matrix products.
         - On a GPU, positional convolutions in 16 bits have the shape for which cuDNN uses the tensor cores.
-        - Layers of the encoder above the highest one that is asked for are not run.
+        - Layers of the encoder above the highest requested one do not run.
         - On a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
 
-        All of it takes effect in `hidden_states`, which knows the length of each clip. Besides, the attention of a
-        WavLM calls its linear layers where these are more than that, as those with adapters are.
+        All of this takes effect in `hidden_states`, which knows the length of each clip. Also, the attention of WavLM
+        calls linear layers that have adapters, instead of reading their weights.
         """
         if backbone.config.model_type == "wavlm":
             for layer in backbone.encoder.layers:
@@ -115,14 +100,10 @@ class Wav2Vec2Family:
         if fast:
             backbone.encoder.layers = EncoderLayers(backbone.encoder.layers)
 
-    def cut(self, backbone, layer):
-        """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
-        return cut_encoder(backbone, layer)
-
     def exportable(self, backbone):
         """
         A copy for export: prepared without `fast`, and with an `ExportableFrontEnd`. Its attention is `"eager"`, whose
-        masks take fewer operators, and its positional convolution's weight is not normed at every call.
+        masks need fewer operators, and its positional convolution's weight norm is computed once.
         """
         copied = self.build(copy.deepcopy(backbone.config))
         self.prepare(copied, fast=False)
@@ -146,31 +127,14 @@ class Wav2Vec2Family:
         Returns:
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
         """
-        if isinstance(backbone.encoder.layers, EncoderLayers):
-            backbone.encoder.layers.pack_linears(backbone.dtype, input_values.device)
-        # A graph that is exported is for batches with and without padding.
+        # An exported graph must serve batches with and without padding.
         is_padded = torch.compiler.is_exporting() or bool((lengths != input_values.shape[1]).any())
         token = clip_samples.set(lengths if is_padded else None)
         try:
-            with running(layers):
-                outputs = backbone(
-                    input_values,
-                    attention_mask=length_mask(lengths, input_values.shape[1]).long() if is_padded else None,
-                    output_hidden_states=any(layer != -1 for layer in layers),
-                    return_dict=True,
-                )
+            mask = length_mask(lengths, input_values.shape[1]).long() if is_padded else None
+            return self.run(backbone, input_values, mask, layers)
         finally:
             clip_samples.reset(token)
-        return {layer: outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers}
-
-    def run_all_layers(self, backbone):
-        """Switches LayerDrop and SpecAugment off, in place."""
-        backbone.config.layerdrop = 0.0
-        backbone.config.apply_spec_augment = False
-
-    def layers(self, backbone, first, layer):
-        """The modules of the encoder's layers that `upper_states` runs, in their order."""
-        return list(backbone.encoder.layers.children())[first : None if layer == -1 else layer]
 
     def upper_states(self, backbone, hidden_states, lengths, first, layer):
         """As `BackboneFamily.upper_states`."""
@@ -188,7 +152,7 @@ class Wav2Vec2Family:
 
 def _through_wavlm(layers, states, mask, encoder):
     """(batch, frames, width) and (batch, frames) bool or `None` -> (batch, frames, width)"""
-    # The first layer of the encoder has the embedding of relative positions, whose biases all layers take.
+    # The first layer of the encoder has the embedding of relative positions; all layers use its biases.
     attention = next(encoder.layers.children()).attention
     frames = states.shape[1]
     bias = attention.compute_bias(frames, frames).repeat(len(states), 1, 1)  # (batch * attention heads, frames, frames)
@@ -199,8 +163,8 @@ def _through_wavlm(layers, states, mask, encoder):
 
 def _wavlm_attention(self, hidden_states, attention_mask, gated_position_bias):
     """
-    In place of the method of `WavLMAttention` that reads the weights of its linear layers instead of calling them: what
-    adapters add would be left out, without a word.
+    Replaces the method of `WavLMAttention` that reads the weights of its linear layers instead of calling them, and
+    would silently ignore adapters.
 
     Args:
         hidden_states: (batch, frames, width).
@@ -223,7 +187,7 @@ def _wavlm_attention(self, hidden_states, attention_mask, gated_position_bias):
 
 
 class _ZeroPadding:
-    """Forward pre-hook of a convolution over frames: (batch, width, frames), zero past each clip's last frame."""
+    """Forward pre-hook of a convolution: sets its input (batch, width, frames) to zero past each clip's last frame."""
 
     def __init__(self, family, backbone_config):
         self.family = family

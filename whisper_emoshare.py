@@ -1,9 +1,9 @@
 """
 Whisper's encoder: two convolutions over log-mels, positions, and Transformer layers.
 
-Whisper hears 30 s at a time. What is shorter is followed by silence, and its attention hears that too. Here, a clip has
-the same frames alone and in any batch, in either of two ways (`EmoShareConfig.backbone_padding`): with the silence, as
-Whisper was trained, or without.
+Whisper takes 30 s at a time. Shorter clips are padded with silence, to which it attends as well. Here, a clip has the
+same frames alone and in any batch, in either of two ways (`EmoShareConfig.backbone_padding`): with the silence, as
+Whisper was trained, or without it.
 """
 
 import copy
@@ -18,10 +18,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from .encoder_layers_emoshare import EncoderLayers
 from .frames_emoshare import length_mask, padding_mask
 
-SAMPLING_RATE, WINDOW, HOP = 16000, 400, 160  # of log-mels: in Hz, samples in a window, samples from one to the next
+SAMPLING_RATE, WINDOW, HOP = 16000, 400, 160  # of log-mels: rate in Hz, window and hop in samples
 LONGEST_S = 30
-POSITIONS = LONGEST_S * SAMPLING_RATE // HOP // 2  # of the encoder, which makes a frame of two log-mels
-# Log-mels that a clip comes with after its own: three that its last samples reach, and one of silence.
+POSITIONS = LONGEST_S * SAMPLING_RATE // HOP // 2  # of the encoder, which makes one frame of two log-mels
+# Number of log-mels that follow a clip's own: three that its last samples reach, and one of silence.
 LOG_MELS_AFTER_END = 4
 
 
@@ -31,15 +31,15 @@ class WhisperLogMels:
 
     Attributes:
         num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`. The encoder's
-            frames are `hop_length` apart, and the middle of the first one is the clip's first sample; one more needs
-            `frame_length` samples after the middle of the last.
+            frames are `hop_length` apart, and the first is centred on the clip's first sample. A further frame needs
+            `frame_length` samples after the centre of the last one.
     """
 
     num_mel_bins = 80
     frame_length, hop_length = HOP, 2 * HOP
 
     def own_extractor(self, backbone_config):
-        """What Transformers would make for a backbone whose repository has no preprocessor config."""
+        """Transformers' feature extractor for a backbone whose repository has no preprocessor config."""
         return WhisperFeatureExtractor(feature_size=backbone_config.num_mel_bins)
 
     def fields(self, own, backbone_config):
@@ -49,10 +49,10 @@ class WhisperLogMels:
             backbone_config: its config.
 
         Returns:
-            `dict`: fields of the `EmoShareFeatureExtractor` that makes the same.
+            `dict`: fields of the `EmoShareFeatureExtractor` that makes the same log-mels.
 
         Raises:
-            ValueError: if it makes other log-mels than the backbone takes.
+            ValueError: if these are not the log-mels that the backbone takes.
         """
         expected = {
             "feature_size": backbone_config.num_mel_bins,
@@ -68,10 +68,10 @@ class WhisperLogMels:
 
     def width(self, extractor):
         """
-        Of the log-mels that an `EmoShareFeatureExtractor` makes.
+        Width of the log-mels that an `EmoShareFeatureExtractor` makes.
 
         Raises:
-            ValueError: if its fields are not those of Whisper.
+            ValueError: if its fields are not Whisper's.
         """
         fixed = {"sampling_rate": SAMPLING_RATE, "frame_length": self.frame_length, "hop_length": self.hop_length}
         for name, value in fixed.items():
@@ -88,11 +88,11 @@ class WhisperLogMels:
         """
         Args:
             waveform: (samples,) float32.
-            extractor: `EmoShareFeatureExtractor`, whose fields say how.
+            extractor: `EmoShareFeatureExtractor`, whose fields are used.
 
         Returns:
-            (log-mels, bands) float32: those that `WhisperFeatureExtractor` makes of the clip followed by silence up to
-            30 s, as far as the first one of nothing but silence.
+            (log-mels, bands) float32: those that `WhisperFeatureExtractor` makes of the clip padded with silence to
+            30 s, up to the first one that holds only silence.
         """
         num_samples, longest = len(waveform), LONGEST_S * SAMPLING_RATE
         if num_samples > longest:
@@ -105,7 +105,7 @@ class WhisperLogMels:
             waveform, sampling_rate=SAMPLING_RATE, max_length=with_silence, return_tensors="pt"
         )
         log_mels = made["input_features"][0].T
-        # After a clip of nearly 30 s there is no silence; its last log-mel stands for it, and is not looked at.
+        # After a clip of nearly 30 s there is no silence. Its last log-mel fills these places, and is never used.
         rows = torch.arange(num_samples // HOP + LOG_MELS_AFTER_END).clamp(max=len(log_mels) - 1)
         return log_mels[rows].numpy()
 
@@ -115,8 +115,8 @@ def _own_extractor(num_mel_bins):
     return WhisperFeatureExtractor(feature_size=num_mel_bins)
 
 
-class WholeWhisper(WhisperPreTrainedModel):
-    """A Whisper without its decoder: the encoder has the name here that it has in the checkpoints of whole models."""
+class WhisperEncoderOnly(WhisperPreTrainedModel):
+    """Whisper without its decoder; the encoder's weights are named as in checkpoints of whole models."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -125,7 +125,7 @@ class WholeWhisper(WhisperPreTrainedModel):
 
 
 class WhisperFamily:
-    """What `BackboneFamily` asks for, of Whisper's encoder."""
+    """The `BackboneFamily` of Whisper's encoder."""
 
     model_types = ("whisper",)
     feature_type = "whisper_log_mels"
@@ -135,7 +135,7 @@ class WhisperFamily:
     paddings = ("30s", "clip")
 
     def check(self, config, is_frozen):
-        """Raises ValueError for another length than Whisper's, and for layers that are left out at random."""
+        """Raises ValueError for an input length that is not Whisper's, and for LayerDrop in training."""
         if config.max_source_positions != POSITIONS:
             raise ValueError(
                 f"backbone_config: max_source_positions={config.max_source_positions} is not supported: Whisper hears "
@@ -156,11 +156,11 @@ class WhisperFamily:
         return config.encoder_layers
 
     def frame_geometry(self, config):
-        """Samples that a further frame needs, and samples from one frame to the next; as in `WhisperLogMels`."""
+        """Length and hop of frames in samples, as in `WhisperLogMels`."""
         return WhisperLogMels.frame_length, WhisperLogMels.hop_length
 
     def num_frames(self, config, lengths):
-        """Frames (int or int tensor, as given) that a clip's own log-mels become: without the silence after it."""
+        """Number of frames (int or int tensor, as given) of a clip, without the silence after it."""
         return (lengths - LOG_MELS_AFTER_END + 1) // 2
 
     def build(self, config):
@@ -169,28 +169,28 @@ class WhisperFamily:
 
     def load(self, name_or_path, **kwargs):
         """A pretrained backbone and Transformers' loading info; `kwargs` as in `from_pretrained`."""
-        whisper, loading = WholeWhisper.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        whisper, loading = WhisperEncoderOnly.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys"):
             loading[kind] = {name.removeprefix("model.").removeprefix("encoder.") for name in loading[kind]}
         return whisper.encoder, loading
 
     def prepare(self, backbone, fast=True):
         """
-        Nothing has to change for exactness: `hidden_states` runs the modules of the encoder, and masks padding. With
-        `fast`, on a CPU, frozen linear layers in bfloat16 keep their weights in the layout of its matrix unit.
+        Nothing has to change for exactness: `hidden_states` runs the layers of the encoder itself, and masks padding.
+        With `fast`, frozen linear layers in bfloat16 keep their weights in the layout of the CPU's matrix unit.
         """
         if fast:
             backbone.layers = EncoderLayers(backbone.layers)
 
     def cut(self, backbone, layer):
-        """A view without the layers of the encoder that `hidden_states` does not run for this layer."""
+        """As `BackboneFamily.cut`."""
         if not isinstance(layer, int) or layer in (-1, len(backbone.layers)):
             return backbone
         view = copy.copy(backbone)
         view._modules = {**backbone._modules, "layers": type(backbone.layers)(list(backbone.layers)[:layer])}
         view.config = copy.copy(backbone.config)
         view.config.encoder_layers = layer
-        view.config.is_cut = True  # its last hidden states are those of a layer in the middle, before the last norm
+        view.config.is_cut = True  # its last layer is one from the middle, which no norm follows
         return view
 
     def hidden_states(self, backbone, input_features, lengths, layers):
@@ -200,14 +200,14 @@ class WhisperFamily:
         Args:
             backbone: after `prepare`.
             input_features: (batch, log-mels, bands), padded on the right.
-            lengths: (batch,) int64, each clip's number of log-mels, with those after its end.
+            lengths: (batch,) int64, each clip's number of log-mels, including those after its end.
             layers: which hidden states: -1 is Transformers' `last_hidden_state`, k >= 0 its `hidden_states[k]`.
 
         Returns:
             `dict` from layer to (batch, frames, width), arbitrary past a clip's last frame.
 
         Raises:
-            ValueError: if log-mels have another number of bands.
+            ValueError: if the number of bands is not the backbone's.
         """
         num_bands = input_features.shape[-1]
         if num_bands != backbone.config.num_mel_bins:
@@ -226,7 +226,7 @@ class WhisperFamily:
         return {layer: states[:, : int(num_frames.max())] for layer, states in found.items()}
 
     def run_all_layers(self, backbone):
-        """Nothing is left out or masked here, in training either."""
+        """Does nothing: no layer is skipped and no frame masked here, in training either."""
 
     def layers(self, backbone, first, layer):
         """The modules of the encoder's layers that `upper_states` runs, in their order."""
@@ -237,7 +237,7 @@ class WhisperFamily:
         As `BackboneFamily.upper_states`.
 
         Raises:
-            ValueError: if the layers also hear the silence after a clip, whose hidden states are not there.
+            ValueError: if the layers also attend to the silence after a clip, whose hidden states are missing.
         """
         if backbone.config.backbone_padding == "30s":
             raise ValueError(
@@ -249,18 +249,18 @@ class WhisperFamily:
 
 
 def _with_silence(log_mels, lengths):
-    """(batch, log-mels, bands) -> the same for 30 s: each clip's last log-mel, which is of silence, is repeated."""
+    """Extends (batch, log-mels, bands) to 30 s by repeating each clip's last log-mel, which is of silence."""
     rows = torch.arange(2 * POSITIONS, device=log_mels.device).clamp(max=lengths[:, None] - 1)
     return log_mels.take_along_dim(rows[..., None], dim=1)
 
 
 def _embedded(backbone, log_mels, lengths):
     """
-    What the first layer takes.
+    The input of the first layer.
 
     Args:
         log_mels: (batch, log-mels, bands).
-        lengths: (batch,) int64, of how many both convolutions see; the rest is zero for them, as it is past either end.
+        lengths: (batch,) int64, how many log-mels of each clip the convolutions see, which see zeros past them.
 
     Returns:
         (batch, frames, width)
@@ -279,7 +279,7 @@ def _run(backbone, states, mask, first, layers):
     Args:
         states: (batch, frames, width), hidden states of `first`.
         mask: (batch, frames) bool, or `None` if nothing is padded.
-        first, layers: numbers of hidden states; -1 also for the last one of `layers`.
+        first, layers: numbers of hidden states; -1 in `layers` is the last one.
 
     Returns:
         `dict` from layer to (batch, frames, width).
@@ -292,7 +292,7 @@ def _run(backbone, states, mask, first, layers):
         states = backbone.layers[number](states, mask)
         if number + 1 in numbers.values():
             found[number + 1] = states
-    # As in Transformers, the last of all hidden states is normalised, and only that.
+    # As in Transformers, only the last of all hidden states is normalised.
     if num_layers in found and num_layers > first and not getattr(backbone.config, "is_cut", False):
         found[num_layers] = backbone.layer_norm(found[num_layers])
     return {layer: found[number] for layer, number in numbers.items()}

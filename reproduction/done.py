@@ -4,7 +4,7 @@ import sys
 
 from ..evaluation.scores import read_made_from
 from ..training.corpus import corpus_of_run
-from ..training.user_errors import together
+from ..training.user_errors import on_main_process
 
 
 def check_done_cells(grid, corpus, accelerator):
@@ -28,7 +28,7 @@ def check_done_cells(grid, corpus, accelerator):
                 print(f"{cell.results} cannot be read: the cell is trained again", file=sys.stderr)
         _compare(grid, corpus)
 
-    together(check if accelerator.is_main_process else lambda: None)
+    on_main_process(check, accelerator)
 
 
 def _compare(grid, corpus):

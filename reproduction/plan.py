@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import tqdm
 
 from ..configuration_emoshare import EmoShareConfig
+from ..finetuning_emoshare import stored_layer
 from ..modeling_emoshare import EmoShareModel
 from ..training.checkpoints import checkpoints
 from ..training.features import check_new_audio, expected_bytes, extract_layers
@@ -15,7 +16,6 @@ from ..training.precision import training_dtype
 from ..training.steps import heads_in_training, threads_for, train_step
 from ..training.store_names import StoreNames
 from ..training.user_errors import together
-from ..upper_layers_emoshare import stored_layer
 
 PROBED_SECONDS = 4.0  # of audio, as in a clip of the challenge
 PROBES = 3

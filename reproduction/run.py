@@ -12,7 +12,7 @@ from ..training.corpus import load_run_corpus, load_together
 from ..training.launch import start
 from ..training.run import train
 from ..training.store_names import read_clips_together
-from ..training.user_errors import UserError, checking, together
+from ..training.user_errors import UserError, checking, on_main_process, together
 from .done import check_done_cells
 from .grid import claim_folder, make_random_backbones, with_folds
 from .plan import describe, prepare_features
@@ -47,7 +47,7 @@ def run(grid, dry_run=False):
     if dry_run:
         accelerator.print(describe(grid, corpus, accelerator))
         return 0
-    together(partial(_claim_folders, grid) if accelerator.is_main_process else lambda: None)
+    on_main_process(partial(_claim_folders, grid), accelerator)
 
     prepare_features(grid, corpus, accelerator)
     if accelerator.is_main_process:

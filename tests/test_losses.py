@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import spearmanr
+from torch import nn
 
 from emoshare import EmoShareConfig, EmoShareModel
 from emoshare.losses_emoshare import LOSSES, beta_binomial, binomial, ccc, mse, rank, takes
@@ -105,6 +106,19 @@ def test_no_batch_gives_a_loss_or_gradient_that_is_no_number(name, dtype, shares
     assert loss.dtype == torch.float32
     assert predicted.grad.isfinite().all()
     assert concentrations.grad is None or concentrations.grad.isfinite().all()
+
+
+def test_autocast_leaves_shares_near_1_their_gradient():
+    model = small_model(architecture="statistics", loss="binomial").train()
+    for head in model.heads:
+        nn.init.zeros_(head.output.weight)
+        nn.init.constant_(head.output.bias, 6.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(input_features=torch.randn(4, 20, 40), labels=torch.full((4, 9), 0.8))
+    assert output.logits.dtype == torch.float32
+    output.loss.backward()
+    expected = torch.tensor([6.5]).sigmoid() - 0.8
+    torch.testing.assert_close(9 * model.heads[0].output.bias.grad, expected)
 
 
 def test_autocast_computes_no_loss_in_16_bits():
@@ -236,10 +250,8 @@ def test_a_model_passes_on_listeners_and_concentrations_to_the_losses_that_take_
         assert (output.concentrations is not None) == (name == "beta_binomial")
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "mae"])
-def test_weights_of_single_shares_work_with_every_loss(name, monkeypatch):
-    """Also with a plain function of predicted and true shares and the weights of clips."""
-    monkeypatch.setitem(LOSSES, "mae", mae)
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_of_single_shares_work_with_every_loss(name):
     model = small_model(loss=name)
     predicted, true, listeners = torch.rand(8, 9), torch.rand(8, 9), torch.full((8,), 5.0)
     true[2:4, 1], weights = NAN, torch.rand(8, 9)
@@ -258,6 +270,14 @@ def test_weights_of_single_shares_work_with_every_loss(name, monkeypatch):
         weight = weights[known, label].sum()
         expected, total = expected + own * weight, total + weight
     torch.testing.assert_close(loss, expected / total)
+
+
+@pytest.mark.parametrize("loss", [ccc, rank])
+def test_a_label_without_order_adds_nothing_whatever_the_weights_are_of(loss):
+    predicted, true, weights = torch.rand(5, 2), torch.rand(5, 2), torch.rand(5, 2)
+    true[:, 1] = 0.3
+    expected = loss(predicted[:, :1], true[:, :1], weights[:, 0])
+    torch.testing.assert_close(loss(predicted, true, weights), expected)
 
 
 def mae(predicted, true, weights=None):

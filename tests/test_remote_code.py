@@ -133,7 +133,7 @@ def test_the_installed_package_needs_no_trust(model_folder):
         ("configuration_emoshare.py", {"transformers", "huggingface_hub"}),
         ("containers_emoshare.py", set()),
         ("finetuning_emoshare.py", {"torch"}),
-        ("encoder_layers_emoshare.py", {"torch"}),
+        ("encoder_layers_emoshare.py", {"torch", "transformers"}),
         ("embeddings_emoshare.py", set()),
         ("feature_extraction_emoshare.py", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("filter_banks_emoshare.py", {"transformers"}),

@@ -120,7 +120,7 @@ def change_weights(folder, change):
         ),
         (
             lambda weights: weights.update({"heads.9.output.bias": torch.zeros(1)}),
-            r"holds, besides those of this model, 1 weight\(s\): heads.9.output.bias",
+            r"holds 1 unexpected weight\(s\): heads.9.output.bias",
         ),
     ],
 )

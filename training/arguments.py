@@ -1,4 +1,4 @@
-"""The command line of `train.py`: flags, or one YAML file of them and then flags that override it."""
+"""The command line of `train.py`: flags, or a YAML file of flags followed by flags that override it."""
 
 import argparse
 import difflib
@@ -30,9 +30,9 @@ def _flag(default, help, changes_results=True, fixed_on_resume=None, on_card=Tru
 
     Args:
         default, help, options: as in `add_argument` of `argparse`.
-        changes_results: whether another value gives another model or other scores; a grid's cell is one of its values.
-        fixed_on_resume: whether it must be the same when a run resumes from a checkpoint; as `changes_results` if not
-            given.
+        changes_results: whether another value leads to another model or other scores; grids can vary such flags.
+        fixed_on_resume: whether it must be unchanged when a run resumes from a checkpoint; by default, as
+            `changes_results`.
         on_card: whether the model card shows it.
     """
     metadata = {
@@ -48,7 +48,7 @@ def _flag(default, help, changes_results=True, fixed_on_resume=None, on_card=Tru
 
 
 def _place(default, help):
-    """A flag that says where something is or goes, which changes no result."""
+    """A flag that changes no result, such as the place of a folder."""
     return _flag(default, help, changes_results=False, on_card=False)
 
 
@@ -65,36 +65,38 @@ class DataArguments:
 
     dataset: str = _flag(
         "synthetic",
-        f"the corpus: {', '.join(CORPORA)} ('csv': your own folder and labels); or a dataset that `python -m "
-        "emoshare.dataset_script` published: its Hub id ORG/NAME or folder",
+        f"the corpus: {', '.join(CORPORA)} ('csv': your own folder and labels); or the Hub id ORG/NAME or the folder "
+        "of a dataset that `python -m emoshare.dataset_script` published",
     )
     data_dir: str | None = _place(
         None,
         "folder of the corpus: "
         + "; ".join(f"{info.layout} for {name}" for name, info in CORPORA.items() if info.needs_data_dir),
     )
-    max_train_samples: int | None = _flag(None, "train on this many clips only, the first ones")
+    max_train_samples: int | None = _flag(None, "train only on the first N clips")
     folds: str | None = _flag(
         None,
-        "divide all clips whose shares are known into this many folds, and take one as test, the next one as devel "
-        f"and the others as train; '{LEAVE_ONE_OUT}': a fold for each value of --group_by",
+        "divide all clips whose shares are known into this many folds: one is test, the next one devel, and the others "
+        f"train; '{LEAVE_ONE_OUT}': a fold for each value of --group_by",
     )
     fold: int | None = _flag(None, "which of --folds is test, from 0")
     group_by: str | None = _flag(
-        None, "a fact about the clips, such as speaker: those with the same value are in the same of --folds"
+        None, "a fact about the clips, such as speaker: clips with the same value are in the same fold"
     )
     decode_audio: bool = _place(
-        False, "before training, decode each clip to its end to find damaged ones, instead of reading its header"
+        False, "before training, decode each clip to its end to find damage, instead of reading its header"
     )
-    feature_cache_dir: str | None = _place(None, "where frame features are kept; OUTPUT_DIR/features if not given")
+    feature_cache_dir: str | None = _place(
+        None, "folder of the stored frame features; OUTPUT_DIR/features if not given"
+    )
     feature_dtype: Literal["float16", "bfloat16", "float32"] = _flag("float16", "dtype of the stored frame features")
     streaming: bool = _place(
-        False, "leave the audio of a published dataset in its Parquet files, on the Hub for example, and read it there"
+        False, "read the audio of a published dataset from its Parquet files, on the Hub for example, without a copy"
     )
     part: str | None = _place(
         None,
-        "K/N, such as 3/16: only extract the frame features of part K of N, and end; for machines that share "
-        "--feature_cache_dir and nothing else",
+        "K/N, such as 3/16: extract only the frame features of part K of N, and end; for machines that share nothing "
+        "but --feature_cache_dir",
     )
 
     def __post_init__(self):
@@ -151,19 +153,19 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """What to train; where a flag is a field of `EmoShareConfig`, its documentation says more."""
+    """What to train; `EmoShareConfig` documents the flags that are fields of it."""
 
     backbone: str = _flag(ACOUSTIC, "'acoustic' for no backbone, or the Hub id or folder of a speech encoder")
     backbone_revision: str | None = _flag(None, "its branch, tag or commit")
     backbone_layer: str = _flag("-1", "-1: last hidden state; k: hidden_states[k]; 'weighted': a learned sum of all")
     backbone_padding: Literal["30s", "clip"] | None = _flag(
         DEFAULTS["backbone_padding"],
-        "of a Whisper: what it hears, the clip and silence up to 30 s, as it was trained, or the clip alone, which is "
-        "several times as fast; 30s if not given",
+        "for Whisper: whether it hears the clip padded with silence to 30 s, as in its training, or the clip alone, "
+        "which is several times as fast; 30s if not given",
         is_config_field=True,
     )
     acoustic_features: Literal[ACOUSTIC_FEATURES] = _flag("mel", "frame features of --backbone acoustic")
-    architecture: str = _head_flag("architecture", "how a head is built")
+    architecture: str = _head_flag("architecture", "the parts of a head")
     conv_channels: list[int] = _head_flag("conv_channels", "output channels of the convolutions")
     pool_size: int = _head_flag("pool_size", "frames per step after max-pooling")
     lstm_hidden_size: int = _head_flag("lstm_hidden_size", "width of the LSTM")
@@ -171,20 +173,20 @@ class ModelArguments:
     ffn_sizes: list[int] | None = _head_flag("ffn_sizes", "hidden sizes of the FFN; the architecture's if not given")
     normalization: str = _head_flag("normalization", "LayerNorms ('sequence': those of the released network)")
     max_frames: int = _head_flag(
-        "max_frames", "length that normalization 'sequence' pads to; 797 for acoustic features"
+        "max_frames", "length to which normalization 'sequence' pads; 797 for acoustic features"
     )
     output_activation: str = _head_flag("output_activation", "last activation")
     separate_heads: bool = _head_flag("separate_heads", "one head per emotion, or one shared trunk with all outputs")
-    loss: str = _head_flag("loss", "what training minimises")
+    loss: str = _head_flag("loss", "the loss that training minimises")
     dropout: float = _head_flag("dropout", "probability that training sets a value within a head to 0")
     chunk_length_s: float = _flag(8.0, "longest window in seconds; longer clips are cut")
     finetune_last_layers: int = _flag(
         0,
         "train the last N layers of the backbone, counted down from --backbone_layer, with the heads, on stored "
-        "outputs of the layer below them; all emotions then have one epoch, as they share these layers",
+        "outputs of the layer below them; all emotions then keep the same epoch, as they share these layers",
     )
     finetune: Literal["none", "all"] = _flag(
-        "none", "'all' trains the whole backbone with the heads, on waveforms; all emotions then have one epoch"
+        "none", "'all' trains the whole backbone with the heads, on waveforms; all emotions then keep the same epoch"
     )
     lora_rank: int = _flag(
         0,
@@ -237,7 +239,7 @@ class ModelArguments:
 
     @property
     def tunes_backbone(self):
-        """Whether the backbone, or a part of it, is trained with the heads."""
+        """Whether the backbone or a part of it is trained with the heads."""
         return self.finetune == "all" or self.finetune_last_layers > 0
 
     @property
@@ -252,7 +254,7 @@ class ModelArguments:
 
     @property
     def backbone_fields(self):
-        """The fields of `EmoShareConfig` that say which layers of a backbone are read and tuned, as a dict."""
+        """The fields of `EmoShareConfig` about the layers of a backbone that are read or tuned, as a dict."""
         return {
             "backbone_layer": self.layer,
             "freeze_backbone": self.finetune != "all",
@@ -271,13 +273,13 @@ class RunArguments:
     """How to train, and what to write."""
 
     output_dir: str = _place("outputs/emoshare", "folder for the model, the results and the checkpoint")
-    num_train_epochs: int = _flag(50, "passes over the training data, at most", fixed_on_resume=False)
+    num_train_epochs: int = _flag(50, "largest number of passes over the training data", fixed_on_resume=False)
     per_device_train_batch_size: int = _flag(32, "clips per step on each device, on average: fewer if they are long")
     learning_rate: float = _flag(1e-4, "of Adam")
     finetune_learning_rate: float = _flag(
-        1e-5, "of Adam, for what is tuned of the backbone; with the same --lr_scheduler and --warmup_ratio as the heads"
+        1e-5, "of Adam, for the tuned part of the backbone; --lr_scheduler and --warmup_ratio hold for it, too"
     )
-    gradient_accumulation_steps: int = _flag(1, "batches on each device whose mean gradient makes one step")
+    gradient_accumulation_steps: int = _flag(1, "batches on each device whose mean gradient is used for one step")
     gradient_checkpointing: bool = _flag(
         False,
         "compute the activations of tuned layers twice instead of keeping them: less memory, the same results",
@@ -295,26 +297,28 @@ class RunArguments:
     )
     selection: str = _flag(
         "best_epoch",
-        "what weights a head keeps: those of its best epoch on devel; those of the last epoch, without early stopping; "
-        "or a running average, with early stopping on a smoothed devel score",
+        "which weights a head keeps: those of its best epoch on devel; those of the last epoch, without early "
+        "stopping; or a running average, with early stopping on a smoothed devel score",
         choices=list(SELECTIONS),
     )
-    weight_decay: float = _flag(0.0, "of AdamW, on weights but not on biases and LayerNorms; 0 for Adam")
+    weight_decay: float = _flag(0.0, "of AdamW, except for biases and LayerNorms; 0 for Adam")
     lr_scheduler: Literal["constant", "cosine"] = _flag(
         "constant", "'cosine' brings the learning rate to 0 over all epochs"
     )
     warmup_ratio: float = _flag(0.0, "fraction of all steps over which the learning rate grows from 0")
-    max_grad_norm: float = _flag(0.0, "clips the norm of a head's gradient to this; 0 for no limit")
-    mixup: float = _flag(0.0, "ALPHA: mixes the clips of a batch in pairs, by a part from Beta(ALPHA, ALPHA); 0: none")
+    max_grad_norm: float = _flag(0.0, "clips the gradient of a head to this norm; 0 for no limit")
+    mixup: float = _flag(0.0, "ALPHA: mixes pairs of clips in a batch, by a draw from Beta(ALPHA, ALPHA); 0: none")
     time_mask: float = _flag(0.0, "masks up to this fraction of a clip's frames")
     feature_mask: float = _flag(0.0, "masks up to this fraction of a clip's features")
     time_stretch: float = _flag(0.0, "stretches or shortens a clip's frames in time by up to this fraction")
     listener_dropout: float = _flag(
-        0.0, "leaves out each listener with this probability, each epoch; needs the number of listeners"
+        0.0, "leaves out each listener with this probability in each epoch; needs the number of listeners"
     )
     seed: int = _flag(0, "of the initial weights and the order of clips")
     head_seeds: list[int] | None = _flag(None, "of the initial weights, one for each emotion's head")
-    restart_dead_heads: int = _flag(0, "re-initialise a head that predicts a constant on devel, at most N times")
+    restart_dead_heads: int = _flag(
+        0, "re-initialise a head that predicts the same share for all devel clips, at most N times"
+    )
     bootstrap: int = _flag(
         1000,
         "resamples for the confidence intervals of the final scores; 0 for none",
@@ -323,19 +327,19 @@ class RunArguments:
     )
     resample: str | None = _flag(
         None,
-        "resample all clips with the same value of this fact together for the confidence intervals, speaker as a rule; "
+        "for the confidence intervals, resample all clips with the same value of this fact together, usually speaker; "
         "single clips if not given",
         fixed_on_resume=False,
         on_card=False,
     )
-    controls: bool = _place(False, "after training, run controls that the scores should be compared with")
-    checkpoint_minutes: float = _place(5.0, "least time between checkpoints; 0 for one after each epoch")
+    controls: bool = _place(False, "after training, run controls to compare the scores with")
+    checkpoint_minutes: float = _place(5.0, "minutes between checkpoints, at least; 0 for one after each epoch")
     report_to: str = _place("none", "experiment tracker: none, tensorboard, wandb, ... as in accelerate")
     push_to_hub: bool = _place(False, "publish model, feature extractor, pipeline and card on the Hugging Face Hub")
-    hub_model_id: str | None = _place(None, "name of its repository there: ORG/NAME")
+    hub_model_id: str | None = _place(None, "the repository on the Hub: ORG/NAME")
     hub_private: bool = _place(False, "publish in a private repository; an existing one must be private")
     push_backbone: bool = _place(
-        True, "whether the saved model holds the backbone's weights; if false, loading fetches the backbone"
+        True, "save the backbone's weights with the model; if false, loading the model fetches the backbone"
     )
     resume_from_checkpoint: str | None = _flag(
         None,
@@ -422,7 +426,7 @@ class Arguments:
         return Path(self.data.feature_cache_dir or Path(self.run.output_dir) / "features")
 
     def values(self, kind):
-        """The flags whose field says yes to `kind`, such as `"changes_results"` or `"on_card"`, as a flat dict."""
+        """The flags for which `kind`, such as `"changes_results"` or `"on_card"`, is true, as a flat dict."""
         groups = (self.data, self.model, self.run)
         chosen = {entry.name for group in groups for entry in fields(group) if entry.metadata[kind]}
         return {name: value for group in groups for name, value in asdict(group).items() if name in chosen}
@@ -444,8 +448,8 @@ def _require_fraction(arguments, *names):
 
 class _Parser(argparse.ArgumentParser):
     """
-    Flags and help as `transformers.HfArgumentParser` makes them of dataclasses, without the import of Transformers.
-    Raises ValueError for everything that is wrong.
+    Makes flags and help from dataclasses as `transformers.HfArgumentParser` does, without importing Transformers.
+    Raises ValueError for every error.
     """
 
     def __init__(self, name="train.py"):
@@ -484,8 +488,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _type(hint):
-    """The type of a flag's value, where there is one."""
-    types = [of_value for of_value in get_args(hint) if of_value is not NoneType]
+    """The type of a flag's value, other than `None`."""
+    types = [option for option in get_args(hint) if option is not NoneType]
     return types[0] if NoneType in get_args(hint) else hint
 
 
@@ -504,11 +508,12 @@ def _is_yes(text):
 def parse_arguments(argv, name="train.py"):
     """
     Args:
-        argv: `[]` for the demo; flags; or the path of a YAML file (`flag: value`), and then flags that override it.
+        argv: `[]` for the demo; flags; or the path of a YAML file (`flag: value`) followed by flags that override it.
         name: of the program, for messages.
 
     Returns:
-        `Arguments`. Anything unknown, abbreviated or of a wrong type ends the program with a message that names it.
+        `Arguments`. Anything that is unknown, abbreviated or of a wrong type ends the program with a message that names
+        it.
     """
     parser = _Parser(name)
     if not argv:
@@ -525,21 +530,21 @@ def parse_arguments(argv, name="train.py"):
 def arguments_of(entries, source):
     """
     Args:
-        entries: dict of flags and values, as a YAML file of `parse_arguments` has them.
-        source: where they come from, for messages.
+        entries: dict of flags and values, as in a YAML file of `parse_arguments`.
+        source: origin of the entries, for messages.
 
     Returns:
         `Arguments`.
 
     Raises:
-        ValueError: on anything unknown or of a wrong type; names it.
+        ValueError: if anything is unknown or of a wrong type; names it.
     """
     parser = _Parser()
     return parser.parse(_flags(entries, source, parser))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML would silently take the last of two equal keys."""
+    """Refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -551,7 +556,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def read_yaml(path):
     """
-    A YAML file of keys and values as a dict.
+    Reads a YAML file of keys and values as a dict.
 
     Raises:
         ValueError: if there is no such file, or it holds anything else, or a key twice.
@@ -569,7 +574,7 @@ def read_yaml(path):
 
 
 def _flags(entries, source, parser):
-    """The entries of a YAML file as command line flags, so that both are checked in the same way."""
+    """Converts the entries of a YAML file to command line flags, so that both are checked in the same way."""
     flags = []
     for name, value in entries.items():
         if name not in parser.types:
@@ -581,7 +586,8 @@ def _flags(entries, source, parser):
         if isinstance(value, dict) or (isinstance(value, list) and not is_list):
             raise ValueError(f"{source}: {name} is {value!r}; expected a single value")
         if parser.types[name] is str and isinstance(value, bool | float):
-            raise ValueError(f"{source}: {name} is {value!r}; expected text")
+            expected = "'last', or the folder of a checkpoint" if name == "resume_from_checkpoint" else "text"
+            raise ValueError(f"{source}: {name} is {value!r}; expected {expected}")
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name}", *(str(entry) for entry in values)]
     return flags

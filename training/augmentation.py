@@ -1,4 +1,4 @@
-"""What changes a training batch: shares drawn from fewer listeners, stretching in time, mixing of clips, masks."""
+"""Augmentation of training batches: shares of fewer listeners, stretching in time, mixing of clips, and masks."""
 
 import numpy as np
 import torch
@@ -6,14 +6,14 @@ import torch
 from ..frames_emoshare import length_mask
 from .randomness import AUGMENTATION, LISTENERS, generator_at
 
-MASKS = 2  # of frames, and of features, in each clip
-# Of a batch, what belongs to a clip and is mixed as its features are.
+MASKS = 2  # spans of frames, and as many of features, in each clip
+# Entries of a batch that are mixed like the features.
 MIXED = ("labels", "weights", "listeners")
 
 
 class Augmentation:
     """
-    Changes the batches of a training run as its flags say, the same way whenever an epoch is run.
+    Changes the batches of a training run as its flags say, in the same way whenever an epoch is repeated.
 
     Args:
         run: `RunArguments`.
@@ -45,10 +45,10 @@ class Augmentation:
         """
         Args:
             batch: of `FeatureLoader`, its features in the dtype to train in.
-            step: of the epoch, on this process.
+            step: number of the step in the epoch, on this process.
 
         Returns:
-            The changed batch; the given one stays as it is.
+            The changed batch; the given one is not changed.
         """
         run, rng = self.run, generator_at(self.run.seed, AUGMENTATION, self.epoch, step, self.process)
         batch = dict(batch)
@@ -68,19 +68,18 @@ class Augmentation:
 
 def drop_listeners(shares, listeners, probability, rng):
     """
-    Leaves out listeners of each clip at random, and counts the votes of the others. On average over many draws, a share
-    is what it was.
+    Leaves out listeners of each clip at random, and counts the votes of the others. The expected share does not change.
 
     Args:
-        shares: (clips, labels) float32, NaN where one is not known.
-        listeners: (clips,) float32, NaN where their number is not known: those clips stay as they are.
-        probability: that a listener is left out; one always stays.
+        shares: (clips, labels) float32, NaN where unknown.
+        listeners: (clips,) float32, number of listeners; clips where it is unknown (NaN) do not change.
+        probability: that a listener is left out; one always remains.
         rng: `np.random.Generator`.
 
     Returns:
-        Shares and listeners, as they were given. Which listeners voted for which label is not known, so the votes of
-        labels are drawn separately, of equally many listeners. A share that is no whole number of votes is rounded up
-        or down at random.
+        New shares and numbers of listeners. Which listeners voted for which label is unknown, so votes are drawn for
+        each label separately, from equally many listeners. A share that is not a whole number of votes is rounded up or
+        down at random.
     """
     numbers = np.where(np.isnan(listeners), 1, np.maximum(np.round(np.nan_to_num(listeners)), 1)).astype(np.int64)
     kept = np.maximum(rng.binomial(numbers, 1 - probability), 1)
@@ -102,7 +101,7 @@ def stretch(batch, most, rng, shortest=1, longest=None):
             replaced.
         most: a clip gets 1 - most to 1 + most times as many frames, uniformly distributed.
         rng: `np.random.Generator`.
-        shortest, longest: number of frames that a clip has at least, and at most (`None`: any).
+        shortest, longest: least and largest number of frames of a clip; `None` is no limit.
     """
     features, lengths = batch["frame_features"], batch["attention_mask"].sum(dim=1)
     factors = _tensor(rng.uniform(1 - most, 1 + most, len(lengths)), features.device)
@@ -121,21 +120,21 @@ def stretch(batch, most, rng, shortest=1, longest=None):
 
 def mix(batch, alpha, rng):
     """
-    Mixes each clip with another one of its batch: features, shares, weights and numbers of listeners are `part` times
-    the clip's own and 1 - `part` times the other's. Batches hold clips of similar length; the mixture has the length of
-    the shorter one, to which the other is cut. A share that is not known of one of the two is not known.
+    Mixes each clip with another one of its batch: features, shares, weights and numbers of listeners become `part`
+    times the clip's own plus 1 - `part` times the other's. Batches hold clips of similar length; the mixture is as long
+    as the shorter of the two. Its share is unknown if one of the two is.
 
     Args:
-        batch: dict with `frame_features`, (clips, ..., frames, width), `attention_mask`, (clips, frames), and what is
-            named in `MIXED`, (clips, ...), which are replaced.
-        alpha: `part` is from Beta(alpha, alpha), drawn for each clip.
+        batch: dict with `frame_features`, (clips, ..., frames, width), `attention_mask`, (clips, frames), and the
+            entries in `MIXED`, (clips, ...), all of which are replaced.
+        alpha: `part` is drawn from Beta(alpha, alpha) for each clip.
         rng: `np.random.Generator`.
     """
     device, clips = batch["labels"].device, len(batch["labels"])
     other = torch.from_numpy(rng.permutation(clips)).to(device)
     part = _tensor(rng.beta(alpha, alpha, clips), device)
     if "listeners" in batch:
-        batch["listeners"] = batch["listeners"].nan_to_num(nan=1.0)  # what losses take an unknown number for
+        batch["listeners"] = batch["listeners"].nan_to_num(nan=1.0)  # as losses treat an unknown number
     for name in ("frame_features", *(name for name in MIXED if name in batch)):
         own = batch[name]
         own_part = part.view(-1, *[1] * (own.dim() - 1)).to(own.dtype)
@@ -147,18 +146,18 @@ def mask(batch, most_frames, most_features, rng):
     """
     Masks `MASKS` spans of frames and as many of features in each clip, at random places; spans may overlap. A masked
     frame becomes the mean of the clip's frames. A masked feature becomes its mean over all frames of the batch, because
-    its mean in the clip would say what is to be hidden.
+    its mean over the clip would reveal what is to be hidden.
 
     Args:
         batch: dict with `frame_features`, (clips, ..., frames, width), which is replaced, and `attention_mask`,
             (clips, frames).
-        most_frames, most_features: fraction of a clip's frames, and of the features, that is masked at most. A span is
-            from 0 to 1 / `MASKS` times as wide.
+        most_frames, most_features: largest fraction of a clip's frames, and of the features, that is masked. The width
+            of a span is from 0 to 1 / `MASKS` times this.
         rng: `np.random.Generator`.
     """
     features, own = batch["frame_features"], batch["attention_mask"]
     lengths = own.sum(dim=1)
-    # (clips, ..., 1, width), a product of matrices, which is faster than to mask all features
+    # (clips, ..., 1, width), as a matrix product, which is faster than masking all features
     sums = _matrix(own.to(features.dtype), features) @ features
     if most_frames:
         means = sums / lengths.to(features.dtype).view(-1, *[1] * (features.dim() - 1))
@@ -173,7 +172,7 @@ def mask(batch, most_frames, most_features, rng):
 
 
 def _spans(lengths, longest, most, rng):
-    """(clips, longest) bool: `MASKS` random spans in each clip, which together cover `most` of its length at most."""
+    """(clips, longest) bool: `MASKS` random spans in each clip, which together cover at most `most` of its length."""
     numbers = _tensor(rng.random((2, MASKS, len(lengths))), lengths.device)
     most_wide = (lengths * (most / MASKS)).floor()
     widths = (numbers[0] * (most_wide + 1)).floor().minimum(most_wide)
@@ -184,7 +183,7 @@ def _spans(lengths, longest, most, rng):
 
 def _frames_at(features, places):
     """The frames at `places`, (clips, frames) int64, of features (clips, ..., frames, width)."""
-    rows = features.flatten(0, -2)  # whole rows are copied several times as fast as single values
+    rows = features.flatten(0, -2)  # copying whole rows is several times as fast as copying values
     frames = features.shape[-2]
     starts = torch.arange(0, len(rows), frames, device=features.device).view(*features.shape[:-2], 1)
     places = starts + places.view(len(places), *[1] * (features.dim() - 3), -1)

@@ -1,4 +1,4 @@
-"""Batches of windows of similar length, so that hardly anything is padded, and their way to the device."""
+"""Batches of windows of similar length, with hardly any padding, and their transfer to the device."""
 
 import time
 from itertools import count, cycle, islice
@@ -9,19 +9,19 @@ from torch.utils.data import Sampler
 
 from .read_ahead import ReadAhead
 
-# Batches that wait for an accelerator. Threads read them, because worker processes would need room in /dev/shm.
+# Batches that are buffered for an accelerator. Threads read them: worker processes would need space in /dev/shm.
 BATCHES_AHEAD = 4
-# Relative noise on lengths before sorting, so that a clip's neighbours change from epoch to epoch.
+# Relative noise on lengths before sorting, so that clips have other neighbours in each epoch.
 LENGTH_JITTER = 0.02
 
 
 def batches_by_length(lengths, budget, rng=None):
     """
-    Cuts clips into batches of neighbours in length, each of at most `budget` frames, padding included, or one clip.
+    Divides clips into batches of similar length. A batch holds at most `budget` frames, including padding, or one clip.
 
     Args:
         lengths: (clips,) lengths, in frames or any other unit.
-        budget: the most that a batch may hold, in the same unit: its longest length times its number of clips.
+        budget: largest size of a batch, in the same unit: its longest length times its number of clips.
         rng: `np.random.Generator` that shuffles clips of similar length, and the order of the batches.
 
     Returns:
@@ -47,19 +47,19 @@ def batches_by_length(lengths, budget, rng=None):
 
 class LengthBatchSampler(Sampler):
     """
-    One process's part of the batches of clips of similar length.
+    The part of one process of the batches of clips of similar length.
 
     Args:
         lengths: (clips,) frames.
-        clips_per_batch: on average; a batch holds this many times the mean length.
+        clips_per_batch: average number of clips; a batch holds this many times the mean length.
         accelerator: `accelerate.Accelerator`, which knows the processes.
-        seed: of the shuffling, together with the epoch. Every process then has the same number of batches; if they
+        seed: of the shuffling, together with the epoch. Every process then has the same number of batches: if these
             cannot be divided evenly, some of the first batches are repeated. Without a seed, nothing is shuffled or
             repeated.
 
     Attributes:
-        all_batches: those of an epoch, of all processes.
-        num_distinct: how many of them are no repetition; those that are stand at the end.
+        all_batches: the batches of an epoch, of all processes, with repetitions at the end.
+        num_distinct: number of batches without repetitions.
     """
 
     def __init__(self, lengths, clips_per_batch, accelerator, seed=None):
@@ -91,14 +91,14 @@ class LengthBatchSampler(Sampler):
 
 class FeatureLoader:
     """
-    Batches of a store on the device, and how long the caller waited for them.
+    Batches of a store on the device; measures how long the caller waits for them.
 
-    A batch holds what `FrameFeatureStore.collate` makes, and `weight_per_step`, (labels,): the sum of the weights of
-    all windows whose share of a label is known, divided by the number of batches of the epoch. A loss that is a sum
-    over a batch's windows by their weights, divided by it, gives each clip the same say in the steps of an epoch,
-    however many clips its own batch holds; and the mean over the steps is the mean over the clips. A batch that is
-    repeated so that all processes have equally many has the weights 0 the second time. With `share_weights`, a batch's
-    `weights` are those of the windows times these: (batch, labels).
+    A batch holds what `FrameFeatureStore.collate` returns, and `weight_per_step`, (labels,): the sum of the weights of
+    all windows whose share of a label is known, divided by the number of batches in the epoch. If a loss, summed over
+    the windows of a batch by weight, is divided by it, each clip has the same influence on an epoch, however many clips
+    its batch holds, and the mean over the steps is the mean over the clips. A batch that is repeated, so that all
+    processes have equally many, has zero weights the second time. With `share_weights`, the `weights` of a batch are
+    those of the windows times these: (batch, labels).
 
     Args:
         store: `FrameFeatureStore`.
@@ -108,7 +108,7 @@ class FeatureLoader:
 
     Attributes:
         padding: fraction of padding in all frames of an epoch.
-        waited: total seconds spent on waiting for batches.
+        waited: total seconds spent waiting for batches.
     """
 
     def __init__(self, store, config, clips_per_batch, accelerator, seed=None, share_weights=None):
@@ -142,7 +142,7 @@ class FeatureLoader:
 
     def __iter__(self):
         batches = map(self._read, self.sampler)
-        if self.device.type != "cpu":  # which leaves the CPU free
+        if self.device.type != "cpu":  # the CPU is free
             num_threads = self.store.reading_threads
             batches = iter(ReadAhead(self._read, list(self.sampler), lambda batch: 1, BATCHES_AHEAD, num_threads))
         weight_per_step = torch.tensor(self.known_weight / len(self.sampler.all_batches), dtype=torch.float32)

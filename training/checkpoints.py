@@ -18,7 +18,7 @@ FILES = "files.json"  # a hash of each of the others
 
 
 class CheckpointClock:
-    """Says, equally on all processes, whether this many minutes have passed since the last checkpoint."""
+    """Tells, equally on all processes, whether this many minutes have passed since the last checkpoint."""
 
     def __init__(self, minutes):
         self.minutes = minutes
@@ -28,19 +28,19 @@ class CheckpointClock:
         self.started = time.monotonic()
 
     def is_due(self):
-        (passed,) = broadcast_object_list([time.monotonic() - self.started])  # of the main process
+        (passed,) = broadcast_object_list([time.monotonic() - self.started])  # since the start on the main process
         return passed >= 60 * self.minutes
 
 
 def save_checkpoint(run, accelerator, progress, settings):
     """
-    Replaces the last checkpoint by a new one; at any moment, one of them is complete.
+    Replaces the last checkpoint by a new one. At any moment, one of the two is complete.
 
     Args:
         run: `RunArguments`.
         accelerator: `accelerate.Accelerator`, with which `progress` is registered.
         progress: `Progress`.
-        settings: what must be the same when a run resumes from it, as a flat dict.
+        settings: what must be unchanged when a run resumes from it, as a flat dict.
     """
     output_dir = Path(run.output_dir)
     folder = output_dir / f"{CHECKPOINT}{progress.epochs_done}"
@@ -55,7 +55,7 @@ def save_checkpoint(run, accelerator, progress, settings):
         with writing(folder, KEPT, unfinished):
             (unfinished / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
             (unfinished / FILES).write_text(json.dumps(_fingerprints(unfinished)), encoding="utf-8")
-            sync_all(unfinished)  # which may fail on a full disk: before anything is removed
+            sync_all(unfinished)  # may fail on a full disk, so it comes before anything is removed
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
             put_in_place(unfinished, folder)
         _keep_only(folder, output_dir)
@@ -70,41 +70,58 @@ def _keep_only(folder, output_dir):
 
 def resume(run, accelerator, progress, settings):
     """
-    Restores the checkpoint that `--resume_from_checkpoint` names, if any. Where it names none in particular, a damaged
-    one is left out, with a message, and the one before it is taken; if there is none, the run begins again.
+    Restores the checkpoint that `--resume_from_checkpoint` names, if any. For the last one, damaged checkpoints are
+    skipped with a message; if all are damaged, the run begins again.
 
     Raises:
-        ValueError: if there is no such checkpoint, it is damaged, or from a run with other settings.
+        ValueError: if there is no such checkpoint, or it is damaged, or from a run with other settings.
     """
-    found = checkpoints(run.output_dir)
+    found = checkpoints_to_resume(run)
     if run.resume_from_checkpoint is None:
-        if found:
+        earlier = checkpoints(run.output_dir)
+        if earlier:
             accelerator.print(
-                f"{found[-1]} of an earlier run will be replaced; to resume from it, add --resume_from_checkpoint"
+                f"{earlier[-1]} of an earlier run will be replaced; to resume from it, add --resume_from_checkpoint"
             )
         return
     if run.resume_from_checkpoint == "last":
-        if not found:
-            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
         folder = _last_whole(found, settings, accelerator)
         if folder is None:
             return
     else:
-        folder = Path(run.resume_from_checkpoint)
-        if not folder.is_dir():
-            raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
+        (folder,) = found
         damage = damage_of(folder)
         if damage:
             raise ValueError(f"--resume_from_checkpoint: {folder} is damaged: {damage}")
         check_settings(folder, settings)
     accelerator.load_state(str(folder))
     if run.resume_from_checkpoint == "last" and accelerator.is_main_process:
-        _keep_only(folder, run.output_dir)  # a run that was killed while it removed an older one has left a part of it
+        _keep_only(folder, run.output_dir)  # an older one may be half removed, if a run was killed
     accelerator.print(f"Resuming after epoch {progress.epochs_done}, from {folder}")
 
 
+def checkpoints_to_resume(run):
+    """
+    The checkpoints that `--resume_from_checkpoint` lets a run choose from, oldest first: none if it is not given.
+
+    Raises:
+        ValueError: if there is no such checkpoint.
+    """
+    if run.resume_from_checkpoint is None:
+        return []
+    if run.resume_from_checkpoint == "last":
+        found = checkpoints(run.output_dir)
+        if not found:
+            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {run.output_dir}")
+        return found
+    folder = Path(run.resume_from_checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"--resume_from_checkpoint: {folder} does not exist")
+    return [folder]
+
+
 def _last_whole(folders, settings, accelerator):
-    """The last of the checkpoints that is not damaged, or `None`; the main process, which looks, says which are."""
+    """The last checkpoint that is not damaged, or `None`. The main process checks, and tells the others."""
     for folder in reversed(folders):
         damage = None
         if accelerator.is_main_process:
@@ -120,13 +137,13 @@ def _last_whole(folders, settings, accelerator):
 
 
 def damage_of(folder):
-    """What is wrong with the files of a checkpoint, as text; empty if nothing is, or it is no checkpoint."""
+    """What is wrong with the files of a checkpoint, as text; empty if nothing is, or the folder is no checkpoint."""
     if not (folder / SETTINGS).is_file():
         return ""
     try:
         settings = _read(folder / SETTINGS)
         if not (folder / FILES).is_file():
-            # `check_settings` refuses those of earlier versions, which have neither
+            # Checkpoints of earlier versions have neither; `check_settings` refuses them.
             return f"it has no {FILES}" if "training_version" in settings else ""
         expected, found = _read(folder / FILES), _fingerprints(folder)
     except (OSError, ValueError) as error:
@@ -143,7 +160,7 @@ def _read(path):
 
 
 def _fingerprints(folder):
-    """A hash of each file's content, by its path in the folder, of all but the two files that describe it."""
+    """The hash of each file's content, by its path in the folder, without the two files that describe the others."""
     fingerprints = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -157,7 +174,7 @@ def check_settings(folder, settings):
     """Raises ValueError if the checkpoint is from a run with other settings."""
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"--resume_from_checkpoint: {folder} is not a checkpoint of train.py: it has no {SETTINGS}")
-    # A flag that the checkpoint does not know did not exist yet, which is what its default is like.
+    # A flag that the checkpoint does not have did not exist then, which is equivalent to its default.
     defaults = Arguments(DataArguments(), ModelArguments(), RunArguments()).values("fixed_on_resume")
     then = {**defaults, **json.loads((folder / SETTINGS).read_text(encoding="utf-8"))}
     now = json.loads(json.dumps(settings))

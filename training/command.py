@@ -6,7 +6,7 @@ from .user_errors import run_entry_point
 
 def main(argv, name="train.py"):
     """
-    `train.py`, and `emoshare train`, whose name messages begin with. Returns the exit code: 2 if something that the
+    `train.py` and `emoshare train`; messages begin with `name`. Returns the exit code, which is 2 if something that the
     user gave is wrong.
     """
     return run_entry_point(name, parse_arguments, _run, argv)

@@ -1,4 +1,4 @@
-"""What is left to do with concentrations after training: heads are too sure of clips that they were not trained on."""
+"""Calibrates concentrations after training: heads are overconfident about clips that they were not trained on."""
 
 import numpy as np
 from scipy.optimize import brentq, minimize
@@ -7,19 +7,19 @@ from ..evaluation.predictions import predict_votes
 from ..votes_emoshare import log_likelihood
 
 LARGEST_LOG_FACTOR = 4.0
-# Shares nearer to 0 or 1 count as this when errors are compared: there, one vote would outweigh all others.
+# Shares are clipped to this distance from 0 and 1 when errors are compared, lest a single vote outweigh all others.
 LEAST_SHARE = 0.01
 
 
 def fit_concentrations(model, loader, accelerator):
     """
-    Fits the concentrations of a trained model to devel: two numbers for all labels, so that a small devel split will
-    do. Shares stay as they are. Without a clip of at least two listeners, nothing happens.
+    Fits the concentrations of a trained model to devel by two numbers for all labels, so that a small devel split is
+    enough. Shares do not change. Without a clip rated by at least two listeners, nothing happens.
 
-    First the exponent, from 0 to 1, with which the votes of devel are most likely: it brings concentrations nearer to
-    each other, as far as they differ by chance. Then the factor with which squared errors are as large, on average, as
-    the concentrations say. (The likelihood would choose a factor, too, but intervals then hold too few shares where
-    predicted shares are wrong: it has to give all its attention to the few that are far off.)
+    First comes the exponent, from 0 to 1, that maximises the likelihood of the devel votes: it brings concentrations
+    closer together as far as they differ by chance. Then comes the factor with which squared errors are, on average, as
+    large as the concentrations predict. (The likelihood has an optimal factor, too, but it is dominated by the few
+    predicted shares that are far off, and intervals would hold too few shares.)
 
     Args:
         model: `EmoShareModel`; changed in place.

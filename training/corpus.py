@@ -15,12 +15,14 @@ from .user_errors import together
 
 def check_listeners(corpus, loss, listener_dropout):
     """
+    Checks that the number of listeners is known if it is needed.
+
     Args:
         corpus: `Corpus`.
         loss, listener_dropout: `--loss` and `--listener_dropout`.
 
     Raises:
-        ValueError: if one of them needs the number of listeners of clips, and no training clip's is known.
+        ValueError: if one of them needs the number of listeners, and it is unknown for all training clips.
     """
     needs = []
     if takes(loss, "concentrations"):
@@ -35,14 +37,16 @@ def check_listeners(corpus, loss, listener_dropout):
 
 def load_run_corpus(data, accelerator, loaded=None):
     """
+    Loads and checks the corpus of a run.
+
     Args:
         data: `DataArguments`.
         accelerator: `accelerate.Accelerator`; the first process of each machine builds or downloads what the others
             then read.
-        loaded: what `load_together` gave for a run on the same corpus.
+        loaded: what `load_together` returned for a run on the same corpus.
 
     Returns:
-        `Corpus`: see `corpus_of_run`.
+        `Corpus`, as `corpus_of_run` returns it.
 
     Raises:
         UserError: if anything is wrong with the corpus, or it cannot be divided into folds; names file, split and row.
@@ -57,7 +61,7 @@ def load_run_corpus(data, accelerator, loaded=None):
 
 
 def load_together(data, accelerator):
-    """The `Corpus` of a run with its own splits; arguments and errors as of `load_run_corpus`."""
+    """The `Corpus` of a run with its original splits; arguments and errors as of `load_run_corpus`."""
     load = partial(load_corpus, data.dataset, data_dir=data.data_dir, streaming=data.streaming)
     is_first = accelerator.is_local_main_process
     corpus = together(lambda: load() if is_first else None)
@@ -67,11 +71,11 @@ def load_together(data, accelerator):
 def corpus_of_run(corpus, data):
     """
     Args:
-        corpus: `Corpus`, with its own splits.
+        corpus: `Corpus`, with its original splits.
         data: `DataArguments`.
 
     Returns:
-        `Corpus`: split into `--folds`, if the run is on one of them; its train split cut to `max_train_samples` clips.
+        `Corpus`, split into `--folds` if the run is on one of them, with at most `max_train_samples` clips in train.
 
     Raises:
         ValueError: if the corpus cannot be divided into such folds.

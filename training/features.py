@@ -1,4 +1,4 @@
-"""Extracts frame features: the frozen backbone runs once over every clip, and a store keeps the result."""
+"""Extracts frame features: the frozen backbone runs once over every clip, and the result is stored."""
 
 import copy
 import math
@@ -19,8 +19,8 @@ from ..backbone_emoshare import family_of
 from ..dataset_script.audio import check_audio, length_of
 from ..dataset_script.streamed import audio_of
 from ..dataset_script.tables import AUDIO, FILENAME
+from ..finetuning_emoshare import stored_layer
 from ..threads_emoshare import single_threads
-from ..upper_layers_emoshare import stored_layer
 from .batches import batches_by_length
 from .model import load_left_out_backbone
 from .parts import extraction_lock, parts_at_work
@@ -39,19 +39,19 @@ from .store import (
     written_shards,
 )
 from .store_names import StoreNames
-from .user_errors import checking, together
+from .user_errors import checking, on_main_process
 
-# What one process loses at most when it is killed; for n layers, 1/n of it. More in a large split: a store has at most
-# `SHARDS` files, and one for each process besides.
+# The most clips that a process loses when it is killed; for n layers, 1/n of this. Shards of a large split hold more
+# clips: a store has at most `SHARDS` files, plus one for each process.
 CLIPS_PER_SHARD = 128
 SHARDS = 1000
-# The most audio files that are opened to estimate how long the clips of a split are.
+# The most audio files that are opened to estimate the lengths of the clips in a split.
 FILES_OPENED = 2000
-# Seconds of audio that the backbone runs on at once. On a CPU, window by window: then its features are the same, bit
-# for bit, whatever shard it is in, and take little memory. `passes_emoshare` says what that costs.
+# Seconds of audio in a batch for the backbone. On a CPU, it runs window by window: the features of a window are then
+# the same, bit for bit, in any shard, and need little memory. `passes_emoshare` says what that costs.
 SECONDS_PER_PASS = {"cpu": 0}
 SECONDS_PER_PASS_ON_ACCELERATORS = 128
-# Seconds of audio that may wait, decoded, for an accelerator, and the threads that decode it.
+# Seconds of decoded audio that are buffered for an accelerator, and the number of threads that decode it.
 SECONDS_AHEAD = 1024
 DECODING_THREADS = 4
 NAMES_SHOWN = 5  # of files in a message
@@ -62,12 +62,12 @@ def extract_frame_features(
 ):
     """
     The frame features of a split that the model's `trained_part` takes: those of its `backbone_layer`, or of the layer
-    below those that are tuned.
+    below the tuned ones.
 
     Args:
         corpus: `Corpus`.
         split: name of the split.
-        model, feature_extractor, cache_dir, accelerator, dtype, names: as in `extract_layers`, errors too.
+        model, feature_extractor, cache_dir, accelerator, dtype, names: as in `extract_layers`; so are the errors.
 
     Returns:
         `FrameFeatureStore`.
@@ -81,8 +81,8 @@ def extract_frame_features(
 
 def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerator, layers, names=None):
     """
-    Checks, on the main process, the audio of the splits whose features `cache_dir` does not have yet; for `--part`, as
-    many clips as there are in a part.
+    Checks, on the main process, the audio of the splits whose features are not in `cache_dir` yet; with `--part`, only
+    as many clips as a part has.
 
     Args:
         corpus: `Corpus`, with the splits by which features are stored.
@@ -90,7 +90,7 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         model, feature_extractor, cache_dir, accelerator, layers, names: as in `extract_layers`.
 
     Raises:
-        UserError: if clips cannot be read, are not whole or too short; lists all of them, with their rows.
+        UserError: if clips cannot be read, are cut off or too short; lists all of them, with their rows.
     """
 
     def check():
@@ -103,47 +103,46 @@ def check_new_audio(corpus, model, feature_extractor, data, cache_dir, accelerat
         rate, least = feature_extractor.sampling_rate, feature_extractor.min_samples
         check_audio(corpus, new, data.data_dir or data.dataset, rate, least, data.decode_audio, data.chosen_part)
 
-    # Audio that is streamed would be read twice: an extraction names the first clip that it cannot read.
-    together(check if accelerator.is_main_process and not data.streaming else lambda: None)
+    if not data.streaming:  # streamed audio would be read twice; extraction names the first unreadable clip
+        on_main_process(check, accelerator)
 
 
 def extract_layers(
     clips, split, model, feature_extractor, cache_dir, accelerator, dtype, layers, names=None, part=None
 ):
     """
-    Ensures that `cache_dir` holds the frame features of a split, one store per layer; a store that is there already is
-    used as it is. The backbone runs over the clips once, for all layers that are missing.
+    Ensures that `cache_dir` holds the frame features of a split, one store per layer. Existing stores are used as they
+    are. The backbone runs over the clips once, for all missing layers.
 
-    An interrupted extraction continues after its last finished shards, even if it is for other layers now, or another
-    number of processes or parts. A store gets its name when it is complete.
+    An interrupted extraction continues after its last finished shards, even with other layers or another number of
+    processes or parts. A store gets its name when it is complete.
 
-    Who extracts what: each process has every n-th clip, and writes, shard by shard, those of its clips that no shard
-    holds at the beginning, whoever wrote it. With parts, the clips of a process are cut into shards as if none were
-    written, and each part has every n-th of these. So what is a process's own follows from the number of processes and
-    parts and the size of shards alone, and never from what others are doing: processes and parts that have these
-    numbers in common never extract the same clip. Parts for which one of these numbers is another wait for each other,
-    and see what was written before they begin.
+    Which process extracts what: each process has every n-th clip, and writes, shard by shard, those of its clips that
+    were in no shard at the beginning, whoever wrote it. With parts, the clips of a process are divided into shards as
+    if none were written, and each part has every n-th of these. So the clips of a process depend only on the number of
+    processes and parts and on the size of shards, and never on what others are doing: processes and parts that agree in
+    these numbers never extract the same clip. Parts that do not agree wait for each other, and look at what was written
+    before they begin.
 
     Args:
         clips: the split, a `datasets.Dataset`.
         split: its name, for messages.
         model: `EmoShareModel`; without a backbone, the acoustic features are the frame features. A backbone that
-            `build_model` has left out is loaded if something is to be extracted.
+            `build_model` has left out is loaded if anything needs to be extracted.
         feature_extractor: `EmoShareFeatureExtractor`.
         cache_dir: folder of the stores.
         accelerator: `accelerate.Accelerator`.
         dtype: of the stored features: `"float16"`, `"bfloat16"` or `"float32"`.
-        layers: each as `EmoShareConfig.backbone_layer`; the one in the model's config does not matter.
-        names: `StoreNames` of model, feature extractor and dtype, if there are any already.
-        part: `Part` of the shards to extract; all that are missing if not given.
+        layers: each as `EmoShareConfig.backbone_layer`; the layer in the model's config does not matter.
+        names: `StoreNames` of model, feature extractor and dtype, if they exist already.
+        part: `Part` of the shards to extract; by default, all that are missing.
 
     Returns:
-        `dict`: by layer, the folder of its store, which `extract_frame_features` uses for a model of that layer. After
-        a part, the store is there if all other parts are.
+        `dict` from layer to the folder of its store. With a part, the store exists only if all other parts are done.
 
     Raises:
         ValueError: if the model has no such layer, or a clip cannot be read, is too short, or has features that `dtype`
-            cannot hold; names it.
+            cannot hold; names the clip.
         OSError: if the features cannot be written.
     """
     for layer in layers:
@@ -157,10 +156,10 @@ def extract_layers(
     per_shard = _clips_per_shard(layers, model.config, len(clips))
     cut = f"{accelerator.num_processes}-{per_shard}"
     with ExitStack() as locks:
-        written = None  # what is there of each store that is not whole
+        written = None  # the shards of each incomplete store
         if accelerator.is_main_process:
-            # Another run that needs one of these stores waits here until it is complete. The locks are taken in the
-            # order of their names, so that no two runs wait for each other.
+            # Another run that needs one of these stores waits here until it is complete. Locks are acquired in the
+            # order of their names, so that two runs never wait for each other.
             for store in sorted(store for store in stores.values() if not is_whole(store)):
                 prepare = partial(_prepare, store, is_alone=part is None)
                 locks.enter_context(extraction_lock(store, _unfinished(store), part, cut, prepare))
@@ -173,7 +172,7 @@ def extract_layers(
         if written:
             unfinished = {layer: _unfinished(stores[layer]) for layer in written}
             accelerator.wait_for_everyone()
-            with checking():  # not of all: a process has clips of its own
+            with checking():  # processes have different clips, and different errors
                 load_left_out_backbone(model)
                 model.to(accelerator.device)
                 mine = _own_clips(len(clips), accelerator, part, per_shard)
@@ -190,7 +189,7 @@ def extract_layers(
 
 
 def _prepare(store, is_alone):
-    """Makes the folder of the shards of a store that is not whole, of what an earlier run has left."""
+    """Makes the folder of the shards of an incomplete store, from what an earlier run has left."""
     if is_whole(store):
         return
     if store.is_dir():
@@ -209,8 +208,8 @@ def _prepare(store, is_alone):
 
 def _finish_if_complete(store, num_clips, dtype, title, part):
     """
-    Whichever part is the last one makes a store of all of them. A part that is still at work may have written its last
-    shard and be about to read it: it comes here later, and finds what is there then.
+    The part that finishes last combines all parts into a store. While a part is at work, it may still read the shards
+    that it has written; it then gets here later.
     """
     unfinished = _unfinished(store)
     with FileLock(f"{store}.lock"):
@@ -231,8 +230,8 @@ def _unfinished(store):
 
 def expected_bytes(clips, config, feature_extractor, dtype, layers):
     """
-    Bytes on disk that stores will take, before anything is extracted. The lengths of clips come from the headers of
-    their files; in a split of more than `FILES_OPENED` clips, of every second file, or every third, and so on.
+    Estimates, before extraction, the bytes that stores will take on disk. The lengths of clips come from the headers of
+    their files; of more than `FILES_OPENED` clips, only every second one is read, or every third, and so on.
 
     Args:
         clips: the split, a `datasets.Dataset`.
@@ -243,7 +242,7 @@ def expected_bytes(clips, config, feature_extractor, dtype, layers):
         `dict`: the bytes of each layer's store.
 
     Raises:
-        ValueError: if the model has no such layer, or a clip cannot be read; names it.
+        ValueError: if the model has no such layer, or a clip cannot be read; names the clip.
     """
     opened = range(0, len(clips), -(-len(clips) // FILES_OPENED))
     frames = []  # of each window
@@ -273,7 +272,7 @@ def _check_layer(layer, config):
 
 
 def _num_hidden_states(layer, config):
-    """Number of hidden states of the backbone in the features of a layer."""
+    """Number of hidden states of the backbone that the features of a layer hold."""
     if layer != "weighted":
         return 1
     return family_of(config.backbone_config).num_layers(config.backbone_config) + 1
@@ -284,7 +283,7 @@ def _title(split, layer):
 
 
 def _own_clips(num_clips, accelerator, part, per_shard):
-    """Ranges of the clips of this process: of one part, every n-th of the shards of a run without parts."""
+    """Ranges of the clips of this process; for a part, every n-th shard of a run without parts."""
     mine = range(accelerator.process_index, num_clips, accelerator.num_processes)
     if part is None:
         return [mine]
@@ -292,7 +291,7 @@ def _own_clips(num_clips, accelerator, part, per_shard):
 
 
 def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype, mine, written, part):
-    """Writes those shards of the clips `mine` that are not `written`, in a folder for each layer."""
+    """Writes the shards of the clips `mine` that are not `written` yet, in a folder for each layer."""
     shards = list(_missing_shards(mine, written, model.config, len(clips)))
     num_mine = sum(map(len, mine))
     done = num_mine - sum(len(shard) for shard, _ in shards)
@@ -316,11 +315,11 @@ def _extract(clips, split, model, feature_extractor, folders, accelerator, dtype
 
 def _write_shard(paths, shard, decoded, model, feature_extractor, dtype):
     """
-    Writes the shard of each layer, by its path; yields each clip's number of samples when it is computed. A thread
-    writes what was computed last, while the backbone runs on what comes next.
+    Writes the shard of each layer to its path; yields each clip's number of samples when it is computed. A thread
+    writes the latest results while the backbone runs on the next clips.
     """
     layers = list(paths)
-    # Where the backbone takes no batches, a single clip at a time is in memory, and one that is being written.
+    # Without batches, only one clip is in memory, and one that is being written.
     size = _clips_for(layers, model.config) if _seconds_per_pass(model) else 1
     with ExitStack() as files, single_threads(1) as writer:
         # Closed in the order of the layers.
@@ -349,15 +348,15 @@ def _write(windows, writers, dtype):
 
 def _missing_shards(mine, written, config, num_clips):
     """
-    The clips that are to be extracted, in shards. Where others with another number of processes have left gaps, a shard
-    may hold every second clip of this process, or every third, and so on: else each gap would be a file of its own.
+    Divides the clips that must be extracted into shards. Where runs with another number of processes have left gaps, a
+    shard may hold every second clip of this process, or every third, and so on, so that not each gap becomes a file.
 
     Args:
-        mine: ranges of the clips of this process; no shard holds clips of two of them.
-        written: the clips of the shards that are there, a list of ranges for each layer. They differ between layers if
-            an extraction was interrupted between the shards of two layers, or was for other layers.
+        mine: ranges of the clips of this process; a shard holds clips of only one of them.
+        written: the clips of existing shards, a list of ranges for each layer. Layers differ if an extraction was
+            interrupted between the shards of two layers, or was for other layers.
         config: `EmoShareConfig` of the model.
-        num_clips: of the whole split.
+        num_clips: number of clips in the whole split.
 
     Yields:
         The clips of a shard, a range, and the layers that lack all of them.
@@ -372,10 +371,10 @@ def _missing_shards(mine, written, config, num_clips):
         own = lacks[:, clips.start : clips.stop : clips.step]
         is_left = own.any(axis=0)
         for first in np.flatnonzero(is_left):
-            if is_left[first]:  # else it is in one of the shards before
+            if is_left[first]:  # otherwise it is in an earlier shard
                 layers = [layer for layer, is_lacking in zip(written, own[:, first], strict=True) if is_lacking]
                 most = _clips_per_shard(layers, config, num_clips)
-                # The first one of the longest: neighbours, if there is nothing to be gained.
+                # The first of the longest: consecutive clips, if larger steps gain nothing.
                 shard = max((_alike(own, first, step, most) for step in steps), key=len)
                 places = slice(shard.start, shard.stop, shard.step)
                 own[:, places] = is_left[places] = False
@@ -383,7 +382,7 @@ def _missing_shards(mine, written, config, num_clips):
 
 
 def _alike(lacks, first, step, most):
-    """Places from `first` on, `step` by `step` and at most so many, with the same values in each row of `lacks`."""
+    """At most `most` places from `first` on, in steps of `step`, where each row of `lacks` has the same value."""
     columns = lacks[:, first : first + step * most : step]
     differ = (columns != columns[:, :1]).any(axis=0)
     return range(first, lacks.shape[1], step)[: int(differ.argmax()) if differ.any() else columns.shape[1]]
@@ -402,7 +401,7 @@ def _seconds_per_pass(model):
 
 
 def _decoded(clips, indices, model, feature_extractor):
-    """Yields the windows of each of the clips with these indices, read ahead of an accelerator."""
+    """Yields the windows of each clip with these indices; for an accelerator, clips are decoded ahead on threads."""
 
     def decode(clip):
         return windows_of(clips[clip], clip, feature_extractor)
@@ -410,23 +409,24 @@ def _decoded(clips, indices, model, feature_extractor):
     def num_samples(windows):
         return sum(window["num_samples"] for window in windows)
 
-    if model.device.type == "cpu":  # which has no core to spare
+    if model.device.type == "cpu":  # no core is idle
         return (decode(clip) for clip in indices)
     limit = SECONDS_AHEAD * feature_extractor.sampling_rate
     return iter(ReadAhead(decode, indices, num_samples, limit, DECODING_THREADS))
 
 
-def windows_of(row, clip, feature_extractor):
+def windows_of(row, clip, feature_extractor, chosen=slice(None)):
     """
-    The windows of a clip, each a dict, with what the feature extractor makes of it under `inputs`.
+    The windows of a clip, each a dict, with the output of the feature extractor under `inputs`.
 
     Args:
-        row: of the clip, in its split.
+        row: the clip's row in its split.
         clip: its index there.
         feature_extractor: `EmoShareFeatureExtractor`.
+        chosen: slice of the windows to return; all by default.
 
     Raises:
-        ValueError: if it cannot be read, or is too short; names it.
+        ValueError: if the clip cannot be read or is too short; names the clip.
     """
     sampling_rate = feature_extractor.sampling_rate
     try:
@@ -439,14 +439,14 @@ def windows_of(row, clip, feature_extractor):
                 "num_samples": end - start,
                 "inputs": feature_extractor(waveform[start:end], sampling_rate=sampling_rate),
             }
-            for start, end in feature_extractor.windows(len(waveform))
+            for start, end in feature_extractor.windows(len(waveform))[chosen]
         ]
     except (ValueError, OSError) as error:
         raise ValueError(f"clip {row[FILENAME]}: {error}") from error
 
 
 def _add_features(windows, model, feature_extractor, layers):
-    """Replaces each window's `inputs` by its `features`, a dict by layer, in batches of windows of similar length."""
+    """Replaces each window's `inputs` by its `features`, a dict by layer; runs in batches of similar length."""
     seconds = _seconds_per_pass(model)
     lengths = np.array([window["num_samples"] for window in windows])
     for batch in batches_by_length(lengths, seconds * feature_extractor.sampling_rate):
@@ -458,8 +458,8 @@ def _add_features(windows, model, feature_extractor, layers):
 
 def _frame_features(inputs, model, feature_extractor, layers):
     """
-    Per window and layer a tensor on the model's device, (frames, width), or (layers, frames, width) for `"weighted"`,
-    with more frames than the window's own where it was padded. The device may still be computing it.
+    For each window a dict from layer to a tensor on the model's device, (frames, width), or (layers, frames, width) for
+    `"weighted"`, which includes frames of padding. The device may still be computing it.
     """
     name = feature_extractor.model_input_names[0]
     windows = {name: [window[name][0] for window in inputs]}

@@ -1,24 +1,23 @@
-"""Weights of shares in the loss, for labels most of whose shares are alike."""
+"""Weights of shares in the loss, for labels whose shares are mostly similar."""
 
 import numpy as np
 
 BINS = 100
-# Of the Gaussian kernel, in shares: about the distance of two shares of twenty listeners.
+# Standard deviation of the Gaussian kernel, in shares: the distance of two neighbouring shares of twenty listeners.
 KERNEL_WIDTH = 0.05
 
 
 def smoothed_weights(shares):
     """
-    Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021): each share is
-    weighed by the inverse of how dense the label's shares are around it. The density is a histogram that is smoothed by
-    a Gaussian kernel, so that a share counts as rare only if those near it are rare, too.
+    Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML 2021): the weight of a
+    share is the inverse of the density of the label's shares around it. The density is a histogram, smoothed by a
+    Gaussian kernel, so that a share counts as rare only if those near it are rare, too.
 
     Args:
-        shares: (clips, labels), NaN where one is unknown.
+        shares: (clips, labels), NaN where unknown.
 
     Returns:
-        `np.ndarray`: (clips, labels) float32, for each label 1 on average over its known shares; 1 where a share is
-        unknown.
+        `np.ndarray`: (clips, labels) float32, with a mean of 1 over the known shares of each label; 1 where unknown.
     """
     weights = np.ones_like(shares, dtype=np.float32)
     distances = np.arange(-BINS, BINS + 1) / BINS

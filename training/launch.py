@@ -12,7 +12,7 @@ from .user_errors import checking
 
 # Extraction waits for the slowest process.
 LONGEST_WAIT = timedelta(hours=12)
-# Where launchers put the number of processes that they started.
+# Environment variables in which launchers put the number of processes.
 PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 HOW_TO_LAUNCH = (
     "Launch with 'torchrun --nproc_per_node N train.py' on CPUs, or with "
@@ -22,16 +22,17 @@ HOW_TO_LAUNCH = (
 
 def start(arguments):
     """
+    Starts a run: seeds are set, a CPU run uses all cores, and an experiment tracker gets the settings.
+
     Args:
         arguments: `Arguments`.
 
     Returns:
-        The `Accelerator`: it sees all processes, a CPU run uses all cores, seeds are set, and an experiment tracker has
-        the settings.
+        The `Accelerator` of all processes.
 
     Raises:
-        UserError: if several processes were launched, but each believes that it is the only one; or the device or this
-            installation cannot do what a flag asks for.
+        UserError: if several processes were launched, but each would run as if it were alone; or the device or this
+            installation does not support what a flag asks for.
     """
     with checking(is_of_all=True):
         return _start(arguments)
@@ -43,7 +44,7 @@ def _start(arguments):
     has_rank = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_rank:  # accelerate would wait for the others forever
         raise ValueError(f"WORLD_SIZE is {launched}, but LOCAL_RANK is not set. {HOW_TO_LAUNCH}")
-    keep_float32()  # predictions must be those of the pipeline on a CPU
+    keep_float32()  # predictions must equal those of the pipeline on a CPU
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",  # see `training_dtype`
@@ -58,7 +59,7 @@ def _start(arguments):
         )
     if run.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"--report_to: the tracker {run.report_to!r} is not installed")
-    training_dtype(run.mixed_precision, accelerator.device)  # raises if the device cannot meet the request
+    training_dtype(run.mixed_precision, accelerator.device)  # raises if the device does not support it
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread per process.
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""A run's model, its heads untrained, and the feature extractor that fits it."""
+"""The model of a run, with untrained heads, and its feature extractor."""
 
 import copy
 import hashlib
@@ -20,12 +20,13 @@ from ..modeling_emoshare import EmoShareModel
 
 def build_model(arguments, labels):
     """
-    With `--push_backbone false`, which saves the heads alone, the weights of a backbone that an earlier run has loaded
-    with the same `--seed` are left out: frame features may all be there already, and `load_left_out_backbone` loads
-    them where they are not.
+    Builds a model and its feature extractor.
+
+    With `--push_backbone false`, which saves the heads alone, the backbone is left out if an earlier run has loaded it
+    with the same `--seed`: all frame features may exist already. If not, `load_left_out_backbone` loads it.
 
     Args:
-        arguments: `Arguments`. Without `--head_seeds`, the initial weights follow torch's global seed.
+        arguments: `Arguments`. Without `--head_seeds`, the initial weights depend on torch's global seed.
         labels: label names.
 
     Returns:
@@ -51,7 +52,7 @@ def build_model(arguments, labels):
         build = EmoShareModel.from_backbone_pretrained if is_needed else _with_backbone_if_new
         try:
             model = build(arguments.backbone, revision=arguments.backbone_revision, **fields)
-        except ValueError as error:  # the one field whose flag has another name
+        except ValueError as error:  # this field and its flag have different names
             raise ValueError(str(error).replace("finetuned_layers", "--finetune_last_layers")) from error
         feature_extractor = EmoShareFeatureExtractor.for_backbone(
             arguments.backbone,
@@ -69,10 +70,10 @@ def build_model(arguments, labels):
 
 def load_left_out_backbone(model):
     """
-    Loads the backbone that `build_model` has left out, if it has.
+    Loads the backbone if `build_model` has left it out.
 
     Raises:
-        ValueError: if its weights are other ones now, or damaged.
+        ValueError: if its weights were changed or are damaged.
         OSError: if it cannot be fetched.
     """
     config = model.config
@@ -87,8 +88,8 @@ def load_left_out_backbone(model):
 
 def _with_backbone_if_new(name_or_path, revision, **fields):
     """
-    As `EmoShareModel.from_backbone_pretrained`, with the same heads; without the backbone's weights if they were loaded
-    with this state of torch's generator before, so that their hash and what loading draws from it are known.
+    As `EmoShareModel.from_backbone_pretrained`, with the same heads, but without the backbone if it was loaded before
+    with the same state of torch's generator, so that its hash and the state after loading are known.
     """
     # Checked before the weights are fetched, so that a wrong field costs no time.
     config = EmoShareConfig(**source_of_backbone(name_or_path, revision), **fields)
@@ -100,10 +101,10 @@ def _with_backbone_if_new(name_or_path, revision, **fields):
     if config.backbone_hash is None:
         backbone = load_backbone(name_or_path, copy.deepcopy(config.backbone_config), revision)
         config.backbone_hash, generator = weights_hash(backbone), torch.get_rng_state()
-        checkpoint = _Checkpoint.at(name_or_path, revision)  # it may have been fetched
+        checkpoint = _Checkpoint.at(name_or_path, revision)  # it may have been fetched just now
         checkpoint.keep(drawn_before, config.backbone_hash, generator)
     torch.set_rng_state(generator)
-    model = EmoShareModel(config)  # with a backbone of random weights: those of the heads are drawn after them
+    model = EmoShareModel(config)  # with a random backbone, because the heads' weights are drawn after it
     model.backbone = None
     if backbone is not None:
         model.attach_backbone(backbone)
@@ -113,12 +114,12 @@ def _with_backbone_if_new(name_or_path, revision, **fields):
 @dataclass(frozen=True)
 class _Checkpoint:
     """
-    What is known of a backbone that was loaded before.
+    What is known about a backbone that was loaded before.
 
     Attributes:
-        folder: of its files, as bytes.
-        state: of them, as of `Entry`.
-        is_settled: whether what is known may be kept.
+        folder: folder of its files, as bytes.
+        state: state of the files, as in `Entry`.
+        is_settled: whether the knowledge may be kept.
     """
 
     folder: bytes
@@ -127,7 +128,7 @@ class _Checkpoint:
 
     @classmethod
     def at(cls, name_or_path, revision):
-        """Of the checkpoint as it is there now."""
+        """For the checkpoint as it is now."""
         folder = Path(cached_file(name_or_path, CONFIG_NAME, revision=revision)).parent
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
         versions = f"{transformers.__version__} {torch.__version__}".encode()
@@ -136,10 +137,10 @@ class _Checkpoint:
 
     def known(self, drawn_before):
         """
-        The hash of the weights, and the state of torch's generator after they were loaded; both `None` if not known.
+        The hash of the weights, and the state of torch's generator after loading; both `None` if unknown.
 
         Args:
-            drawn_before: a digest of the generator's state before.
+            drawn_before: a digest of the generator's state before loading.
         """
         name = self._name(drawn_before)
         value = kept({name: self.state}).get(name)
@@ -149,7 +150,7 @@ class _Checkpoint:
         return backbone_hash.decode(), torch.frombuffer(bytearray(generator), dtype=torch.uint8)
 
     def keep(self, drawn_before, backbone_hash, generator):
-        """Makes this known, with arguments as `known` has and gives them."""
+        """Keeps what `known` will then return for `drawn_before`."""
         value = backbone_hash.encode() + b" " + generator.numpy().tobytes()
         keep([Entry(self._name(drawn_before), self.state, value, self.is_settled)])
 

@@ -1,4 +1,4 @@
-"""How weights are updated: the optimizer, its learning rate over time, and the limit of its gradients."""
+"""The update of weights: optimizer, learning rate schedule, and gradient clipping."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Optimization:
         weight_decay: of AdamW; 0 for Adam.
         schedule: `"constant"`, or `"cosine"` from the learning rate to 0.
         warmup_ratio: fraction of the steps over which the learning rate grows from 0.
-        max_grad_norm: the most that the norm of the part's gradient may be; 0 for no limit.
-        epochs: planned.
-        steps_per_epoch: updates of the weights.
+        max_grad_norm: the gradient of a part is clipped to this norm; 0 for no limit.
+        epochs: planned number of epochs.
+        steps_per_epoch: number of updates of the weights in an epoch.
     """
 
     weight_decay: float = 0.0
@@ -28,7 +28,7 @@ class Optimization:
 
     @classmethod
     def of_run(cls, run, steps_per_epoch):
-        """That of `RunArguments`."""
+        """From `RunArguments`."""
         return cls(
             run.weight_decay,
             run.lr_scheduler,
@@ -40,7 +40,7 @@ class Optimization:
 
     @property
     def depends_on_epochs(self):
-        """Whether another number of epochs changes the learning rate of the first ones too."""
+        """Whether a different number of epochs changes the learning rate of the first ones, too."""
         return self.schedule != "constant" or self.warmup_ratio > 0
 
 
@@ -49,13 +49,15 @@ PLAIN = Optimization()  # Adam with a constant learning rate
 
 class PartOptimizer:
     """
+    The optimizer and schedule of one part of a model.
+
     Args:
-        module: whose weights that need a gradient are trained, those of one head as a rule.
+        module: its weights that need a gradient are trained; usually a head.
         learning_rate: of Adam (paper, section 2.5).
         settings: `Optimization`.
 
     Attributes:
-        parameters: what is trained.
+        parameters: the weights that are trained.
     """
 
     def __init__(self, module, learning_rate, settings):
@@ -66,7 +68,7 @@ class PartOptimizer:
         self.begin(0)
 
     def begin(self, epochs_done):
-        """Forgets all steps. The learning rate is scheduled over the epochs that remain after the first ones."""
+        """Starts again, with a learning rate that is scheduled over the remaining epochs."""
         self.adam = self._adam()
         self.schedule = None
         if self.settings.depends_on_epochs:
@@ -96,7 +98,7 @@ class PartOptimizer:
         )
 
     def step(self):
-        """Updates the weights by their gradients, which are then cleared."""
+        """Updates the weights and clears their gradients."""
         if self.settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         self.adam.step()

@@ -1,4 +1,4 @@
-"""Parts of an extraction, for machines that share nothing but the folder of the stores."""
+"""Parts of an extraction, for machines that share only the folder of the stores."""
 
 import re
 import time
@@ -15,8 +15,8 @@ PART_LOCKS = "part-*.lock"  # in a folder of shards
 class Part:
     """
     Args:
-        number: which part, from 1.
-        count: how many there are.
+        number: number of the part, from 1.
+        count: number of all parts.
     """
 
     number: int
@@ -25,10 +25,10 @@ class Part:
     @classmethod
     def named(cls, text):
         """
-        The part that `"3/16"` names.
+        The part that a text such as `"3/16"` names.
 
         Raises:
-            ValueError: if it names none.
+            ValueError: if it is not the name of a part.
         """
         numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
         number, count = map(int, numbers.groups()) if numbers else (0, 0)
@@ -37,7 +37,7 @@ class Part:
         return cls(number, count)
 
     def of(self, everything):
-        """This part of a sequence, all of which is in one of the parts."""
+        """The elements of a sequence that belong to this part; each belongs to one part."""
         return everything[self.number - 1 :: self.count]
 
     def __str__(self):
@@ -47,22 +47,22 @@ class Part:
 @contextmanager
 def extraction_lock(store, unfinished, part, cut, prepare):
     """
-    Sees to it that nobody else extracts the same features to a store at once. Parts of one division of the clips have
-    no clip in common, and may be extracted at the same time. A run that extracts all there is, and a part of another
-    division, wait for those that have begun, and those that have not wait for them.
+    Prevents that the same features are extracted to a store twice at the same time. Parts of one division of the clips
+    have no clip in common, and may run at the same time. A run without parts, or a part of another division, waits for
+    parts that have begun; parts that have not begun wait for it.
 
     Args:
         store (`Path`): the store.
-        unfinished (`Path`): the folder of its shards, while it is not whole.
-        part: `Part`; `None` for a run that extracts all that is missing.
-        cut: text without spaces that says, with the number of parts, how the clips are divided.
-        prepare: function without arguments that makes `unfinished`, called while no part can begin.
+        unfinished (`Path`): the folder of its shards until the store is complete.
+        part: `Part`; `None` for a run that extracts everything that is missing.
+        cut: text without spaces that describes, with the number of parts, how the clips are divided.
+        prepare: function without arguments that makes `unfinished`; called while no part can begin.
     """
     whole = FileLock(f"{store}.lock")
     if part is None:
         with whole:
             for of_part in sorted(unfinished.glob(PART_LOCKS)):
-                with FileLock(of_part):  # it is at work until then
+                with FileLock(of_part):  # waits while the part is at work
                     pass
             prepare()
             yield
@@ -77,7 +77,7 @@ def extraction_lock(store, unfinished, part, cut, prepare):
                 prepare()
                 if not unfinished.is_dir():  # the store is whole by now
                     break
-                with suppress(Timeout):  # somebody else extracts this part
+                with suppress(Timeout):  # another process extracts this part
                     own.acquire(timeout=0)
         if others and not has_said:
             print(f"{store}: part {part} waits for parts that divide the clips in another way: {', '.join(others)}")
@@ -91,7 +91,7 @@ def extraction_lock(store, unfinished, part, cut, prepare):
 
 
 def parts_at_work(unfinished):
-    """The names of the locks that parts hold in a folder of shards. To be called while no part can begin."""
+    """The names of the locks that parts hold in a folder of shards. Must be called while no part can begin."""
     names = []
     for path in sorted(unfinished.glob(PART_LOCKS)):
         lock = FileLock(path)

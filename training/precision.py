@@ -1,4 +1,4 @@
-"""In which precision heads train, and models are evaluated: bfloat16 where the device can, float32 elsewhere."""
+"""The precision of training and evaluation: bfloat16 if the device supports it, otherwise float32."""
 
 import os
 from functools import cache
@@ -8,11 +8,11 @@ import torch
 
 def training_dtype(requested, device):
     """
-    What heads compute in. Weights, predictions and scores are float32 in any case.
+    The dtype in which heads train. Weights, predictions and scores are float32 in any case.
 
     Args:
         requested: `--mixed_precision`: `"auto"`, `"bf16"` or `"no"`. `"auto"` follows `accelerate launch
-            --mixed_precision bf16`, and otherwise takes bfloat16 wherever the device can train in it.
+            --mixed_precision bf16`, and otherwise chooses bfloat16 if the device can train in it.
         device: `torch.device`.
 
     Returns:
@@ -44,7 +44,7 @@ def can_train_in_bfloat16(device):
 
 
 def has_bfloat16(device):
-    """Whether a CPU or an NVIDIA GPU has instructions for bfloat16; true for other devices, which are not asked."""
+    """Whether a CPU or an NVIDIA GPU has instructions for bfloat16; true for other devices, without a check."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -52,9 +52,9 @@ def has_bfloat16(device):
 
 def set_precision_of_evaluation(model):
     """
-    For the rest of the process: on a GPU, float32 is float32, and not TF32, so that shares are those of a CPU; a
-    backbone that was saved in bfloat16 runs in float32 where the device has no instructions for bfloat16, which it
-    would only imitate, and more slowly.
+    For the rest of the process, a GPU computes in float32 instead of TF32, so that shares are those of a CPU; and a
+    backbone that was saved in bfloat16 runs in float32 if the device has no instructions for bfloat16, which it would
+    emulate, and more slowly.
 
     Args:
         model: `EmoShareModel`, on its device.
@@ -65,15 +65,15 @@ def set_precision_of_evaluation(model):
 
 
 def keep_float32():
-    """For the rest of the process, convolutions and LSTMs in float32 are computed in it, and not in TF32."""
+    """For the rest of the process, convolutions and LSTMs in float32 are not computed in TF32."""
     torch.backends.cudnn.allow_tf32 = False
 
 
 @cache
 def _cpu_trains_lstm_in_bfloat16():
     """
-    Tries it: oneDNN does not have a bfloat16 LSTM for every CPU, and ONEDNN_MAX_CPU_ISA can disable it on any. Then it
-    raises RuntimeError ("could not create a primitive descriptor for the LSTM forward propagation primitive").
+    Tries it out. oneDNN does not have a bfloat16 LSTM for every CPU, and ONEDNN_MAX_CPU_ISA can disable it on any. Then
+    it raises RuntimeError ("could not create a primitive descriptor for the LSTM forward propagation primitive").
     """
     lstm, steps = torch.nn.LSTM(2, 2, batch_first=True), torch.zeros(1, 2, 2)
     try:

@@ -1,8 +1,8 @@
 """
 Random generators of a training run, each made from the seed of the run and the place where its numbers are used.
 
-Nothing depends on what was drawn before: a run that resumes draws the same numbers, and heads that train on threads
-side by side do not wait for each other.
+Nothing depends on what was drawn before. So a run that resumes draws the same numbers, and heads that train side by
+side on threads do not wait for each other.
 """
 
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..head_emoshare import Dropout
 
-# What numbers are for: the first part of a place.
+# The purpose of the numbers, which is the first element of a place.
 AUGMENTATION, LISTENERS, DROPOUT, ENCODER = range(4)
 
 
@@ -21,7 +21,7 @@ def generator_at(seed, *place):
     """
     Args:
         seed: of the run.
-        place: what the numbers are for, and where: integers, such as the epoch and the step.
+        place: the purpose of the numbers and where they are used: integers, such as the epoch and the step.
 
     Returns:
         `np.random.Generator`.
@@ -32,7 +32,7 @@ def generator_at(seed, *place):
 @contextmanager
 def dropout_at(model, seed, *place):
     """
-    Within it, each `Dropout` of a model draws from a generator of its own.
+    Within this context, each `Dropout` of a model draws from a generator of its own.
 
     Args:
         model: `EmoShareModel`, on its device.
@@ -53,8 +53,8 @@ def dropout_at(model, seed, *place):
 @contextmanager
 def random_at(device, seed, *place):
     """
-    Within it, PyTorch's own generators draw what belongs to a place, for modules that have no generator of their own:
-    an encoder's dropout. Afterwards, they continue where they were.
+    Within this context, PyTorch's global generators are seeded by a place, for modules without a generator of their
+    own, such as an encoder's dropout. Afterwards, they have their previous state.
 
     Args:
         device: `torch.device` that the modules are on.
@@ -67,11 +67,11 @@ def random_at(device, seed, *place):
 
 class FastMasks(TorchDispatchMode):
     """
-    Within it, dropout on a CPU draws its masks in a third of the time: from 16 bits for each value, which are the
-    default generator's. PyTorch draws them one by one, on one thread, and they are a quarter of a step of an encoder's
+    Within this context, dropout on a CPU draws its masks in a third of the time, from 16 bits per value of the default
+    generator. PyTorch draws one value at a time on one thread, which is a quarter of the time of a step of an encoder's
     upper layers in bfloat16. Probabilities are rounded to multiples of 2**-16.
 
-    It belongs around the backward pass too, where gradient checkpointing draws the same masks again.
+    The backward pass needs it, too, because gradient checkpointing draws the same masks again.
     """
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
@@ -81,7 +81,7 @@ class FastMasks(TorchDispatchMode):
 
 
 def _draw_mask(mask, probability=0.5, generator=None):
-    """Fills a tensor with ones, which have this probability, and zeros."""
+    """Fills a tensor with ones, with this probability, and zeros."""
     ones = round(probability * 2**16)
     if ones in (0, 2**16):
         return mask.fill_(ones != 0)

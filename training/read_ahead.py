@@ -1,4 +1,4 @@
-"""What threads prepare while their results are used: audio is decoded, and batches are read, ahead of the device."""
+"""Reads ahead on threads: audio is decoded, and batches are read, while the device computes."""
 
 from threading import Condition
 
@@ -7,26 +7,26 @@ from ..threads_emoshare import single_threads
 
 class ReadAhead:
     """
-    Calls a function on items, on threads that run ahead of whoever iterates over the results.
+    Calls a function on items, on threads that run ahead of the consumer of the results.
 
     Args:
-        function: of an item.
-        items: a list of them.
-        cost: function of a result that says how much room it takes, in any unit.
-        limit: threads begin nothing more while results that wait take this much.
-        num_threads: how many threads.
+        function: function of an item.
+        items: list of items.
+        cost: function that returns the cost of buffering a result, in any unit.
+        limit: maximum total cost of buffered results; at or above it, no further item is begun.
+        num_threads: number of threads.
 
     Yields:
-        The results, in the order of the items. An exception is raised where its result would be.
+        The results, in the order of the items. An exception is raised in place of its result.
     """
 
     def __init__(self, function, items, cost, limit, num_threads):
         self.function, self.items, self.cost, self.limit = function, items, cost, limit
         self.num_threads = num_threads
         self.changed = Condition()
-        self.begun = 0  # items that a thread has taken
-        self.waiting = {}  # (result, exception), by place
-        self.room = 0  # that waiting results take
+        self.begun = 0  # number of items that threads have taken
+        self.waiting = {}  # (result, exception, cost), by place
+        self.room = 0  # total cost of waiting results
         self.is_over = False
 
     def __iter__(self):
@@ -59,7 +59,7 @@ class ReadAhead:
             try:
                 result = self.function(self.items[place])
                 outcome = result, None, self.cost(result)
-            except Exception as error:  # noqa: BLE001  (raised again by whoever iterates)
+            except Exception as error:  # noqa: BLE001  (raised again while iterating)
                 outcome = None, error, 0
             with self.changed:
                 self.waiting[place] = outcome

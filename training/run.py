@@ -1,8 +1,9 @@
-"""The story of a training run: from a corpus to a complete model repository, its scores and its card."""
+"""The steps of a training run: from a corpus to a complete model repository, its scores and its card."""
 
 import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from transformers.utils import CONFIG_NAME
@@ -17,9 +18,10 @@ from ..evaluation.groups import resampled_units
 from ..evaluation.intervals import write_intervals
 from ..evaluation.predictions import predict_votes, write_predictions
 from ..evaluation.scores import HISTORY, RESULTS, Scorer, report, score_table, write_history, write_scores
+from ..finetuning_emoshare import stored_layer
 from ..repository_emoshare import create_repository, publish_folder
-from ..upper_layers_emoshare import stored_layer
 from .batches import FeatureLoader
+from .checkpoints import checkpoints_to_resume
 from .concentrations import fit_concentrations
 from .corpus import check_listeners, load_run_corpus
 from .features import check_new_audio, extract_frame_features, extract_layers
@@ -28,16 +30,28 @@ from .model import build_model
 from .store import ResplitFeatureStore
 from .store_names import StoreNames, read_clips_together
 from .trainer import HeadTrainer, predict_after_shuffling
-from .user_errors import together
+from .user_errors import on_main_process, together
+
+# Files in the folder of a run that are about its model, and that the next model may not have; some of them are written
+# by `emoshare evaluate` and `emoshare export`. They are removed before the next model is put there, the results first.
+OF_MODEL = (
+    RESULTS,
+    "eval_results_*.json",
+    "model*.safetensors*",
+    "onnx/model*.onnx*",
+    "predictions_*.csv",
+    "intervals_*.csv",
+    CALIBRATION_FIGURE,
+)
 
 
 def train(arguments, accelerator, loaded=None):
     """
-    One run, from the corpus to the model repository in `--output_dir`; several may follow each other in a process.
+    One run, from the corpus to the model repository in `--output_dir`. A process can do several runs in turn.
 
     Args:
         arguments: `Arguments`.
-        accelerator: of `start`.
+        accelerator: what `start` returned.
         loaded: as in `load_run_corpus`.
 
     Raises:
@@ -46,10 +60,11 @@ def train(arguments, accelerator, loaded=None):
         OSError: if something cannot be written or fetched.
     """
     run = arguments.run
+    # Before anything that takes long, so that a wrong folder, a missing token or a wrong name costs no time.
+    on_main_process(partial(_check_folders, run), accelerator)
     if run.push_to_hub:
-        # Before anything is trained, so that a missing token or a wrong name costs no time.
         create = partial(create_repository, run.hub_model_id, private=run.hub_private or None)
-        together(create if accelerator.is_main_process else lambda: None)
+        on_main_process(create, accelerator)
 
     corpus = load_run_corpus(arguments.data, accelerator, loaded)
     read_clips_together(corpus, accelerator)
@@ -75,14 +90,14 @@ def train(arguments, accelerator, loaded=None):
     predictions = {split: predict_votes(trained, loader, accelerator) for split, loader in loaders.items()}
     shares = {split: of_split.shares for split, of_split in predictions.items()}
 
-    if accelerator.is_main_process:  # the others wait for it: intervals take seconds
+    if accelerator.is_main_process:  # the others wait, because intervals take seconds
         results = results_of(run, corpus, scorer, shares, units)
         save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from)
         report(results.scores, shares["devel"], progress.selected, results.ceiling, accelerator, run.selection)
         if results.of_fold is not None:
             print(f"\nSpearman's rho on test, the fold {arguments.data.fold}\n{score_table(results.of_fold)}")
     if run.controls:
-        if arguments.model.tunes_backbone:  # the encoder has learned the true shares: the control needs it as it was
+        if arguments.model.tunes_backbone:  # the encoder has learned the true shares; the control needs a new one
             model, _ = together(partial(build_model, arguments, corpus.labels))
         shuffled = predict_after_shuffling(model, stores, scorer.rhos, arguments, accelerator)
         of_backbone = None if arguments.model.is_acoustic or arguments.model.finetune == "all" else stores
@@ -93,19 +108,29 @@ def train(arguments, accelerator, loaded=None):
         print(f"Published: {commit.commit_url}")
 
 
+def _check_folders(run):
+    """Raises ValueError if there is no checkpoint to resume from; OSError if `--output_dir` cannot be written to."""
+    checkpoints_to_resume(run)
+    output_dir = Path(run.output_dir)
+    # A run that ends before it trains leaves no folder, so the folder in which this one would be made is tried.
+    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    with writing(output_dir):
+        TemporaryFile(dir=there).close()
+
+
 def stores_of(corpus, model, feature_extractor, arguments, accelerator):
     """
-    What the model's `trained_part` takes of each clip.
+    The inputs of the model's `trained_part` for all clips.
 
     Args:
         corpus: `Corpus`.
-        model, feature_extractor: of `build_model`.
-        arguments, accelerator: as in `train`, errors too.
+        model, feature_extractor: what `build_model` returned.
+        arguments, accelerator: as in `train`; so are the errors.
 
     Returns:
-        `dict` from split to `FrameFeatureStore`, or to `InputStore` where the whole encoder is trained; and
-        `Corpus.fingerprints` of the clips as they are now: until the results are written, somebody may change them or
-        move them away.
+        `dict` from split to `FrameFeatureStore`, or to `InputStore` if the whole encoder is trained; and
+        `Corpus.fingerprints` of the clips as they are now, since they may be changed or moved before the results are
+        written.
     """
     cache_dir, dtype = arguments.feature_cache_dir, arguments.data.feature_dtype
     layers, whole = [stored_layer(model.config)], corpus.as_stored
@@ -115,7 +140,7 @@ def stores_of(corpus, model, feature_extractor, arguments, accelerator):
         check_new_audio(whole, model, feature_extractor, arguments.data, cache_dir, accelerator, layers, names)
     else:
         check_all_audio(whole, feature_extractor, arguments.data, accelerator)
-    made_from = together(corpus.fingerprints if accelerator.is_main_process else lambda: None)
+    made_from = on_main_process(corpus.fingerprints, accelerator)
     if not is_stored:
         return {split: InputStore(corpus, split, feature_extractor, accelerator) for split in corpus.splits}, made_from
     stores = {
@@ -129,10 +154,10 @@ def stores_of(corpus, model, feature_extractor, arguments, accelerator):
 
 def extract(arguments, accelerator):
     """
-    `--part` of the frame features of a run, and nothing else.
+    Extracts the `--part` of a run's frame features, and does nothing else.
 
     Args:
-        arguments, accelerator: as in `train`, errors too.
+        arguments, accelerator: as in `train`; so are the errors.
     """
     corpus = load_run_corpus(arguments.data, accelerator).as_stored
     read_clips_together(corpus, accelerator)
@@ -147,12 +172,12 @@ def extract(arguments, accelerator):
 
 class Results(NamedTuple):
     """
-    What a run measures at its end.
+    The measurements at the end of a run.
 
     Attributes:
-        scores: of `Scorer.scores` on devel, with intervals.
+        scores: `Scorer.scores` on devel, with intervals.
         ceiling: `NoiseCeiling` of devel.
-        of_fold: of `Scorer.scores` on test, where that is a fold of the corpus; otherwise `None`.
+        of_fold: `Scorer.scores` on test if that is a fold of the corpus, otherwise `None`.
     """
 
     scores: dict
@@ -167,7 +192,7 @@ def results_of(run, corpus, scorer, shares, units):
         corpus: `Corpus`.
         scorer: `Scorer` of devel.
         shares: by split, (clips, labels) predicted shares.
-        units: of `resampled_units` on devel.
+        units: `resampled_units` of devel.
 
     Returns:
         `Results`.
@@ -181,8 +206,8 @@ def results_of(run, corpus, scorer, shares, units):
 
 def save(arguments, model, feature_extractor, corpus, progress, predictions, results, made_from):
     """
-    Writes the model repository, its card, and what the run measured. What an earlier run left is replaced when all of
-    the new is on the disk, and the results come last: their presence marks a finished run.
+    Writes the model repository, its card and the results. The files of an earlier run are replaced once all new ones
+    are on the disk. The results come last: their presence marks a finished run.
     """
     output_dir = Path(arguments.run.output_dir)
     note = ". What was there before is left as it was"
@@ -211,7 +236,7 @@ def save(arguments, model, feature_extractor, corpus, progress, predictions, res
 
 
 def _save_intervals(folder, corpus, predictions, title):
-    """Writes what a model with concentrations adds to a run; returns the `Calibration` of each split that has one."""
+    """Writes the extra files of a model with concentrations; returns the `Calibration` of each split that has one."""
     calibrations = {}
     for split, of_split in predictions.items():
         listeners, filenames = corpus.listeners(split), corpus.filenames(split)
@@ -225,9 +250,8 @@ def _save_intervals(folder, corpus, predictions, title):
 
 
 def _replace_run(new, output_dir, config):
-    """Moves the files of a run to where another may have left its own."""
-    # Weights may be in other files now, and not every model has intervals.
-    for pattern in (RESULTS, "model*.safetensors*", "intervals_*.csv", CALIBRATION_FIGURE):
+    """Moves the files of a run to `output_dir`, in place of those of an earlier one."""
+    for pattern in OF_MODEL:
         for path in output_dir.glob(pattern):
             path.unlink()
     sync(output_dir)
@@ -235,7 +259,7 @@ def _replace_run(new, output_dir, config):
         if path.name != RESULTS:
             os.replace(path, output_dir / path.name)
     if not config.include_backbone:
-        config.save_pretrained(output_dir)  # the path of a local backbone is another one from here
+        config.save_pretrained(output_dir)  # the relative path of a local backbone differs here
         sync(output_dir / CONFIG_NAME)
     sync(output_dir)
     os.replace(new / RESULTS, output_dir / RESULTS)

@@ -1,4 +1,4 @@
-"""Which weights a head keeps: those of an epoch that its devel scores choose, of the last epoch, or an average."""
+"""Which weights a head keeps: those of its best epoch on devel, those of the last epoch, or an average."""
 
 import math
 from contextlib import contextmanager
@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-AVERAGED_EPOCHS = 3  # over about as many is the running average of weights
-SMOOTHED_EPOCHS = 5  # over as many is the mean of the devel scores that chooses an epoch of averaged weights
+AVERAGED_EPOCHS = 3  # weights are averaged over about this many epochs
+SMOOTHED_EPOCHS = 5  # devel scores of averaged weights are smoothed over this many epochs
 
 
 @dataclass
 class BestEpoch:
     """
-    What a head has reached: the paper trains and selects a network per emotion (section 2.4).
+    The best epoch of a head so far: the paper trains and selects a network per emotion (section 2.4).
 
     Attributes:
-        score: its ρ on devel; with `--selection average`, the smoothed one.
-        epoch: its epoch; 0 if no epoch had a ρ, and the weights are the latest.
+        score: its ρ on devel; with `--selection average`, the smoothed ρ.
+        epoch: its number; 0 if no epoch had a ρ, and the weights are the latest.
         restarts: how often the head was dead and re-initialised.
-        restarted: after which epoch that was the last time.
+        restarted: the epoch after which it last was.
         weights: the head's state dict.
-        latest: with `--selection average`, the ρ of the latest epochs since then, NaN where there was none.
+        latest: with `--selection average`, ρ of the latest epochs since the last restart, NaN where there was none.
     """
 
     score: float = -math.inf
@@ -35,9 +35,9 @@ class BestEpoch:
         """
         Args:
             selection: as `--selection`.
-            epoch: that is over.
+            epoch: number of the finished epoch.
             score: its ρ on devel, NaN if there is none.
-            weights: the head's state dict, which is copied if it is to be kept.
+            weights: the head's state dict, which is copied if it is kept.
         """
         if selection == "average":
             score = self._smoothed(score)
@@ -48,7 +48,7 @@ class BestEpoch:
 
     def _smoothed(self, score):
         """
-        The mean over the latest epochs. Those that have no ρ, or lie before the first, count as 0, so that a lucky
+        The mean over the latest epochs. Epochs without a ρ, and those before the first, count as 0, so that a lucky
         first epoch does not win.
         """
         self.latest = [*self.latest, float(score)][-SMOOTHED_EPOCHS:]
@@ -66,11 +66,11 @@ class BestEpoch:
 class RunningAverage:
     """
     The mean of the weights of a head, or of another part of a model: at first over all steps, and then an exponential
-    moving average whose decay in a step is 1 - 1 / `num_steps`.
+    moving average with a decay of 1 - 1 / `num_steps` per step.
 
     Args:
-        module: whose weights that need a gradient are averaged, those of one head as a rule.
-        num_steps: over which the average is taken.
+        module: its weights that need a gradient are averaged; usually a head.
+        num_steps: number of steps over which the average is taken.
     """
 
     def __init__(self, module, num_steps):
@@ -90,7 +90,7 @@ class RunningAverage:
 
     @contextmanager
     def in_place(self):
-        """Within it, the model has the averages for weights."""
+        """Within this context, the averages are the model's weights."""
         latest = [parameter.clone() for parameter in self.parameters]
         torch._foreach_copy_(self.parameters, self.averages)
         try:

@@ -1,12 +1,12 @@
-"""The scale of the statistics over time that some heads take: zero mean and unit deviation over the training set."""
+"""Standardisation of the statistics over time in some heads: zero mean and unit deviation over the training set."""
 
 import torch
 from accelerate.utils import tqdm
 
 from ..pooling_emoshare import StatisticsPooling
 
-# A statistic that hardly ever changes is not blown up, nor is its rounding: the least deviation, and that relative to
-# the mean.
+# Least deviation, absolute and relative to the mean, so that a nearly constant statistic, or its rounding error, is not
+# amplified.
 LEAST_DEVIATION, LEAST_RELATIVE_DEVIATION = 1e-4, 1e-3
 
 
@@ -19,7 +19,7 @@ def fit_standardization(model, loader, accelerator, encoder=None):
         model: `EmoShareModel`.
         loader: `FeatureLoader` of the train split.
         accelerator: `accelerate.Accelerator`; each process sees its part of the clips.
-        encoder: `EncoderInTraining`, if there is one. The scale is that of the features before it is tuned, and stays.
+        encoder: `EncoderInTraining`, if there is one. The scale is that of the features before it is tuned.
     """
     heads = [head for head in model.heads if isinstance(head.pooling, StatisticsPooling)]
     if not heads:
@@ -36,10 +36,10 @@ def fit_standardization(model, loader, accelerator, encoder=None):
             else:
                 features, lengths = encoder.frame_features(batch)
             statistics = heads[0].statistics_of(features, lengths).double().cpu()
-            is_counted = batch["weights"].view(len(statistics), -1).any(dim=1).cpu()  # not so where a batch is repeated
+            is_counted = batch["weights"].view(len(statistics), -1).any(dim=1).cpu()  # false for a repeated batch
             weights = torch.from_numpy(loader.store.weights)[batch["window"].cpu()].double() * is_counted
             sums += torch.cat([weights.sum()[None], weights @ statistics, weights @ statistics.square()])
-    if accelerator.num_processes > 1:  # a single process may be on a device without float64
+    if accelerator.num_processes > 1:  # not for a single process, whose device may lack float64
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
     total, first, second = sums.split([1, width, width])
     mean = first / total

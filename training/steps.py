@@ -1,6 +1,6 @@
 """
-What is trained of a model: its heads, and the part of the encoder that is tuned with them, if there is one. And one
-step of that.
+The parts of a model that are trained, which are its heads and the part of the encoder that is tuned with them, if any;
+and a training step.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -21,10 +21,10 @@ class PartInTraining:
     A part of a model while it trains, with an optimizer of its own.
 
     Args:
-        module: that holds the part; its weights that need no gradient are not trained.
+        module: holds the part; weights that need no gradient are not trained.
         learning_rate: of Adam.
         optimization: `Optimization`.
-        selection: as `--selection`: which weights are kept.
+        selection: which weights are kept, as `--selection`.
     """
 
     def __init__(self, module, learning_rate, optimization, selection):
@@ -38,16 +38,16 @@ class PartInTraining:
 
     @property
     def parameters(self):
-        """Those that are trained."""
+        """The weights that are trained."""
         return self.optimizer.parameters
 
     @property
     def weights(self):
-        """What is kept of an epoch, by name."""
+        """The weights that are kept from an epoch, by name."""
         return self.module.state_dict()
 
     def load_weights(self, weights):
-        """Takes what was kept of an epoch."""
+        """Loads weights that were kept from an epoch."""
         self.module.load_state_dict(weights)
 
     def update_weights(self):
@@ -56,11 +56,11 @@ class PartInTraining:
             self.average.update()
 
     def weights_to_score(self):
-        """Within this context, the model has the weights that devel is scored with: the averages, if there are any."""
+        """Within this context, the model has the weights with which devel is scored: the averages, if there are any."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def keep_if_best(self, epoch, score):
-        """Takes the score of an epoch, NaN if there is none; keeps the weights if they are the ones to keep so far."""
+        """Takes the score of an epoch, NaN if there is none, and keeps the weights if they are the best so far."""
         self.best.take(self.selection, epoch, score, self.weights)
 
     def state_dict(self):
@@ -80,7 +80,7 @@ class PartInTraining:
 
 class HeadInTraining(PartInTraining):
     """
-    One of a model's heads, which can stop or restart by itself.
+    A head in training, which can stop or restart independently of others.
 
     Args:
         model: `EmoShareModel`.
@@ -102,17 +102,17 @@ class HeadInTraining(PartInTraining):
 
         Args:
             batch: of `FeatureLoader`.
-            place: seed of the run, epoch, step and process, which decide the dropout; `None` leaves it to the global
-                random state.
-            fraction: what is added to the gradients is multiplied by this.
+            place: seed of the run, epoch, step and process, which determine the dropout; `None` draws it from the
+                global random state.
+            fraction: factor on the gradients.
 
         Returns:
-            The batch's part of the loss. A batch of short clips holds many and one of long clips few, so it is not the
-            batch's own mean, in which a long clip would count for more: it is the sum over the known shares, each by
-            its window's weight, divided by what such a sum is on average over the epoch's steps. The mean over the
-            steps of all processes is then the mean over all known shares, and so is what the gradients sum up to. A
-            loss that compares the clips of a batch with each other is that of the batch as a whole, of this process's
-            own clips, and counts by how many they are.
+            The batch's part of the loss. Batches of short clips hold more clips than batches of long ones, so this is
+            not the batch's own mean, in which a long clip would count for more. It is the sum over the known shares,
+            each times the weight of its window, divided by the mean of the summed weights over the epoch's steps. So
+            the mean over the steps of all processes is the mean over all known shares, and the gradients add up
+            accordingly. A loss that compares clips with each other does so within this process's batch, and is weighted
+            by the number of clips.
         """
         features, shares, weights = batch["frame_features"], batch["labels"][:, self.labels], batch["weights"]
         if weights.dim() == 2:  # of each share
@@ -124,13 +124,13 @@ class HeadInTraining(PartInTraining):
             output = self.model(frame_features=features, attention_mask=batch["attention_mask"])
             loss = self.model.loss(output.logits, shares, weights, batch.get("listeners"), output.concentrations)
         of_shares = weights if weights.dim() == 2 else weights[:, None]
-        weight = (of_shares * ~shares.isnan()).sum()  # which `loss` has divided by
+        weight = (of_shares * ~shares.isnan()).sum()  # by which `loss` was divided
         loss = loss * weight / batch["weight_per_step"][self.labels].sum().clamp(min=1e-9)
         (loss * fraction).backward()
         return loss.detach()
 
     def restart(self, epochs_done):
-        """Forgets what was learned: the model has new initial weights."""
+        """Forgets what was learned, after the model was given new initial weights."""
         self.best.restart(epochs_done)
         self.optimizer.begin(epochs_done)
         if self.average is not None:
@@ -139,11 +139,11 @@ class HeadInTraining(PartInTraining):
 
 class EncoderInTraining(PartInTraining):
     """
-    What is tuned of a model's encoder, which all heads share: its upper layers, or adapters in these, or all of it.
+    The tuned part of a model's encoder, which all heads share: its upper layers, adapters in these, or all of it.
 
     Args:
         model: `EmoShareModel.trained_part`.
-        dtype: that heads, and matrix products of the encoder, compute in.
+        dtype: of the heads' input, and of the encoder's matrix products.
         learning_rate, optimization, selection: as in `PartInTraining`.
     """
 
@@ -169,7 +169,8 @@ class EncoderInTraining(PartInTraining):
             batch: of `FeatureLoader`.
 
         Returns:
-            What the heads take, (batch, frames, width) float32, and each clip's number of frames, (batch,) int64.
+            The heads' input, (batch, frames, width) float32, or (batch, layers, frames, width) for `"weighted"`; and
+            each clip's number of frames, (batch,) int64.
         """
         with autocast(self.model.device, self.dtype), FastMasks():
             inputs = batch[self.model.main_input_name].float()
@@ -178,24 +179,24 @@ class EncoderInTraining(PartInTraining):
 
     def compute_gradients(self, batch, train_heads, place=None, num_threads=None):
         """
-        Forward and backward pass on a batch, of the heads too.
+        Forward and backward pass on a batch, including the heads.
 
         Args:
             batch: of `FeatureLoader`.
-            train_heads: function of as many batches as there are heads, with `frame_features` that need gradients; runs
+            train_heads: function of a list of batches, one per head, with `frame_features` that need gradients; runs
                 each head forward and backward.
             place: as in `HeadInTraining.compute_gradients`.
-            num_threads: that the encoder runs on, on a CPU.
+            num_threads: number of threads for the encoder on a CPU.
 
         Returns:
             What `train_heads` returns.
         """
         with intra_op_threads(num_threads), nullcontext() if place is None else random_at(self.model.device, *place):
             features, lengths = self.frame_features(batch)
-        # Each head has a copy that collects its gradient, so that heads can train on threads side by side.
+        # Each head has a copy that collects its gradient, so that heads can train side by side on threads.
         of_head = features.detach().to(self.dtype)
         copies = [of_head.detach().requires_grad_() for _ in range(len(self.model.heads))]
-        past = {**batch, "attention_mask": length_mask(lengths, features.shape[1])}
+        past = {**batch, "attention_mask": length_mask(lengths, features.shape[-2])}
         losses = train_heads([{**past, "frame_features": copy} for copy in copies])
         gradient = torch.zeros_like(features)
         for copy in copies:
@@ -218,11 +219,11 @@ def heads_in_training(model, learning_rate, optimization=PLAIN, selection="best_
 @dataclass(frozen=True)
 class Accumulation:
     """
-    Where a batch is among those whose gradients make one step.
+    The place of a batch among those whose gradients are accumulated for one step.
 
     Attributes:
-        batches: how many these are.
-        is_last: whether the weights are updated after it.
+        batches: number of batches in the step.
+        is_last: whether this batch is the last one, after which the weights are updated.
     """
 
     batches: int = 1
@@ -230,7 +231,7 @@ class Accumulation:
 
     @classmethod
     def at(cls, batch, batches_per_step, batches_per_epoch):
-        """Of a batch, by its number in the epoch from 0: the last step of an epoch may have fewer batches."""
+        """For a batch by its number in the epoch, from 0. The last step of an epoch may have fewer batches."""
         first = batch - batch % batches_per_step
         batches = min(batches_per_step, batches_per_epoch - first)
         return cls(batches, batch == first + batches - 1)
@@ -241,19 +242,19 @@ ALONE = Accumulation()
 
 def train_step(heads, batch, accelerator, num_threads, place=None, encoder=None, accumulation=ALONE):
     """
-    Trains all `heads` on a batch: forward, backward, and the update of the weights, if it is time for it.
+    Trains all `heads` on a batch: forward, backward and, after the last batch of a step, the update of the weights.
 
     Args:
         heads: `HeadInTraining`s.
         batch: of `FeatureLoader`; without an encoder, its features are in the dtype to train in.
         accelerator: `accelerate.Accelerator`.
-        num_threads: heads that train at a time on a CPU.
+        num_threads: number of heads that train at a time on a CPU.
         place: as in `HeadInTraining.compute_gradients`.
-        encoder: `EncoderInTraining` that trains with them; `None` if there is none.
-        accumulation: `Accumulation`. The gradient of a step is the mean over its batches, and over all processes.
+        encoder: `EncoderInTraining` that trains with the heads; `None` if there is none.
+        accumulation: `Accumulation`. The gradient of a step is the mean over its batches and over all processes.
 
     Returns:
-        (heads,) the loss of each.
+        (heads,) the loss of each head.
     """
     run = partial(side_by_side, num_threads=num_threads if batch["labels"].device.type == "cpu" else 1)
     updates_alone = accumulation.is_last and accelerator.num_processes == 1
@@ -284,7 +285,7 @@ def _train(head, batch, place, accumulation, updates):
 
 
 def _average_gradients(parts, accelerator):
-    """Replaces gradients by their mean over all processes, in one exchange for all parts."""
+    """Replaces gradients by their mean over all processes, with one reduction for all parts."""
     gradients = [parameter.grad for part in parts for parameter in part.parameters if parameter.grad is not None]
     averaged = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, averaged.split([gradient.numel() for gradient in gradients]), strict=True):
@@ -294,11 +295,11 @@ def _average_gradients(parts, accelerator):
 @contextmanager
 def threads_for(model):
     """
-    How a model's heads train on a CPU: several of them side by side, with one intra-op thread each, so that their
-    results do not depend on the number of threads; a single trunk with all intra-op threads.
+    Sets the threads with which a model's heads train on a CPU. Separate heads train side by side with one intra-op
+    thread each, so that their results do not depend on the number of threads; a shared trunk uses all intra-op threads.
 
     Yields:
-        How many heads train at a time.
+        The number of heads that train at a time.
     """
     num_threads = torch.get_num_threads()
     with intra_op_threads(1 if model.config.separate_heads else num_threads):
@@ -307,7 +308,7 @@ def threads_for(model):
 
 @contextmanager
 def intra_op_threads(number):
-    """Within it, PyTorch computes on this many threads on a CPU; as many as before for `None`."""
+    """Within this context, PyTorch uses this many threads on a CPU; `None` changes nothing."""
     before = torch.get_num_threads()
     if number in (None, before):
         yield
@@ -320,5 +321,5 @@ def intra_op_threads(number):
 
 
 def autocast(device, dtype):
-    """Within it, matrix products are in this dtype."""
+    """Within this context, matrix products are in this dtype."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

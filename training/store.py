@@ -1,4 +1,4 @@
-"""The frame feature store: the frame features of every clip, unpadded, read from disk without copying."""
+"""The frame feature store: unpadded frame features of all clips, read from disk without copying."""
 
 import json
 import math
@@ -16,43 +16,42 @@ from ..dataset_script.whole_files import NotWrittenError, put_in_place, whole_fi
 from ..frames_emoshare import length_mask
 from .window_index import MappedFiles, WindowIndex, scan
 
-# How features are stored. Arrow has no bfloat16, so its bits are stored as integers.
+# The dtypes of stored features. Arrow has no bfloat16, so its bits are stored as integers.
 FEATURE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-STATE = "state.json"  # of a store, with the names of its shards
-INDEX = "windows.arrow"  # of a store, where each window is
-END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of Arrow
+STATE = "state.json"  # names the shards of a store
+INDEX = "windows.arrow"  # says where each window of a store is
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow stream
 ARROW_TYPES = {"float16": pa.float16(), "bfloat16": pa.int16(), "float32": pa.float32()}
 
 
 class FrameFeatureStore(torch.utils.data.Dataset):
     """
-    The frame features of a split, one item per window, in the order of the clips. On disk it is a dataset that
-    `datasets.load_from_disk` reads, with a row per window. Labels and facts about the clips are not on disk: they come
-    from the corpus, so that changing them extracts nothing again.
+    The frame features of a split, one item per window, in the order of the clips. On disk, this is a dataset that
+    `datasets.load_from_disk` reads, with a row per window. Labels and facts about the clips come from the corpus and
+    are not stored, so that changing them does not require a new extraction.
 
     Args:
         folder (`Path`): the store.
         corpus: `Corpus`.
-        split: the split of the corpus whose features these are.
+        split: name of the split.
 
     Attributes:
         clips: the split, a `datasets.Dataset`.
         labels: label names.
-        shares: (clips, labels) float32, NaN where a share is unknown.
-        listeners: (clips,) float32, the number of listeners behind a clip's shares, NaN where it is unknown.
-        metadata: facts about the clips, by name, a value per clip.
+        shares: (clips, labels) float32, NaN where unknown.
+        listeners: (clips,) float32, how many listeners rated a clip, NaN where unknown.
+        metadata: facts about the clips: by name, a value per clip.
         clip_of_window: (windows,) int64, index of each window's clip.
         num_samples: (windows,) int64, each window's length in samples.
         num_frames: (windows,) int64, each window's number of frames.
-        weights: (windows,) float32, each window's part of its clip's duration, as its share counts in the clip's
-            prediction: those of a clip sum to 1.
-        fingerprint: changes with the features, the labels, their shares and, where any are known, the numbers of
-            listeners.
+        weights: (windows,) float32, each window's fraction of its clip's duration, by which its shares count in the
+            clip's prediction; those of a clip sum to 1.
+        fingerprint: changes with the features, the labels, the shares and, if any are known, the numbers of listeners.
         input_name: argument of `EmoShareModel.forward` that takes the features.
     """
 
     input_name = "frame_features"
-    reading_threads = 2  # ahead of an accelerator
+    reading_threads = 2  # that read ahead for an accelerator
 
     def __init__(self, folder, corpus, split):
         self._take_clips(corpus, split)
@@ -94,7 +93,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         }
 
     def _features(self, index):
-        """The features of a window as they lie in the mapped file."""
+        """The features of a window, a view of the mapped file."""
         *layers, width = self.form
         shape = (*layers, int(self.num_frames[index]), width)
         content, offset = self.files[int(self.shard[index])], int(self.offset[index])
@@ -103,9 +102,9 @@ class FrameFeatureStore(torch.utils.data.Dataset):
 
     def collate(self, windows):
         """
-        Items to one batch of tensors: features zero-padded to the longest, `attention_mask`, `labels` and `listeners`,
-        as `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` does, and `window`, (batch,) the index
-        of each.
+        Combines items into a batch of tensors: features, zero-padded to the longest, `attention_mask`, `labels` and
+        `listeners` as `EmoShareModel.forward` takes them, `weights` as `EmoShareModel.loss` takes them, and `window`,
+        (batch,), the index of each window.
         """
         return {
             **self._padded([window[self.input_name] for window in windows]),
@@ -116,7 +115,7 @@ class FrameFeatureStore(torch.utils.data.Dataset):
         }
 
     def _padded(self, features):
-        """The features of several windows, and their mask, as one batch of tensors."""
+        """The features of several windows and their mask as a batch of tensors."""
         lengths = torch.tensor([array.shape[-2] for array in features])
         longest = int(lengths.max())
         batch = np.zeros((len(features), *features[0].shape[:-2], longest, features[0].shape[-1]), features[0].dtype)
@@ -130,13 +129,12 @@ class FrameFeatureStore(torch.utils.data.Dataset):
 
 class ResplitFeatureStore(FrameFeatureStore):
     """
-    The frame features of a split of a corpus that was split in another way: a view of the stores of its own splits,
-    whose features stay where they are.
+    The frame features of a split of a corpus that was split anew: a view of the stores of the original splits.
 
     Args:
         stores: the `FrameFeatureStore` of each split of `corpus.whole`, by split.
-        corpus: `Corpus` that `Corpus.resplit` made.
-        split: a split of this corpus.
+        corpus: `Corpus` that `Corpus.resplit` returned.
+        split: name of a split of this corpus.
     """
 
     def __init__(self, stores, corpus, split):
@@ -147,7 +145,7 @@ class ResplitFeatureStore(FrameFeatureStore):
         place = np.full(sum(len(store.clips) for store in stores), -1)  # of each clip of the whole corpus in this split
         place[corpus.origins[split]] = np.arange(len(self.clips))
         clip = place[_joined(stores, "clip_of_window", indices_of=lambda store: store.clips)]
-        # The windows of a clip are in their order already.
+        # The windows of each clip are in order already.
         windows = np.argsort(clip, kind="stable")[np.count_nonzero(clip < 0) :]
         self.clip_of_window = clip[windows]
         self.num_samples, self.num_frames, self.weights, self.offset = (
@@ -159,15 +157,15 @@ class ResplitFeatureStore(FrameFeatureStore):
 
 
 def weights_of_windows(clip_of_window, num_samples):
-    """(windows,) float32: each window's part of its clip's duration."""
+    """(windows,) float32: each window's fraction of its clip's duration."""
     samples_of_clip = np.bincount(clip_of_window, weights=num_samples)
     return (num_samples / samples_of_clip[clip_of_window]).astype(np.float32)
 
 
 def _joined(stores, name, indices_of=None):
     """
-    An array of each store, one after another. If it holds indices, `indices_of` gives what they are of, by store, which
-    is one after another then, too.
+    Concatenates an array of each store. If it holds indices, `indices_of` returns the sequence of a store to which they
+    refer; they then refer to the concatenation of these sequences.
     """
     before = np.cumsum([0, *(len(indices_of(store)) if indices_of else 0 for store in stores[:-1])])
     return np.concatenate([getattr(store, name) + start for store, start in zip(stores, before, strict=True)])
@@ -175,13 +173,13 @@ def _joined(stores, name, indices_of=None):
 
 def as_stored(features, dtype):
     """
-    A window's features, a tensor in memory, as the array that the store keeps.
+    Converts a window's features, a tensor on the CPU, to the array that is stored.
 
     Raises:
         ValueError: if `dtype` cannot hold a value.
     """
     stored = features.to(FEATURE_DTYPES[dtype])
-    if not all(extreme.isfinite() for extreme in stored.aminmax()):  # not a number is both of them
+    if not all(extreme.isfinite() for extreme in stored.aminmax()):  # both extremes are NaN if any value is
         largest = features.abs().max()
         raise ValueError(f"the largest feature, {largest:.3g}, does not fit {dtype}; choose another --feature_dtype")
     return stored.view(torch.int16).numpy() if dtype == "bfloat16" else stored.numpy()
@@ -189,26 +187,26 @@ def as_stored(features, dtype):
 
 def shard_path(folder, clips, process, processes):
     """
-    Path of a shard, whose name says which clips it holds: from the first to the last of `clips`, every `processes`-th
-    one. `process` is what is left of each when divided by `processes`.
+    Path of a shard, whose name says which clips it holds: every `processes`-th one, from the first to the last of
+    `clips`. `process` is the remainder modulo `processes`, which all have in common.
     """
     return folder / f"shard-{process:05d}-of-{processes:05d}-{clips[0]:06d}-{clips[-1]:06d}.arrow"
 
 
 def written_shards(folder):
-    """The clips of each shard in a folder, as ranges, whoever wrote it."""
+    """The clips of each shard in a folder, as ranges."""
     return [_clips_of(shard) for shard in _shards(folder)]
 
 
 def _clips_of(shard):
-    """The clips that a shard holds according to its name; none if this is no such name, as of the first versions."""
+    """The clips that a shard holds by its name; none if it has no such name, as shards of the first versions."""
     numbers = re.fullmatch(r"shard-[0-9]+-of-([0-9]+)-([0-9]+)-([0-9]+)\.arrow", shard.name)
     step, first, last = map(int, numbers.groups()) if numbers else (0, 0, 0)
     return range(first, last + 1, step) if step else range(0)
 
 
 def is_whole(store):
-    """Whether a store (`Path`) is there with all of its shards, as far as that shows without reading the features."""
+    """Whether a store (`Path`) is complete, as far as can be told without reading the features."""
     try:
         names = [file["filename"] for file in json.loads((store / STATE).read_text(encoding="utf-8"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -218,8 +216,8 @@ def is_whole(store):
 
 def index_of(store):
     """
-    The `WindowIndex` of a store (`Path`), from its shards alone if an earlier version made it, which wrote no index:
-    what `load_from_disk` needs besides them is not looked at. `None` if it is damaged, as far as that shows.
+    The `WindowIndex` of a store (`Path`); `None` if the store is damaged, as far as can be told. If an earlier version
+    made the store, which wrote no index, it is made from the shards.
     """
     shards = _shards(store)
     if not (store / INDEX).exists():
@@ -235,7 +233,7 @@ def _shards(folder):
 
 
 def _has_size(shard, size):
-    """Whether a shard has this size, and the mark at its end, which a disk that lost what was written may not have."""
+    """Whether a shard has this size and ends with the end-of-stream mark, which data loss on the disk would destroy."""
     with shard.open("rb") as file:
         if file.seek(0, os.SEEK_END) != size or size < len(END_OF_STREAM):
             return False
@@ -249,7 +247,7 @@ def _index_of_all(shards):
 
 
 def _index_of_shard(path):
-    """The `WindowIndex` of a shard; `None` if it is damaged. Only the frame around the features is read."""
+    """The `WindowIndex` of a shard; `None` if it is damaged. The features are not read."""
     try:
         if not _has_size(path, path.stat().st_size):
             return None
@@ -263,18 +261,18 @@ def _index_of_shard(path):
 
 
 def _noted(shard):
-    """Path of the index of a shard of an unfinished store, which spares the next run to look through the shard."""
+    """Path of the index of a shard in an unfinished store, so that the next run need not scan the shard."""
     return shard.with_name(f"index-of-{shard.stem}")
 
 
 def begin(folder, is_alone=True):
     """
-    Makes a folder for shards. In an existing one, whole shards are kept, whatever number of processes or parts wrote
-    them: their names say which clips they hold. Of shards that hold the same clip, the largest is kept. All other
-    files go; or, if others may be at work there, all other shards alone.
+    Makes a folder for shards. In an existing folder, whole shards are kept, whatever number of processes or parts wrote
+    them, as their names say which clips they hold. Of shards that hold the same clip, the largest is kept. All other
+    files are removed; if other processes may be at work there, only other shards are.
 
     Returns:
-        The names of the shards that went.
+        The names of the shards that were removed.
     """
     folder.mkdir(exist_ok=True)
     shards = _shards(folder)
@@ -292,18 +290,18 @@ def begin(folder, is_alone=True):
 
 
 def clips_missing(folder, num_clips):
-    """How many of so many clips are in no shard of a folder."""
+    """How many of `num_clips` clips are in no shard of a folder."""
     return int((_times_written(folder, num_clips)[:num_clips] == 0).sum())
 
 
 def is_complete(folder, num_clips):
-    """Whether the shards in a folder hold each of so many clips once."""
+    """Whether the shards in a folder hold each of `num_clips` clips once."""
     times = _times_written(folder, num_clips)
     return len(times) == num_clips and bool((times == 1).all())
 
 
 def _times_written(folder, num_clips):
-    """In how many shards each clip is, by their names; longer than `num_clips` if there are others."""
+    """In how many shards each clip is, by their names; longer than `num_clips` if there are further clips."""
     clips = np.concatenate([np.zeros(0, np.int64), *map(np.asarray, written_shards(folder))]).astype(np.int64)
     return np.bincount(clips, minlength=num_clips)
 
@@ -314,7 +312,7 @@ def shard_writer(path, dtype):
     Writes a shard, which appears whole when the block ends without an error, or not at all.
 
     Args:
-        path: of the shard.
+        path: path of the shard.
         dtype: name of the features' dtype.
 
     Yields:
@@ -322,7 +320,7 @@ def shard_writer(path, dtype):
         returns it.
 
     Raises:
-        OSError: if it cannot be written; says where. Nothing else in the block may raise one.
+        OSError: if the shard cannot be written; names its folder. Nothing else in the block may raise one.
     """
     schema = _schema(dtype)
     try:
@@ -346,7 +344,7 @@ def stored_bytes(windows, values, dtype):
 
 
 def finish(folder, store, dtype):
-    """Turns a folder of shards into a dataset that `load_from_disk` reads, and gives it its final name."""
+    """Turns a folder of shards into a dataset that `load_from_disk` can read, and gives it its final name."""
     shards = _shards(folder)
     state = {
         "_data_files": [{"filename": shard.name} for shard in shards],
@@ -383,7 +381,7 @@ def _schema(dtype):
             ("clip", pa.int64()),  # row of the clip in its split
             ("start", pa.int64()),  # first sample of the window in the clip
             ("num_samples", pa.int64()),
-            ("shape", pa.list_(pa.int64())),  # of the features: frames, width; with layers in front for "weighted"
+            ("shape", pa.list_(pa.int64())),  # of the features: (frames, width); (layers, frames, width) for "weighted"
             ("features", pa.list_(ARROW_TYPES[dtype])),
         ]
     )

@@ -1,4 +1,4 @@
-"""The names of feature stores: fingerprints of everything that decides the features in them."""
+"""The names of feature stores: fingerprints of everything that determines their features."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from ..dataset_script.audio import audio_files, clips_fingerprint
 from ..dataset_script.digests import Entry, blocks, keep, kept, read_files, unknown_files
 from ..finetuning_emoshare import tuned_names
 from .model import load_left_out_backbone
-from .user_errors import together
+from .user_errors import on_main_process, together
 
-# Part of every store's name: increase it when this code computes other features from the same input.
+# Part of every store's name. Increase this when the code computes different features from the same input.
 FEATURES_VERSION = 3
 
 
 def read_clips_together(corpus, accelerator):
     """
-    Reads the clips whose digests are not known, a part of them on each process, so that the main one knows all of them.
+    Reads the clips whose digests are unknown, a part of them on each process, so that the main one then knows all.
 
     Args:
         corpus: `Corpus`.
@@ -30,13 +30,13 @@ def read_clips_together(corpus, accelerator):
         UserError: if a clip cannot be read.
     """
     if accelerator.num_processes == 1:
-        return  # which reads them when it needs them
+        return  # it reads clips when it needs their digests
 
     def unknown():
         of_splits = map(audio_files, corpus.as_stored.splits.values())
         return unknown_files([path for paths in of_splits for path in paths if path is not None])
 
-    paths = together(unknown if accelerator.is_main_process else lambda: None)
+    paths = on_main_process(unknown, accelerator)
     (paths,) = broadcast_object_list([paths])
     for some in blocks(paths):
         mine = some[accelerator.process_index :: accelerator.num_processes]
@@ -47,12 +47,14 @@ def read_clips_together(corpus, accelerator):
 
 class StoreNames:
     """
+    The names of the stores for a model.
+
     Args:
-        model: `EmoShareModel`. A backbone that `build_model` has left out is loaded if a name is not known.
+        model: `EmoShareModel`. A backbone that `build_model` has left out is loaded if a name is unknown.
         feature_extractor: `EmoShareFeatureExtractor`.
         dtype: of the stored features.
-        weights_hash: `backbone_emoshare.weights_hash` of the backbone, in float32, as `build_model` has found it. Names
-            are then kept from run to run, and found again without a look at the weights. `None` reads these.
+        weights_hash: `backbone_emoshare.weights_hash` of the backbone in float32, as `build_model` found it. Names are
+            then cached from run to run, so that the weights need not be read again. `None` reads the weights.
     """
 
     def __init__(self, model, feature_extractor, dtype, weights_hash=None):
@@ -68,7 +70,7 @@ class StoreNames:
             layers: each as `EmoShareConfig.backbone_layer`.
 
         Returns:
-            `dict`: for each layer, the hexadecimal name of its store.
+            `dict` from layer to the hexadecimal name of its store.
         """
         fingerprint = clips_fingerprint(clips)
         if self._weights_hash is None:
@@ -88,12 +90,12 @@ class StoreNames:
 
     @cached_property
     def _of_model(self):
-        """The digest of what decides the features of any split and layer; reads all weights of the backbone."""
+        """The digest of what determines the features of any split and layer; reads all weights of the backbone."""
         digest = hashlib.blake2b(self._settings.encode(), digest_size=16)
         load_left_out_backbone(self._model)
         if self._model.backbone is not None:
             digest.update(self._backbone_config.encode())
-            # New adapters change nothing, and are drawn at random.
+            # New adapters are random, but do not change the output.
             adapters = tuned_names(self._model.backbone, self._model.config) if self._model.config.lora_rank else ()
             for name, tensor in sorted(self._model.backbone.state_dict().items()):
                 if name in adapters:

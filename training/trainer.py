@@ -1,10 +1,10 @@
 """
-Trains the heads on stored frame features, all in one pass over the data; each emotion keeps the weights of its own best
-devel epoch, or what else `--selection` says. Where a part of the encoder is tuned with them, which all emotions share,
-they have one epoch: that of the best mean.
+Trains the heads on stored frame features, all in one pass over the data. Each emotion keeps the weights of its own best
+devel epoch, or those that `--selection` chooses. If a part of the encoder is tuned, which all emotions share, they all
+keep the epoch with the best mean.
 
-A head is dead if it gives the same share for every clip. In the authors' released design this happens when its last
-ReLU closes for good: then it has no gradient and no ρ.
+A head is dead if it predicts the same share for every clip. In the authors' released design this happens when its last
+ReLU closes for good: the head then has no gradient and no ρ.
 """
 
 import copy
@@ -30,26 +30,26 @@ from .steps import Accumulation, EncoderInTraining, heads_in_training, threads_f
 from .user_errors import checking
 
 SHUFFLED_EPOCHS = 3
-# Increase it when the same settings train other weights: a run that began before does not resume.
-TRAINING_VERSION = 3
+# Increase this when the same settings lead to different weights: earlier checkpoints are then refused.
+TRAINING_VERSION = 4
 
 
 class Progress:
     """
-    Where a training run is. Checkpoints hold its state.
+    The progress of a training run. Checkpoints hold its state.
 
     Args:
-        model: `EmoShareModel`, whose heads train, and the part of its encoder that is not frozen, if there is one.
+        model: `EmoShareModel`, whose heads train, and any part of its encoder that is not frozen.
         run: `RunArguments`.
-        steps_per_epoch: updates of the weights, by which schedules and averages are measured.
-        dtype: that an encoder's matrix products are computed in.
+        steps_per_epoch: number of updates of the weights in an epoch, for schedules and averages.
+        dtype: of an encoder's matrix products.
 
     Attributes:
         heads: `HeadInTraining`s, in the order of the model's heads.
         encoder: `EncoderInTraining`; `None` if the encoder is frozen, or there is none.
         epochs_done: number of finished epochs.
         dead: indices of the labels whose heads were dead after the last epoch.
-        history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) per epoch and label.
+        history: a tuple (epoch, index of the label, training loss of its head, ρ on devel) for each epoch and label.
     """
 
     def __init__(self, model, run, steps_per_epoch=1, dtype=torch.float32):
@@ -81,23 +81,23 @@ class Progress:
 
     @property
     def selected(self):
-        """The epoch of each label's weights, in the order of the labels; 0 if there was no ρ to select by."""
+        """For each label, the epoch of its weights; 0 if there was no ρ to select by."""
         return [head.best.epoch for head in self.heads for _ in head.labels]
 
     def update(self, losses, rhos, is_dead):
         """
-        Takes the results of an epoch of the heads that are training.
+        Takes the results of an epoch.
 
         Args:
-            losses: (these heads,) training loss.
-            rhos: (labels of these heads,) their ρ on devel.
-            is_dead: (labels of these heads,) bool. The ρ of a dead head does not count.
+            losses: training loss of each head that is training.
+            rhos: ρ on devel of each label of these heads.
+            is_dead: bool for each label of these heads. The ρ of a dead head does not count.
         """
         heads = self.training
         self.epochs_done += 1
         labels = labels_of(heads)
         self.dead = [label for label, dead in zip(labels, is_dead, strict=True) if dead]
-        # What all labels share has one epoch, and so have heads that were trained with it.
+        # A part that all labels share has one best epoch for all, and so have heads that train with it.
         has_own_epochs = self.model.config.separate_heads and self.encoder is None
         parts = heads if has_own_epochs else self.parts
         scores = np.where(is_dead, math.nan, rhos) if has_own_epochs else [mean_rho(rhos)] * len(parts)
@@ -108,8 +108,8 @@ class Progress:
 
     def restart_dead_heads(self):
         """
-        Re-initialises dead heads, with their seed + 1, + 2, ..., and clears their optimizers, at most
-        `restart_dead_heads` times each.
+        Re-initialises dead heads, with their seed plus the number of their restarts, and clears their optimizers; each
+        head at most `restart_dead_heads` times.
 
         Returns:
             `dict` from the index of each such label to its new seed.
@@ -145,13 +145,13 @@ class Progress:
 class HeadTrainer:
     """
     Trains a model's heads on the train split, and leaves each with the weights that `--selection` chooses: by default,
-    those of its best epoch on devel. What is not frozen of its encoder trains with them.
+    those of its best epoch on devel. Any part of the encoder that is not frozen trains with them.
 
     Args:
         model: `EmoShareModel`.
-        stores: of `train` and `devel`, `FrameFeatureStore`s of what the model's `trained_part` takes, or `InputStore`s
-            if that is the feature extractor's output.
-        score: function of predicted devel shares (clips, n) and the indices of their n labels to the labels' ρ (n,).
+        stores: by split, for `train` and `devel`: `FrameFeatureStore`s of what the model's `trained_part` takes, or
+            `InputStore`s if that is the feature extractor's output.
+        score: function that computes ρ (n,) from predicted devel shares (clips, n) and the indices of their n labels.
         arguments: `Arguments`.
         accelerator: `accelerate.Accelerator`.
     """
@@ -174,7 +174,7 @@ class HeadTrainer:
         self.progress = Progress(model, self.run, steps, self.dtype)
         self.encoder = self.progress.encoder
         if self.run.gradient_checkpointing:
-            # Until Transformers 5.24, it has the older name alone, which warns from then on.
+            # Before Transformers 5.24 there is only the older name, which later versions warn about.
             name = "activation_checkpointing_enable"
             getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         self._make_weights_equal_on_all_processes()
@@ -182,7 +182,7 @@ class HeadTrainer:
 
     def fit(self):
         """
-        Trains until all heads are done, or the epochs are over; resumes from a checkpoint if the run asks for it.
+        Trains until all heads are done or the last epoch is over; resumes from a checkpoint if the run asks for it.
 
         Returns:
             `Progress`.
@@ -195,7 +195,7 @@ class HeadTrainer:
         if self.encoder is not None:
             size = sum(parameter.numel() for parameter in self.encoder.parameters)
             accelerator.print(
-                f"With them trains the encoder they share, {size:,} weights of it: all emotions have one epoch, chosen "
+                f"{size:,} weights of the encoder that they share train with them: all emotions have one epoch, chosen "
                 "by their mean"
             )
         accelerator.register_for_checkpointing(progress)
@@ -224,7 +224,7 @@ class HeadTrainer:
 
     @property
     def settings(self):
-        """What must be the same when a run resumes from a checkpoint, as a flat dict."""
+        """What must be unchanged when a run resumes from a checkpoint, as a flat dict."""
         settings = self.arguments.values("fixed_on_resume")
         if self.progress.optimization.depends_on_epochs:
             settings["num_train_epochs"] = self.run.num_train_epochs
@@ -238,7 +238,7 @@ class HeadTrainer:
         }
 
     def train_epoch(self, heads):
-        """One pass over the training data for all of `heads`, which share the reading of features."""
+        """One pass over the training data for all of `heads`, for which features are read once."""
         number = self.progress.epochs_done
         self.loader.set_epoch(number)
         self.augmentation.set_epoch(number)
@@ -273,10 +273,15 @@ class HeadTrainer:
             )
 
     def _report(self, epoch, rhos):
-        """Prints and logs an epoch; `rhos` by the index of each label that trained in it."""
+        """Prints and logs an epoch; `rhos` are by the index of each label that trained in it."""
         progress = self.progress
-        # A head that is done stays at its best score.
-        scores = {label: rhos.get(label, head.best.score) for head in progress.heads for label in head.labels}
+        # A head that is done stays at its best score, or keeps its latest weights if it never had one.
+        latest = {label: rho for _, label, _, rho in progress.history}
+        scores = {
+            label: head.best.score if label not in rhos and head.best.epoch else latest[label]
+            for head in progress.heads
+            for label in head.labels
+        }
         texts = []
         for index, label in enumerate(self.labels):
             text = "dead" if index in progress.dead else f"{scores[index]:.2f}"
@@ -294,12 +299,12 @@ class HeadTrainer:
 
 def predict_after_shuffling(model, stores, score, arguments, accelerator):
     """
-    A control: trains a new model of the same kind for a few epochs on shares that belong to other clips, permuted
-    separately for each emotion. Nothing is selected on devel, so its devel ρ should be near 0.
+    A control: trains a new model of the same kind for a few epochs on shares of other clips, permuted separately for
+    each emotion. Nothing is selected on devel, so its devel ρ should be near 0.
 
     Args:
-        model, stores, score, arguments, accelerator: as in `HeadTrainer`. The model stays as it is, unless its encoder
-            is tuned: then it must be one whose encoder was not trained yet, and is trained here.
+        model, stores, score, arguments, accelerator: as in `HeadTrainer`. The model is not changed, unless its encoder
+            is tuned: then the encoder must not have been trained yet, and is trained here.
 
     Returns:
         `np.ndarray`: (clips, labels) predicted devel shares.
@@ -323,8 +328,8 @@ class Epoch:
     """
     Attributes:
         losses: training loss of each head, the mean over all clips.
-        seconds: how long it took.
-        waiting: fraction of that spent on waiting for data.
+        seconds: duration of the epoch.
+        waiting: fraction of it spent waiting for data.
     """
 
     losses: list[float]

@@ -1,11 +1,11 @@
 """
-What the user of a run can mend: it is reported once, whatever the number of processes, without a traceback, and the
-exit code is 2.
+Errors that the user of a run can fix. They are reported once, whatever the number of processes, without a traceback,
+and the exit code is 2.
 
-Whatever fails before the first step of training (flags, corpus, backbone, audio, features, checkpoint) is checked by
-functions that raise `ValueError`, and so is `UserError`. A `ValueError` of any other place is a bug, of ours or of a
-library, and keeps its traceback. An `OSError` always has an outside cause: a full disk, a folder that may not be read,
-a Hub that does not answer.
+Everything that is checked before the first step of training (flags, corpus, backbone, audio, features, checkpoint)
+raises `ValueError`, which becomes `UserError`. A `ValueError` from anywhere else is a bug, of ours or of a library, and
+keeps its traceback. An `OSError` always has an outside cause: a full disk, a folder without permission, a Hub that does
+not respond.
 """
 
 import os
@@ -16,16 +16,16 @@ from functools import partial
 from io import StringIO
 
 EXIT_CODE = 2  # as argparse has it for wrong arguments
-# Seconds that the other processes leave the main one to say what is wrong. A launcher ends all processes as soon as one
-# has ended, so none may end before the main one has spoken; it then ends them, usually within a second.
+# Seconds for which other processes wait while the main one reports an error. A launcher ends all processes as soon as
+# one has ended, so none may end before the main one has reported; usually, they are then ended within a second.
 TIME_TO_SPEAK = 30
 
 
 class UserError(ValueError):
     """
     Args:
-        message: what is wrong; names flag, file or row.
-        is_of_all: whether every process raises it, so that only the main one reports it.
+        message: what is wrong; names the flag, file or row.
+        is_of_all: whether every process raises this error, so that only the main one reports it.
     """
 
     def __init__(self, message, is_of_all=False):
@@ -35,7 +35,7 @@ class UserError(ValueError):
 
 @contextmanager
 def checking(is_of_all=False):
-    """Makes `UserError` of the `ValueError` of checks; for `is_of_all` see there."""
+    """Within this context, a `ValueError` becomes a `UserError`; `is_of_all` is as there."""
     try:
         yield
     except UserError:
@@ -49,15 +49,16 @@ def together(function):
     Calls a function on every process, and waits for all of them.
 
     Args:
-        function: without arguments; must not exchange anything with other processes.
+        function: without arguments; must not communicate with other processes.
 
     Returns:
-        What it returned on this process.
+        What the function returned on this process.
 
     Raises:
-        UserError: on every process, if it raised `ValueError` or `OSError` on any; the message is the first process's.
+        UserError: on every process, if the function raised `ValueError` or `OSError` on any of them; has the message of
+            the first.
     """
-    from accelerate.utils import gather_object  # not for a message on wrong flags: this takes seconds
+    from accelerate.utils import gather_object  # takes seconds, which a message about wrong flags need not wait for
 
     result = failure = None
     try:
@@ -71,18 +72,25 @@ def together(function):
     return result
 
 
+def on_main_process(function, accelerator):
+    """As `together`, but only the main process calls the function; the others get `None`."""
+    return together(function if accelerator.is_main_process else lambda: None)
+
+
 def run_entry_point(name, parse, run, argv):
     """
+    Runs a program, and reports errors that the user can fix.
+
     Args:
         name: of the program, for messages.
-        parse: function of `argv` and the name that returns the arguments, or ends the program as argparse does.
-        run: function of the arguments; its result is the exit code, `None` for 0.
-        argv: without the program's name.
+        parse: function of `argv` and `name` that returns the arguments, or ends the program as argparse does.
+        run: function of the arguments that returns the exit code, or `None` for 0.
+        argv: arguments without the program's name.
 
     Returns:
         The exit code: 2 after a `UserError` or `OSError`, whose message is then on stderr.
     """
-    speaks = os.environ.get("RANK", "0") == "0"  # where launchers put it, before `accelerate` knows
+    speaks = os.environ.get("RANK", "0") == "0"  # set by launchers; `accelerate` has not started yet
     try:
         return run(_parsed(partial(parse, argv, name), speaks)) or 0
     except (UserError, OSError) as error:
@@ -99,13 +107,13 @@ def _parsed(parse, speaks):
             return parse()
     except OSError as error:
         raise UserError(str(error), is_of_all=True) from error
-    except SystemExit as end:  # after --help, everybody may leave at once
+    except SystemExit as end:  # after --help, all processes may end at once
         _let_main_process_speak(speaks or not end.code)
         raise
 
 
 def _let_main_process_speak(speaks):
-    """Ends a process that has nothing to say, later than the main one."""
+    """Ends a process that has nothing to report, but after the main one."""
     if not speaks:
         time.sleep(TIME_TO_SPEAK)
         sys.exit(EXIT_CODE)

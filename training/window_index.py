@@ -1,4 +1,4 @@
-"""Where each window of a store is: a table that is read in one go, however many windows there are."""
+"""The place of each window in a store: a table that is read at once, however many windows there are."""
 
 import json
 import mmap
@@ -11,7 +11,7 @@ import pyarrow as pa
 from ..dataset_script.whole_files import whole_file
 
 DIGEST_SIZE = 16
-# Files that a store keeps mapped at once; a process may have some 65,000 maps in all (vm.max_map_count).
+# Number of files that a store keeps mapped; a process may have about 65,000 maps (vm.max_map_count).
 MAPS = 1024
 
 
@@ -21,12 +21,12 @@ class WindowIndex:
     A row per window, ordered by clip and start.
 
     Args:
-        clip, start, num_samples, num_frames: (windows,) int64: the clip of each, its first sample in it, its length.
-        shard: (windows,) int64, the place of its file in `sizes`.
-        offset: (windows,) int64, of its features in that file, in bytes.
-        sizes: the size in bytes of each file, by name.
-        form: the shape of all features without their frames: width, with layers in front for `"weighted"`.
-        dtype: of the features in the file, as NumPy calls it.
+        clip, start, num_samples, num_frames: (windows,) int64: the window's clip, first sample and lengths.
+        shard: (windows,) int64, the position of the window's file in `sizes`.
+        offset: (windows,) int64, the position of its features in that file, in bytes.
+        sizes: the size of each file in bytes, by name.
+        form: the shape of all features without frames: (width,), or (layers, width) for `"weighted"`.
+        dtype: NumPy's name for the dtype of the features in the file.
     """
 
     clip: np.ndarray
@@ -40,7 +40,7 @@ class WindowIndex:
     dtype: str
 
     def save(self, path):
-        """Writes it with a digest behind it, so that `load` finds any damage."""
+        """Writes the index and a digest, by which `load` finds any damage."""
         about = json.dumps({"sizes": self.sizes, "form": self.form, "dtype": self.dtype})
         columns = {name: getattr(self, name) for name in COLUMNS}
         batch = pa.record_batch(columns).replace_schema_metadata({"about": about})
@@ -54,7 +54,7 @@ class WindowIndex:
 
     @classmethod
     def load(cls, path):
-        """What `save` wrote, mapped and not copied; `None` if it is not there, or damaged."""
+        """What `save` wrote, mapped and not copied; `None` if it is missing or damaged."""
         try:
             content = memoryview(mapped(path))
         except (OSError, ValueError):  # ValueError: it is empty
@@ -69,7 +69,7 @@ class WindowIndex:
 
     @classmethod
     def join(cls, indexes):
-        """One index of the windows of several, which are in different files."""
+        """Joins several indexes, whose windows are in different files."""
         first_shard = np.cumsum([0, *(len(index.sizes) for index in indexes)])
         columns = {name: np.concatenate([getattr(index, name) for index in indexes]) for name in COLUMNS}
         columns["shard"] += np.repeat(first_shard[:-1], [len(index.clip) for index in indexes])
@@ -84,7 +84,7 @@ COLUMNS = [field.name for field in fields(WindowIndex) if field.type is np.ndarr
 
 def scan(shard):
     """
-    The `WindowIndex` of a shard (`Path`), from the frame around the features.
+    The `WindowIndex` of a shard (`Path`), found without reading the features.
 
     Raises:
         OSError, pa.ArrowInvalid, ValueError: if it is damaged.
@@ -113,7 +113,7 @@ def mapped(path):
 
 class MappedFiles:
     """
-    Files that are mapped when they are read: the last `MAPS` of them at once.
+    Files that are mapped on reading. The `MAPS` most recently used ones stay mapped.
 
     Args:
         paths: of the files.
@@ -121,7 +121,7 @@ class MappedFiles:
 
     def __init__(self, paths):
         self.paths = paths
-        self.maps = {}  # the one that was read last is the last one
+        self.maps = {}  # in the order of their last use
 
     def __getitem__(self, place):
         content = self.maps.pop(place, None) or mapped(self.paths[place])

@@ -74,6 +74,7 @@ def test_the_papers_recipe():
         ("seed: [1, 2]", "seed is [1, 2]; expected a single value"),
         ("seed: 1\nseed: 2", "given more than once: seed"),
         ("output_dir: true", "output_dir is True; expected text"),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint is True; expected 'last', or the folder of a"),
         ("learning_rate: .inf", "--learning_rate: got inf"),
         ("seed: {a: 1}", "seed is {'a': 1}"),
         ("architecture: gru", "invalid choice: 'gru'"),

@@ -57,6 +57,23 @@ def test_a_batch_is_what_the_feature_extractor_makes_of_the_windows(corpus, extr
     np.testing.assert_array_equal(batch["labels"], store.shares[clips])
 
 
+def test_a_window_is_prepared_without_the_others_of_its_clip(corpus, extractor, monkeypatch):
+    store, prepare, prepared = (
+        InputStore(corpus, "train", extractor, ACCELERATOR),
+        EmoShareFeatureExtractor.__call__,
+        [],
+    )
+
+    def noted(self, waveform, **options):
+        prepared.append(len(waveform))
+        return prepare(self, waveform, **options)
+
+    monkeypatch.setattr(EmoShareFeatureExtractor, "__call__", noted)
+    for index in range(len(store)):
+        store[index]
+    assert prepared == store.num_samples.tolist()
+
+
 def test_processes_read_the_lengths_together(corpus, monkeypatch):
     extractor, found = EmoShareFeatureExtractor("waveform", chunk_length_s=0.6), []
     alone = InputStore(corpus, "train", extractor, ACCELERATOR)

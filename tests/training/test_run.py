@@ -86,6 +86,22 @@ def test_results_come_last_and_those_of_an_earlier_run_go_first(flags, tmp_path,
     assert not any(was_there for _, was_there in moved)
 
 
+def test_nothing_of_an_earlier_model_stays_beside_a_new_one(flags, tmp_path):
+    output_dir, corpus = tmp_path / "output", tmp_path / "corpus"
+    soundfile.write(corpus / "wav" / "test.wav", speech(0.7, seed=99), 16000)
+    write_csv(corpus / "lab" / "test.csv", ["filename", "joy", "awe"], [["test.wav", "?", "?"]])
+    assert main([*flags, "--output_dir", str(output_dir)]) == 0
+    (output_dir / "onnx").mkdir()
+    of_model = ["predictions_test.csv", "predictions_train.csv", "eval_results_test.json", "onnx/model_int8.onnx.data"]
+    for name in [*of_model, "notes.txt"]:
+        (output_dir / name).touch()
+    (corpus / "lab" / "test.csv").unlink()
+    assert main([*flags, "--output_dir", str(output_dir)]) == 0
+    assert [name for name in of_model if (output_dir / name).exists()] == []
+    assert (output_dir / "predictions_devel.csv").exists()
+    assert (output_dir / "notes.txt").exists()
+
+
 def test_results_are_of_the_clips_that_the_run_began_with(flags, tmp_path, monkeypatch):
     made_from = load_corpus("csv", data_dir=tmp_path / "corpus", cache_dir=tmp_path / "cache").fingerprints()
     fit = run.HeadTrainer.fit
@@ -231,8 +247,34 @@ def test_features_that_are_there_need_no_backbone(flags, backbone_folder, tmp_pa
     assert run_to("another backbone") == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output_dir", "a file"], "a file cannot be written: Not a directory"),
+        (["--output_dir", "a file/output"], "a file/output cannot be written: Not a directory"),
+        (["--output_dir", "output", "--resume_from_checkpoint"], "there is no checkpoint in output"),
+        (["--output_dir", "output", "--resume_from_checkpoint", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_folder_is_named_before_features_are_extracted(more, message, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    assert main([*flags, *more]) == 2
+    assert f"{message}\n" in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()
+    assert not (tmp_path / "output").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("tuned", [["--finetune_last_layers", "1"], ["--finetune", "all"]], ids=["last", "all"])
+@pytest.mark.parametrize(
+    "tuned",
+    [
+        ["--finetune_last_layers", "1"],
+        ["--finetune", "all"],
+        ["--finetune", "all", "--backbone_layer", "weighted"],
+    ],
+    ids=["last", "all", "weighted"],
+)
 def test_a_tuned_model_is_the_one_that_predicted(tuned, flags, backbone_folder, tmp_path, capsys):
     output_dir = tmp_path / "output"
     flags = [*flags, "--backbone", str(backbone_folder), "--feature_dtype", "float32", "--output_dir", str(output_dir)]

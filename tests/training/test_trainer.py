@@ -186,6 +186,25 @@ def test_a_dead_head_is_named_and_left_alone_unless_it_may_restart(stores, tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.heads[0].state_dict().items())
 
 
+@pytest.mark.parametrize(("is_dead", "rho"), [(False, np.nan), (True, 0.0)])
+def test_a_head_that_is_done_without_a_score_counts_with_its_latest(is_dead, rho, stores, tmp_path, monkeypatch):
+    """As in the report at the end of the run."""
+    model = dying_model() if is_dead else small_model(id2label=LABELS)
+    printed, logged = [], []
+    monkeypatch.setattr(Accelerator, "print", lambda self, text: printed.append(text))
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: logged.append(values))
+    rising = RisingScore()
+
+    def score(shares, labels):
+        return np.array([rho, rising(shares, [1])[0]])[labels]
+
+    state = train(model, stores, score, tmp_path, num_train_epochs=3, early_stopping_patience=2)
+    assert [head.best.epoch for head in state.heads] == [0, 3]
+    assert f"(joy {rho:.2f} done, awe 0.30)" in printed[-1]
+    assert logged[-1]["devel_spearman_joy"] == pytest.approx(rho, nan_ok=True)
+    assert logged[-1]["devel_spearman"] == pytest.approx(0.15 if is_dead else 0.3)
+
+
 def test_a_dead_head_restarts_by_itself(stores, tmp_path, capsys):
     left_alone, restarted = dying_model(), dying_model()
     train(left_alone, stores, spread, tmp_path / "a", num_train_epochs=6, early_stopping_patience=2)
@@ -383,6 +402,15 @@ def test_a_run_with_a_schedule_does_not_resume_with_other_epochs(stores, tmp_pat
     trained_weights(stores, tmp_path, num_train_epochs=1, lr_scheduler="cosine")
     with pytest.raises(ValueError, match="num_train_epochs: 1 then, 2 now"):
         trained_weights(stores, tmp_path, lr_scheduler="cosine", resume_from_checkpoint="last")
+
+
+def test_a_run_does_not_resume_what_another_version_trained(stores, tmp_path, monkeypatch):
+    trained_weights(stores, tmp_path, num_train_epochs=1)
+    then = trainer.TRAINING_VERSION
+    monkeypatch.setattr(trainer, "TRAINING_VERSION", then + 1)
+    for name in ("last", str(tmp_path / "checkpoint-epoch-1")):
+        with pytest.raises(ValueError, match=f"training_version: {then} then, {then + 1} now"):
+            trained_weights(stores, tmp_path, resume_from_checkpoint=name)
 
 
 def test_what_is_left_of_an_older_checkpoint_does_not_stay(stores, tmp_path):
