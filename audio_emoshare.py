@@ -233,8 +233,10 @@ def _decoders(source):
     """
     with _opened(source) as (file, path):
         found = contents(file)
-        if path is not None and not found.head and not _has_resource_fork(path):
-            first = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        # Never the path: for content that libsndfile does not recognise, it guesses a format from the name. Through a
+        # descriptor, it reads faster than through a file object; on Windows, descriptors of Python mean nothing to it.
+        if path is not None and not found.head and os.name == "posix":
+            first = os.open(path, os.O_RDONLY)  # which libsndfile closes
         else:
             first = Patched(file, found.head, found.skipped)
         files = chain([first], (Patched(file, skipped=begin) for begin in found.following))
@@ -243,19 +245,13 @@ def _decoders(source):
             yield chain([first], sounds), getattr(first, "fault", found.fault), found.min_samples
 
 
-def _has_resource_fork(path):
-    """macOS leaves a file `._clip.mp3` where it has copied `clip.mp3`, and libsndfile then takes that for the MP3."""
-    folder, name = os.path.split(path)
-    return os.path.exists(os.path.join(folder, f"._{name}"))
-
-
 def _sounds(files, whole_file, name, fault):
     sampling_rate = None
     for file in files:
         try:
             sound = soundfile.SoundFile(file)
-        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-            sound = OtherSound(whole_file, name, fault or getattr(error, "error_string", error))
+        except soundfile.LibsndfileError as error:
+            sound = OtherSound(whole_file, name, fault or error.error_string)
         with sound:
             if sound.samplerate != (sampling_rate or sound.samplerate):
                 raise ValueError(f"{name}: holds streams at {sampling_rate:,} and {sound.samplerate:,} Hz")
