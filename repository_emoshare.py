@@ -39,8 +39,17 @@ ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
 _access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
 
 CARD_FILES = ("README.md", "shares_devel.png", "calibration_devel.png")  # the model card, and the figures in it
-# The files of a model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
-PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
+# What is published of a model's folder, besides its modules. Nothing else is: predictions name the clips of the corpus,
+# results by group name its speakers, and people keep files of their own there.
+PUBLISHED = (
+    *CARD_FILES,
+    "config.json",
+    "preprocessor_config.json",
+    "eval_results.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+)
 
 
 def copy_modules(folder, name_or_path):
@@ -151,14 +160,16 @@ def publish_folder(folder, repo_id, commit_message, token=None, revision=None, c
     half a model could be loaded.
 
     Args:
-        folder: the model repository; files in it that match none of `PUBLISHED` are not uploaded.
+        folder: the model repository. Its modules and the files of `PUBLISHED` are uploaded.
         repo_id: `ORG/NAME`, which must exist.
         commit_message, token, revision, create_pr: as in `huggingface_hub`.
 
     Returns:
         `huggingface_hub.CommitInfo`.
     """
-    files = sorted({path for pattern in PUBLISHED for path in Path(folder).glob(pattern)})
+    folder = Path(folder)
+    modules = [folder / name for name in copy_modules(folder, folder)]
+    files = sorted([*modules, *(path for pattern in PUBLISHED for path in folder.glob(pattern))])
     operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
     with clear_errors_of_hub(repo_id):
         return HfApi(token=token).create_commit(
