@@ -3,13 +3,19 @@
 from contextlib import contextmanager
 from functools import partial
 
+from .checks_emoshare import check_no_label_is
+from .fields_emoshare import BACKBONE
 from .frames_emoshare import length_mask, masked_mean
-
-BACKBONE = "backbone"  # the name of the mean of the frame features, next to those of the labels
 
 
 def embedding_widths(model):
-    """The widths of a model's embeddings, `{name: int}`, in the order in which they are returned."""
+    """
+    The widths of a model's embeddings, `{name: int}`, in the order in which they are returned.
+
+    Raises:
+        ValueError: if a label is called `"backbone"`.
+    """
+    check_no_label_is(BACKBONE, model.config.labels, "embeddings")
     return {**dict.fromkeys(model.config.labels, model.heads[0].pooling.width), BACKBONE: model.config.feature_size}
 
 

@@ -18,8 +18,10 @@ from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineItera
 # Remote code is copied to where it runs by following relative imports: the model and the feature extractor are imported
 # for that.
 from .audio_emoshare import audio_blocks, audio_name, load_audio
-from .embeddings_emoshare import BACKBONE, embeddings_noted
+from .checks_emoshare import check_no_label_is
+from .embeddings_emoshare import embeddings_noted
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
+from .fields_emoshare import BACKBONE, TIME
 from .modeling_emoshare import EmoShareModel
 from .passes_emoshare import CLIPS_PER_CPU_PASS, passes
 from .repository_emoshare import copy_card, create_repository, publish_folder
@@ -142,9 +144,10 @@ class EmotionSharePipeline(ChunkPipeline):
             A list for a list; an iterator for a generator or dataset.
 
         Raises:
-            ValueError: on a length that does not fit, on `return_attention` for a model without attention, on
-                `return_interval` for one whose loss knows no concentrations, and on segments for several clips or that
-                do not begin before they end, or end more than 10 ms after the recording.
+            ValueError: on a length that does not fit, on `return_attention` for a model without attention or with a
+                label `"time"`, on `return_embedding` for one with a label `"backbone"`, on `return_interval` for one
+                whose loss knows no concentrations, and on segments for several clips or that do not begin before they
+                end, or end more than 10 ms after the recording.
             ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
         if segments is not None:
@@ -235,8 +238,12 @@ class EmotionSharePipeline(ChunkPipeline):
     ):
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise ValueError(f"top_k: got {top_k!r}; expected a whole number, 1 or more")
-        if return_attention and not self.model.config.has_attention:
-            raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        if return_attention:
+            check_no_label_is(TIME, self.model.config.labels, "return_attention")
+            if not self.model.config.has_attention:
+                raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        if return_embedding:
+            check_no_label_is(BACKBONE, self.model.config.labels, "return_embedding")
         if return_interval and not self.model.config.has_concentrations:
             raise ValueError(
                 f"return_interval: this model was trained with loss={self.model.config.loss!r}, which does not say how "
@@ -433,7 +440,7 @@ class EmotionSharePipeline(ChunkPipeline):
             weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * fraction)
         weights = np.concatenate(weights, axis=1)
         by_label = {label: row.tolist() for label, row in zip(labels, weights, strict=True)}
-        return {"time": np.concatenate(times).tolist(), **by_label}
+        return {TIME: np.concatenate(times).tolist(), **by_label}
 
 
 def _rows(windows, name):

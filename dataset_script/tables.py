@@ -9,6 +9,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..fields_emoshare import BACKBONE, TIME
+
 FILENAME = "filename"
 AUDIO = "audio"
 UNKNOWN = ("", "?")  # what stands in a CSV field whose value is not known
@@ -127,11 +129,14 @@ ANY_NUMBER = Interval("a finite number", -math.inf, math.inf)
 def check_label_names(where, labels):
     """
     Raises:
-        ValueError: beginning with `where`, on labels whose score would have the name of another score's interval.
+        ValueError: beginning with `where`, on labels whose name results need for something else.
     """
     intervals = [label for label in labels if label == "ci95" or label.endswith("_ci95")]
     if intervals:
         raise ValueError(f"{where}: got the labels {intervals}; such names are those of confidence intervals")
+    taken = [label for label in labels if label in (TIME, BACKBONE)]
+    if taken:
+        raise ValueError(f"{where}: got the labels {taken}; results have something else under these names")
 
 
 def read_rows(path, table, problems, encoding="UTF-8-sig", delimiter=","):

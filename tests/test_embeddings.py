@@ -89,6 +89,19 @@ def test_of_weighted_layers_the_mean_is_taken_too(backbone_folder):
         np.testing.assert_allclose(result["embedding"]["backbone"], features[0].mean(dim=(0, 1)), atol=1e-5)
 
 
+def test_a_label_that_is_called_as_something_else_in_a_result_is_predicted_and_refused_there(tmp_path, wav, capfd):
+    """Models of earlier versions may have such labels."""
+    extractor = EmoShareFeatureExtractor("mel")
+    EmotionSharePipeline(small_model(id2label={0: "time", 1: "backbone"}), extractor).save_pretrained(tmp_path)
+    emotion_share = pipeline("emotion-share", model=str(tmp_path))
+    assert {share["label"] for share in emotion_share(str(wav))} == {"time", "backbone"}
+    for option, label in {"return_attention": "time", "return_embedding": "backbone"}.items():
+        with pytest.raises(ValueError, match=f"{option}: the model has the label '{label}'"):
+            emotion_share(str(wav), **{option: True})
+    assert main(["embed", str(wav), "--model", str(tmp_path), "--output", str(tmp_path / "e.parquet")]) == 2
+    assert "error: embeddings: the model has the label 'backbone'" in capfd.readouterr().err
+
+
 # emoshare embed
 
 
