@@ -16,7 +16,8 @@ ROWS_AT_A_TIME = 256  # of a few kB each, that wait in memory
 def embeddings_parquet(path, widths):
     """
     Opens a Parquet file of embeddings: `filename`, and for each emotion and for `backbone` a list of float32 whose
-    length is the same in all rows. It appears when it is whole, at the end of the block.
+    length is the same in all rows. It appears when it is whole, at the end of the block; if that is an error or an
+    interruption, with the rows so far.
 
     Args:
         path: of the file.
@@ -37,8 +38,14 @@ def embeddings_parquet(path, widths):
                 writer.write_table(_table(waiting, schema))
                 waiting.clear()
 
-        yield add
+        failure = None
+        try:
+            yield add
+        except BaseException as error:  # Ctrl-C, above all
+            failure = error
         writer.write_table(_table(waiting, schema))
+    if failure is not None:
+        raise failure
 
 
 def _table(rows, schema):

@@ -125,6 +125,27 @@ def test_rows_of_parquet_are_the_pipelines(emotion_share, model_folder, tmp_path
         assert_same(row, expected)
 
 
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_a_command_that_is_stopped_keeps_its_rows(stop, code, model_folder, tmp_path, monkeypatch):
+    clips = [str(tmp_path / f"{number}.wav") for number in range(4)]
+    for number, clip in enumerate(clips):
+        soundfile.write(clip, speech(0.3, number), 16000)
+    forward = EmotionSharePipeline._forward
+    passes = []
+
+    def stopped(self, *arguments, **options):
+        passes.append(self)
+        if len(passes) == 4:
+            raise stop
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(EmotionSharePipeline, "_forward", stopped)
+    monkeypatch.setattr(embeddings, "ROWS_AT_A_TIME", 2)
+    output = tmp_path / "embeddings.parquet"
+    assert main(["embed", *clips, "--model", str(model_folder), "--output", str(output)]) == code
+    assert pq.read_table(output)["filename"].to_pylist() == clips[:3]
+
+
 def test_names_that_are_not_utf_8_are_escaped_and_a_file_without_rows_is_one(model_folder, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.wav")
     soundfile.write(tmp_path / "clip.wav", speech(0.3), 16000)
