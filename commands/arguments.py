@@ -193,7 +193,7 @@ def _add_merge(commands, parents):
         "written without it again.",
         allow_abbrev=False,
     )
-    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="new folder for the merged model")
     command.set_defaults(device="cpu", batch_size=1)
 
 

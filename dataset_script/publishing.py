@@ -12,7 +12,7 @@ from ..repository_emoshare import clear_errors_of_hub
 from .corpora import CORPORA
 from .emotion_share import prepare
 from .published import CARD, CARD_KEY
-from .whole_files import put_in_place, work_folder
+from .whole_files import check_is_new, put_in_place, work_folder
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -65,8 +65,7 @@ def write_dataset(builder, folder, name):
     Raises:
         FileExistsError: if the folder has something in it.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: is not empty; expected a new folder")
+    check_is_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(folder.with_name(f"{folder.name}.unfinished")) as unfinished:
         parquet, dataset = unfinished / "parquet", unfinished / "dataset"

@@ -65,6 +65,12 @@ def work_folder(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_is_new(folder):
+    """Raises FileExistsError if a folder (`Path`) has something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: is not empty; expected a new or empty folder")
+
+
 def put_in_place(unfinished, folder):
     """Gives a folder (`Path`) its final name, which nothing or an empty folder has, when all in it is on the disk."""
     sync_all(unfinished)

@@ -41,7 +41,7 @@ def embeddings_parquet(path, widths):
         failure = None
         try:
             yield add
-        except BaseException as error:  # Ctrl-C, above all
+        except BaseException as error:  # noqa: BLE001  Ctrl-C, above all; raised again below
             failure = error
         writer.write_table(_table(waiting, schema))
     if failure is not None:

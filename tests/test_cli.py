@@ -870,4 +870,7 @@ def test_an_ensemble_of_what_is_wrong_is_not_written(members, corpus, tmp_path, 
     assert f"{members[1]}/predictions_test.csv" in error_of(*members, *arguments)
     assert "got a run more than once" in error_of(members[0], f"{tmp_path}/c/../a", *arguments)
     assert "is one of the runs" in error_of(*members, *arguments[:-1], members[2])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert f"--output_dir: {tmp_path}/run holds a model" in error_of(*members, *arguments[:-1], tmp_path / "run")
     assert not (tmp_path / "ensemble").exists()
