@@ -202,12 +202,14 @@ def _source(audio):
             if "sampling_rate" in row and isinstance(audio, np.ndarray | torch.Tensor | list):
                 audio = {"path": row.get("path"), "array": audio, "sampling_rate": row["sampling_rate"]}
             continue
-        name = audio.get("path") or name
+        path = audio.get("path")
+        name = path or name
         waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
         if waveform is not None and "sampling_rate" in audio:
             name = os.fsdecode(name or "audio array")
             return Source(waveform, name, checked_rate(audio["sampling_rate"], name))
-        keys, audio = sorted(map(str, audio)), audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        keys, content = sorted(map(str, audio)), audio.get("bytes")  # once: each look-up in a corpus's clip reads it
+        audio = path if content is None else content
         if not isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
             raise ValueError(
                 f"got audio as a dict with the keys {keys}; expected 'array' (or 'raw') and 'sampling_rate', or "

@@ -296,8 +296,9 @@ class EmotionSharePipeline(ChunkPipeline):
         sampling_rate = self.feature_extractor.sampling_rate
         blocks = audio_blocks(audio, sampling_rate, strict)
         if turns is None:
+            name = audio_name(audio)
             for window in stream_windows(blocks, *cutting):
-                yield self.window_inputs(window, audio_name(audio))
+                yield self.window_inputs(window, name)
         else:
             for turn, window in turn_windows(blocks, turns, sampling_rate, cutting):
                 yield {"turn": turn, **self.window_inputs(window, turns[turn].place)}

@@ -33,6 +33,8 @@ class Clip(Mapping):
         self.clips, self.index, self.filename = clips, index, filename
 
     def __getitem__(self, key):
+        if key not in ("bytes", "path"):  # which is looked up often, and needs no row
+            raise KeyError(key)
         return audio_of(self.clips[self.index][AUDIO])[key]
 
     def __iter__(self):
