@@ -125,8 +125,8 @@ def fetch_file(name, name_or_path):
 
 def create_repository(repo_id, private=None, token=None, repo_type="model"):
     """
-    Makes a repository on the Hub, if there is none. Called before any work is done, so that a missing token or a wrong
-    name costs no time; `huggingface_hub` says what is wrong.
+    Makes a repository on the Hub, if there is none. Called before long work, so that a missing token or a wrong name
+    costs no time; `huggingface_hub` says what is wrong.
 
     Args:
         repo_id: `ORG/NAME`.

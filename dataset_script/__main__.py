@@ -19,7 +19,10 @@ def main(argv):
     arguments = _parse(argv)
 
     # After the arguments were read: importing these takes seconds.
+    from ..audio_emoshare import SAMPLING_RATE
     from ..repository_emoshare import create_repository
+    from .audio import check_audio
+    from .corpus import built
     from .emotion_share import EmotionShare
     from .publishing import push_dataset, write_dataset
 
@@ -30,11 +33,11 @@ def main(argv):
             "publish",
             stacklevel=2,
         )
-    name = None
+    builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+    source = arguments.data_dir or arguments.config
+    check_audio(built(builder), builder.tables.splits, source, SAMPLING_RATE, min_samples=1)
     if arguments.push_to_hub:
         name = create_repository(arguments.push_to_hub, private=not arguments.public, repo_type="dataset")
-    builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
-    if name is not None:
         print(f"Published: {push_dataset(builder, name)}")
     else:
         folder = Path(arguments.output_dir).expanduser().resolve()

@@ -168,12 +168,16 @@ def load_corpus(dataset, data_dir=None, cache_dir=None, streaming=False):
         datasets.exceptions.DatasetNotFoundError: if there is no such dataset on the Hub, or it is private and not ours.
     """
     if not is_published(dataset):
-        builder = EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir)
-        prepare(builder)
-        tables = builder.tables
-        rows = {split: table.rows for split, table in tables.splits.items()}
-        return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)
+        return built(EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir))
     if data_dir is not None:
         raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
     splits, labels, facts = load_published(dataset, cache_dir, streaming)
     return Corpus(corpus_named(splits["train"].info.config_name), splits, labels, facts)
+
+
+def built(builder):
+    """The `Corpus` that an `EmotionShare` builds."""
+    prepare(builder)
+    tables = builder.tables
+    rows = {split: table.rows for split, table in tables.splits.items()}
+    return Corpus(builder.config.name, builder.as_dataset(), tables.labels, tables.facts, rows)
