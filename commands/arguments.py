@@ -50,7 +50,7 @@ def _running_flags(batch_size):
         help="windows per pass through the model (default: %(default)s); a GPU wants 8 or more",
     )
     flags.add_argument(
-        "--device", type=_device, help="cpu, cuda, cuda:1, 1, ... (default: an accelerator if there is one)"
+        "--device", type=_device, help="cpu or -1, cuda, cuda:1 or 1, ... (default: an accelerator if there is one)"
     )
     return flags
 
@@ -249,7 +249,12 @@ def _ending(path, *suffixes):
 
 
 def _device(name):
-    return int(name) if name.removeprefix("-").isdigit() else name
+    """A name as PyTorch has it, or the number of an accelerator."""
+    if not name.removeprefix("-").isdigit():
+        return name
+    if int(name) < -1:
+        raise argparse.ArgumentTypeError(f"got {name!r}; expected a name, the number of an accelerator, or -1 (CPU)")
+    return "cpu" if int(name) == -1 else int(name)
 
 
 def _not_negative(text):

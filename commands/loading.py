@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
 from ..feature_extraction_emoshare import EmoShareFeatureExtractor
@@ -17,11 +18,13 @@ HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 def load_pipeline(arguments, dtype="auto"):
     model, feature_extractor = load_model(arguments, dtype)
     with errors_of_loading(arguments):
+        # Transformers takes a number for the CPU where there is no accelerator, PyTorch refuses it.
+        device = torch.device(arguments.device) if isinstance(arguments.device, int) else arguments.device
         emotion_share = pipeline(
             "emotion-share",
             model=model,
             feature_extractor=feature_extractor,
-            device=arguments.device,
+            device=device,
             batch_size=arguments.batch_size,
         )
         set_precision_of_evaluation(emotion_share.model)
@@ -46,8 +49,9 @@ def load_model(arguments, dtype):
 def errors_of_loading(arguments):
     try:
         yield
-    # RuntimeError: torch has no such device, or no room there. ImportError: a model with adapters, and no PEFT.
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    # RuntimeError: torch has no such device, or no room there; AssertionError: this build of it has no such devices.
+    # ImportError: a model with adapters, and no PEFT.
+    except (OSError, ValueError, RuntimeError, AssertionError, ImportError) as error:
         if os.path.isdir(arguments.model):
             raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
         first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
