@@ -4,7 +4,7 @@ import math
 from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import GeneratorType
@@ -24,7 +24,7 @@ from .feature_extraction_emoshare import EmoShareFeatureExtractor
 from .fields_emoshare import BACKBONE, TIME
 from .modeling_emoshare import EmoShareModel
 from .passes_emoshare import CLIPS_PER_CPU_PASS, passes
-from .repository_emoshare import copy_card, create_repository, publish_folder
+from .repository_emoshare import copy_card, create_repository, fetch_file, publish_folder
 from .segments_emoshare import checked_turns, conversation, turn_windows
 from .stream_emoshare import EmotionShareStream
 from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
@@ -177,14 +177,18 @@ class EmotionSharePipeline(ChunkPipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        As in Transformers, and the model card, if the repository or folder that the model was loaded from has one.
+        As in Transformers, and the model card, if the repository or folder that the model was loaded from has one for a
+        model of the same labels.
 
         Args:
             save_directory: folder.
             kwargs: as in `EmoShareModel.save_pretrained`, `include_backbone` among them.
         """
         super().save_pretrained(save_directory, **kwargs)
-        copy_card(save_directory, self.model.name_or_path)
+        config, source = self.model.config, self.model.name_or_path
+        config_file = fetch_file("config.json", source)
+        if config_file is not None and type(config).from_json_file(config_file).labels == config.labels:
+            copy_card(save_directory, source)
 
     def push_to_hub(
         self,
@@ -343,7 +347,8 @@ class EmotionSharePipeline(ChunkPipeline):
         extractor = self.feature_extractor
         if chunk_length_s is None:
             chunk_length_s = extractor.chunk_length_s
-        chunk, stride = map(self._num_samples, (chunk_length_s, stride_length_s))
+        chunk = self._num_samples("chunk_length_s", chunk_length_s)
+        stride = self._num_samples("stride_length_s", stride_length_s)
         if not 2 * extractor.min_samples <= chunk <= extractor.max_window_samples:
             raise ValueError(
                 f"chunk_length_s: got {chunk_length_s}; expected "
@@ -355,7 +360,7 @@ class EmotionSharePipeline(ChunkPipeline):
                 f"stride_length_s: got {stride_length_s}; expected 0 or more, and less than half of chunk_length_s, "
                 f"{chunk_length_s} s"
             )
-        hop = None if hop_length_s is None else self._num_samples(hop_length_s)
+        hop = None if hop_length_s is None else self._num_samples("hop_length_s", hop_length_s)
         if hop is not None and (stride > 0 or not 2 * extractor.min_samples <= hop <= chunk):
             raise ValueError(
                 f"hop_length_s: got {hop_length_s}; expected {2 * extractor.min_samples / extractor.sampling_rate} to "
@@ -363,8 +368,10 @@ class EmotionSharePipeline(ChunkPipeline):
             )
         return chunk, extractor.min_samples, stride, hop
 
-    def _num_samples(self, seconds):
-        """Of a length; -1, which no length may be, if it is not finite as a number of samples."""
+    def _num_samples(self, name, seconds):
+        """A length in samples; -1, which is no legal length, if it is infinite or NaN."""
+        if not isinstance(seconds, Real) or isinstance(seconds, bool):
+            raise ValueError(f"{name}: got {seconds!r}; expected a number of seconds")
         samples = seconds * self.feature_extractor.sampling_rate
         return round(samples) if abs(samples) < math.inf else -1
 
