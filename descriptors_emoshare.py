@@ -56,7 +56,7 @@ def descriptors(waveforms, cepstra, num_frames, sampling_rate, frame_length, hop
     frames = waveforms.unfold(-1, frame_length, hop_length)
     spectral = _spectral(frames, sampling_rate)
     voice = _voice(waveforms, frames, num_frames, sampling_rate, hop_length)
-    location, scale = torch.tensor(list(DESCRIPTORS.values())).T
+    location, scale = torch.tensor(list(DESCRIPTORS.values()), **_like(waveforms)).T
     values = (torch.stack([*spectral, *voice], dim=-1) - location) / scale
     values = torch.cat([cepstra[..., :MFCCS] / 8, values], dim=-1)
     return sum(_neighbours(values, num_frames, SMOOTHED_FRAMES // 2)) / SMOOTHED_FRAMES
@@ -65,8 +65,8 @@ def descriptors(waveforms, cepstra, num_frames, sampling_rate, frame_length, hop
 def _spectral(frames, sampling_rate):
     """The descriptors of the spectrum of each frame, (..., frames) each, in their order."""
     length = frames.shape[-1]
-    power = _power(frames * torch.hann_window(length), _fft_length(length))
-    hertz = torch.linspace(0, sampling_rate / 2, power.shape[-1])
+    power = _power(frames * torch.hann_window(length, **_like(frames)), _fft_length(length))
+    hertz = torch.linspace(0, sampling_rate / 2, power.shape[-1], **_like(frames))
     density = power / (power.sum(dim=-1, keepdim=True) + FLOOR)
     centroid = density @ hertz
     spread = (density * (hertz - centroid[..., None]).square()).sum(dim=-1).sqrt()
@@ -99,7 +99,7 @@ def _voice(waveforms, frames, num_frames, sampling_rate, hop_length):
     margin = (length - frames.shape[-1]) // 2
     around = torch.nn.functional.pad(waveforms, (margin, length)).unfold(-1, length, hop_length)
     around = around[..., : frames.shape[-2], :]
-    window = torch.hann_window(length)
+    window = torch.hann_window(length, **_like(waveforms))
     longest = round(sampling_rate / LOWEST_PITCH_HZ)
     correlation = _autocorrelation((around - around.mean(dim=-1, keepdim=True)) * window, longest)
     of_window = _autocorrelation(window, longest)
@@ -112,7 +112,7 @@ def _voice(waveforms, frames, num_frames, sampling_rate, hop_length):
     shift = torch.where(is_peak, slope / bend.clamp(min=1e-9), 0).clamp(-0.5, 0.5)
     heights = at + slope * shift / 2
     # Of peaks of about the same height, the one at the shortest period is the pitch: the others are its multiples.
-    lags = torch.arange(shortest, longest - 1)
+    lags = torch.arange(shortest, longest - 1, **_like(waveforms))
     best = (heights - OCTAVE_COST * lags.log2()).argmax(dim=-1, keepdim=True)
     lag = (lags + shift).gather(-1, best)[..., 0]
     peak = heights.gather(-1, best)[..., 0].clamp(0.0, 0.999)
@@ -124,6 +124,11 @@ def _voice(waveforms, frames, num_frames, sampling_rate, hop_length):
     ]  # the median, without leaps of an octave that last a frame or two
     harmonics = (peak.clamp(min=0.05) / (1 - peak).clamp(min=0.01)).log()
     return [2.5 * log_pitch * is_voiced, is_voiced, peak, harmonics]
+
+
+def _like(tensor):
+    """Arguments for new tensors: torch's defaults may be others."""
+    return {"dtype": tensor.dtype, "device": tensor.device}
 
 
 def _autocorrelation(signals, lags):
@@ -155,7 +160,7 @@ def _neighbours(values, num_frames, reach):
     Each frame's neighbours, from `reach` frames before it to as many after it: a list of (..., frames, width), as
     `values` are. Past the ends of a clip, its first and last frames stand in for them.
     """
-    places = torch.arange(values.shape[-2])
+    places = torch.arange(values.shape[-2], device=values.device)
     last = num_frames[..., None] - 1
     shifted = [(places + step).clamp(min=0).minimum(last) for step in range(-reach, reach + 1)]
     return [values.gather(-2, index[..., None].expand(values.shape)) for index in shifted]

@@ -438,7 +438,8 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         if self.feature_type != "mel":
             features = features @ cosine_transform()
         if self.feature_type == "descriptors":
-            features = self._describe(waveform, torch.from_numpy(features), torch.tensor(len(features))).numpy()
+            num_frames = torch.tensor(len(features), device="cpu")
+            features = self._describe(waveform, torch.from_numpy(features), num_frames).numpy()
         return features
 
 

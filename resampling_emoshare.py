@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torchaudio
 
+from .mel_emoshare import on_cpu_in_float32
+
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 # torchaudio's kernel has an entry for each pair of samples within the shortest time after which the two rates meet
 # again, nearly all of them zero: 22,050 Hz to 16 kHz takes 1.5e5 entries, but 22,051 Hz takes 3.5e8. Past this number,
@@ -99,13 +101,20 @@ class _ByTorchaudio:
         self.kept, self.done = samples[first:], end - first
         if end == done:
             return np.zeros(0, np.float32)
-        new = self.resample(torch.from_numpy(samples[: end + self.margin])).numpy()
+        new = self._resampled(samples[: end + self.margin])
         return new[done // self.period * self.new_period : None if is_last else end // self.period * self.new_period]
+
+    def _resampled(self, samples):
+        """As `self.resample` does it, which would round the number of new samples to torch's default dtype."""
+        padded = np.pad(samples, (self.resample.width, self.resample.width + self.period))
+        new = torch.nn.functional.conv1d(torch.from_numpy(padded)[None, None], self.resample.kernel, stride=self.period)
+        return new[0].T.reshape(-1)[: -(-len(samples) * self.new_period // self.period)].numpy()
 
 
 @lru_cache(maxsize=16)
 def _resampler(from_rate, to_rate):
-    return torchaudio.transforms.Resample(from_rate, to_rate)
+    with on_cpu_in_float32():
+        return torchaudio.transforms.Resample(from_rate, to_rate)
 
 
 class _ByTaps:
