@@ -14,7 +14,7 @@ _lock = Lock()  # on torch's default dtype, which all threads share
 
 @lru_cache
 def mel_spectrogram(sampling_rate, frame_length, hop_length):
-    """Power in `ACOUSTIC_BANDS` mel bands of each whole window; lengths in samples."""
+    """Module that computes the power in `ACOUSTIC_BANDS` mel bands of each whole window; lengths in samples."""
     torchaudio = _torchaudio()
     with on_cpu_in_float32():
         return torchaudio.transforms.MelSpectrogram(
@@ -30,7 +30,7 @@ def mel_spectrogram(sampling_rate, frame_length, hop_length):
 
 @lru_cache
 def cosine_transform():
-    """From log-mels to cepstral coefficients: (bands, coefficients) float32."""
+    """Matrix from log-mels to cepstral coefficients, (bands, coefficients) float32."""
     torchaudio = _torchaudio()
     with on_cpu_in_float32():
         return torchaudio.functional.create_dct(ACOUSTIC_BANDS, ACOUSTIC_BANDS, norm="ortho").numpy()
@@ -38,7 +38,7 @@ def cosine_transform():
 
 @contextmanager
 def on_cpu_in_float32():
-    """What torchaudio builds is built there, whatever dtype and device are torch's defaults at the moment."""
+    """While open, tensors are created on the CPU in float32, whatever torch's default dtype and device are."""
     with _lock:
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
@@ -50,7 +50,7 @@ def on_cpu_in_float32():
 
 
 def _torchaudio():
-    # Waveforms do not need torchaudio, and Transformers wants remote code to import optional packages inside try.
+    # Waveforms do not need torchaudio, and Transformers requires remote code to import optional packages inside `try`.
     try:
         import torchaudio
     except ImportError as error:

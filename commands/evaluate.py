@@ -64,8 +64,8 @@ def run(arguments):
 
 def _score(arguments, corpus, predicted, shares, units):
     """
-    Prints and writes what `emoshare evaluate` found: the shares (clips, labels) of the clips with the indices
-    `predicted`. `units` of all clips are resampled as a whole, unless they are `None`.
+    Scores the shares (clips, labels) of the clips with the indices `predicted`, and prints and writes the results.
+    `units` names the group of each clip of the split that is resampled as a whole; `None` resamples single clips.
     """
     split, labels = arguments.split, corpus.labels
     references, listeners = corpus.shares(split)[predicted], corpus.listeners(split)[predicted]

@@ -7,7 +7,7 @@ from .loading import load_pipeline
 
 
 def run(arguments):
-    """`emoshare merge`: writes a model with adapters as one whose layers are tuned, which does not need PEFT."""
+    """`emoshare merge`: merges the adapters of a model into its layers, so that it does not need PEFT."""
     output_dir = Path(arguments.output_dir)
     check_is_new(output_dir)
     emotion_share = load_pipeline(arguments, dtype="float32")
