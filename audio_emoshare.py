@@ -24,25 +24,25 @@ from .resampling_emoshare import checked_rate, resampled
 
 SAMPLING_RATE = 16000
 BLOCK_S = 60  # seconds of a file that are decoded at a time
-UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of FLAC whose header says no length is more than this
+UNKNOWN_FRAMES = 1 << 62  # libsndfile reports more than this for FLAC of unknown length
 MAX_BLOCK = 1 << 24  # values of all channels that are decoded at a time, whatever rate and channels the header claims
 DOWNLOAD_TIMEOUT_S = 60  # seconds without a byte after which a download fails
 
-# What is warned about. Of the 535 clips of Emo-DB, none comes near any of these.
-INTEGER_SCALE = 16  # a peak above this is no floating-point audio: full scale is 1, and codecs overshoot it by a little
-SILENCE = 2.0**-17  # of full scale: a peak below this is less than half of 16 bits' smallest step
-CANCELLED = 1e-3  # the average of channels peaks below this part of the channels' own peak
-FULL_SCALE = 0.98  # G.711 ends here; two samples in a row that are equal, and at least this, are clipped
-CLIPPED = 1e-3  # of all samples
+# Thresholds of warnings. None of the 535 clips of Emo-DB comes near any of them.
+INTEGER_SCALE = 16  # floating-point audio has no peak above this: full scale is 1, and codecs overshoot it slightly
+SILENCE = 2.0**-17  # of full scale: half of the smallest step of 16-bit audio
+CANCELLED = 1e-3  # channels cancel out if the peak of their average is below this fraction of their own peak
+FULL_SCALE = 0.98  # the maximum of G.711; two equal consecutive samples of at least this count as clipped
+CLIPPED = 1e-3  # fraction of all samples
 
 
 def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
     """
-    Reads audio in any of the forms that users of Hugging Face libraries have it in.
+    Reads audio in any form that is common with Hugging Face libraries.
 
-    Warns, once and by name, of audio that can be read and is most likely not what it should be: floating-point samples
-    at the scale of integers (a peak above 16, where full scale is 1); digital silence; channels that cancel each other
-    out when they are averaged; clipping (more than one sample in 1,000 at full scale, next to one of the same value).
+    Warns once, naming the audio, if it can be read but is probably wrong: floating-point samples at the scale of
+    integers (a peak above 16, where full scale is 1); digital silence; channels that cancel each other out when they
+    are averaged; clipping (more than one sample in 1,000 at full scale, next to one of the same value).
 
     Args:
         audio: one of
@@ -58,10 +58,10 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
             - torchcodec's `AudioDecoder`, as `datasets` gives audio that is decoded;
             - `{"audio": ...}`: a row of a dataset, or another mapping, with any of these in its column `audio`.
         sampling_rate (`int`): wanted sampling rate in Hz, 1,000 to 768,000.
-        strict (`bool`): refuse a file that holds less than it promises, because it was cut off or is damaged. If
-            `False`, what can be decoded of it is read, with a warning that names the file; FLAC, of which libsndfile
-            decodes nothing then, is always refused. What is found is what `containers_emoshare.contents` and the
-            decoder find: MP3 without a Xing header that was cut between two frames, and files whose writer could not
+        strict (`bool`): refuse a file that holds less than its header promises, because it was cut off or is damaged.
+            If `False`, the part that can be decoded is read, with a warning that names the file; such FLAC is always
+            refused, because libsndfile decodes none of it. Detection relies on `containers_emoshare.contents` and the
+            decoder: an MP3 without a Xing header that was cut between two frames, and files whose writer could not
             know their length, look whole.
 
     Returns:
@@ -79,10 +79,10 @@ def load_audio(audio, sampling_rate=SAMPLING_RATE, strict=True):
 
 def audio_blocks(audio, sampling_rate=SAMPLING_RATE, strict=True):
     """
-    What `load_audio` returns, block by block, so that a long file never lies in memory as a whole.
+    Yields what `load_audio` returns block by block, so that a long file is never in memory as a whole.
 
-    Arguments, warnings and errors are those of `load_audio`; an error is raised when the block that causes it is read,
-    a warning is given with the last block.
+    Arguments, warnings and errors are those of `load_audio`. An error is raised when the block that causes it is read,
+    and a warning is given with the last block.
 
     Yields:
         `np.ndarray`: (samples,) float32.
@@ -104,7 +104,7 @@ class AudioInfo:
     """
     Args:
         num_samples (`int`): samples per channel, at the file's own rate.
-        sampling_rate (`int`): the file's, in Hz.
+        sampling_rate (`int`): the file's rate in Hz.
     """
 
     num_samples: int
@@ -117,11 +117,11 @@ class AudioInfo:
 
 def audio_info(audio):
     """
-    Length and sampling rate of an audio file, and whether it is whole as far as that shows without decoding it: about a
-    millisecond, whatever its length. Ogg is read as a whole, for its checksums, and MP3 from frame to frame. FLAC whose
-    header does not say its length is decoded, and so are the formats that need torchcodec.
+    Returns the length and sampling rate of an audio file, and checks that it is whole as far as possible without
+    decoding it, which takes about a millisecond whatever its length. Ogg files are read completely to verify their
+    checksums, and MP3 files frame by frame. FLAC of unknown length and formats that need torchcodec are decoded.
 
-    It does not find damaged bytes in the middle of a file, samples that are not finite, and what `load_audio` warns of.
+    Damaged bytes in the middle of a file, samples that are not finite, and what `load_audio` warns of are not found.
 
     Args:
         audio: a path, the content of a file as `bytes`, a file object, `{"bytes": bytes or None, "path": str or None}`,
@@ -131,10 +131,10 @@ def audio_info(audio):
         `AudioInfo`.
 
     Raises:
-        ValueError: if the file is no audio, holds no samples or less than it promises; the message names it.
+        ValueError: if the file is not audio, or holds no samples or fewer than it promises; the message names it.
         FileNotFoundError: if there is no such file.
         OSError: if the file cannot be read.
-        TypeError: on audio that is no file.
+        TypeError: if the audio is not a file.
     """
     source = _source(audio)
     if not source.is_file:
@@ -173,9 +173,10 @@ def _decode_last_sample(sound, name):
 class Source:
     """
     Args:
-        audio: no mapping any more: a path, URL, bytes, a file object, a decoder, or an array, tensor or list.
+        audio: the audio itself, unwrapped from any mapping: a path, URL, bytes, file object, decoder, array, tensor or
+            list.
         name (`str`): for messages.
-        sampling_rate (`int`, *optional*): in Hz, that came with an array.
+        sampling_rate (`int`, *optional*): in Hz, if one was given with an array.
     """
 
     audio: object
@@ -189,25 +190,27 @@ class Source:
 
 
 def audio_name(audio):
-    """What messages call audio: its path or URL, where it has one."""
+    """The name of audio in messages: its path or URL, if it has one."""
     return _source(audio).name
 
 
 def _source(audio):
     name = None
-    audio = getattr(audio, "_hf_encoded", None) or audio  # the file that `datasets` has made a decoder of
+    audio = getattr(audio, "_hf_encoded", None) or audio  # the file behind a decoder of `datasets`
     while isinstance(audio, Mapping):
         if "audio" in audio:
             row, audio = audio, getattr(audio["audio"], "_hf_encoded", None) or audio["audio"]
             if "sampling_rate" in row and isinstance(audio, np.ndarray | torch.Tensor | list):
                 audio = {"path": row.get("path"), "array": audio, "sampling_rate": row["sampling_rate"]}
             continue
-        name = audio.get("path") or name
+        path = audio.get("path")
+        name = path or name
         waveform = audio["array"] if audio.get("array") is not None else audio.get("raw")
         if waveform is not None and "sampling_rate" in audio:
             name = os.fsdecode(name or "audio array")
             return Source(waveform, name, checked_rate(audio["sampling_rate"], name))
-        keys, audio = sorted(map(str, audio)), audio.get("path") if audio.get("bytes") is None else audio["bytes"]
+        keys, content = sorted(map(str, audio)), audio.get("bytes")  # once: each look-up in a corpus's clip reads it
+        audio = path if content is None else content
         if not isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview):
             raise ValueError(
                 f"got audio as a dict with the keys {keys}; expected 'array' (or 'raw') and 'sampling_rate', or "
@@ -227,14 +230,16 @@ def _source(audio):
 @contextmanager
 def _decoders(source):
     """
-    Decoders of a file, one after the other; what is missing from the file, if anything; and the fewest samples that
-    decoding must give. There is one decoder, and in Ogg one for each stream. They are libsndfile's; `OtherSound` of a
-    file that it cannot decode.
+    Yields the decoders of a file, in order; what is missing from the file, or `None`; and the least number of samples
+    that decoding must give. There is one decoder per file, in Ogg one per stream: libsndfile's, or `OtherSound` for a
+    file that libsndfile cannot decode.
     """
     with _opened(source) as (file, path):
         found = contents(file)
-        if path is not None and not found.head and not _has_resource_fork(path):
-            first = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        # Not the path: libsndfile guesses a format from the name if it does not recognise the content. It reads a
+        # descriptor faster than a file object, but cannot use Python's descriptors on Windows.
+        if path is not None and not found.head and os.name == "posix":
+            first = os.open(path, os.O_RDONLY)  # which libsndfile closes
         else:
             first = Patched(file, found.head, found.skipped)
         files = chain([first], (Patched(file, skipped=begin) for begin in found.following))
@@ -243,19 +248,13 @@ def _decoders(source):
             yield chain([first], sounds), getattr(first, "fault", found.fault), found.min_samples
 
 
-def _has_resource_fork(path):
-    """macOS leaves a file `._clip.mp3` where it has copied `clip.mp3`, and libsndfile then takes that for the MP3."""
-    folder, name = os.path.split(path)
-    return os.path.exists(os.path.join(folder, f"._{name}"))
-
-
 def _sounds(files, whole_file, name, fault):
     sampling_rate = None
     for file in files:
         try:
             sound = soundfile.SoundFile(file)
-        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, without a header
-            sound = OtherSound(whole_file, name, fault or getattr(error, "error_string", error))
+        except soundfile.LibsndfileError as error:
+            sound = OtherSound(whole_file, name, fault or error.error_string)
         with sound:
             if sound.samplerate != (sampling_rate or sound.samplerate):
                 raise ValueError(f"{name}: holds streams at {sampling_rate:,} and {sound.samplerate:,} Hz")
@@ -265,7 +264,7 @@ def _sounds(files, whole_file, name, fault):
 
 @contextmanager
 def _opened(source):
-    """A binary file object that can seek, and the path, if it is a file on this machine."""
+    """Yields a seekable binary file object, and the path if it is a local file, otherwise `None`."""
     audio, name = source.audio, source.name
     if isinstance(audio, bytes | bytearray | memoryview):
         yield io.BytesIO(audio), None
@@ -306,7 +305,7 @@ def _download(url, file):
 
 
 def _quoted(url):
-    """A URL as servers take it: spaces, umlauts and the like are quoted; what is quoted already stays so."""
+    """Quotes spaces, umlauts and the like in a URL; what is already quoted stays as it is."""
     parts = urlsplit(url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     path, query = (quote(part, safe="/?%:@!$&'()*+,;=~") for part in (parts.path, parts.query))
@@ -327,7 +326,7 @@ def _sound_blocks(sounds, name, fault, strict, min_samples=0):
             num_read += len(samples)
             yield samples
         total += num_read
-        # Of MP3, libsndfile may have estimated the number of samples, so `contents` counts frames.
+        # libsndfile may only have estimated the number of samples of an MP3, so `contents` counts its frames.
         if fault is None and num_read < sound.frames < UNKNOWN_FRAMES and sound.format != "MP3":
             _report(f"its header promises {sound.frames:,} samples, and {num_read:,} can be decoded", name, strict)
     if total == 0:
@@ -337,7 +336,7 @@ def _sound_blocks(sounds, name, fault, strict, min_samples=0):
 
 
 def _read(sound, name):
-    # soundfile looks up the position after each read, if it can, which fails in FLAC whose header says no length.
+    # soundfile looks up the position after each read of a seekable file, which fails in FLAC of unknown length.
     sound.seekable = lambda: False
     block = max(min(BLOCK_S * sound.samplerate, MAX_BLOCK // sound.channels), 1)
     num_read = 0
@@ -360,7 +359,7 @@ def _report(fault, name, strict):
 
 
 def _samples(source, sampling_rate):
-    """Samples that need no decoder, (samples, channels), and their rate; `sampling_rate`: that of bare arrays."""
+    """Returns (samples, channels) of audio that is not a file, and its rate: `sampling_rate` for bare arrays."""
     audio, name = source.audio, source.name
     if source.sampling_rate is not None:
         return _waveform(audio, name), source.sampling_rate
@@ -413,13 +412,14 @@ def samples_with_channels(values, name, most_channels=1):
     """
     Args:
         values, name: samples as Gradio gives them, see `load_audio`, and what messages call them.
-        most_channels: that there may be of fewer samples; more than these are taken for the samples.
+        most_channels: how many channels there may be if there are fewer samples than channels. With more, the array is
+            refused, as it is probably (channels, samples).
 
     Returns:
         `np.ndarray`: (samples, channels), floating point.
 
     Raises:
-        ValueError: if there are none, or they are of another shape or type.
+        ValueError: if there are no samples, or they have another shape or type.
     """
     samples = _as_array(values, name)
     if samples.dtype in (np.int8, np.int16, np.int32):
@@ -435,7 +435,7 @@ def samples_with_channels(values, name, most_channels=1):
 
 
 def _mono(blocks, name):
-    """Averages the channels of blocks, (samples, channels), and warns of strange levels."""
+    """Averages the channels of blocks, (samples, channels), and warns if the level is suspicious."""
     level = Level()
     for block in blocks:
         yield mono_block(block, name, level)
@@ -449,7 +449,7 @@ def mono_block(block, name, level):
     Args:
         block: (samples, channels), floating point; at least one sample.
         name: for messages.
-        level: `Level` of the whole audio, which the block is added to.
+        level: `Level` of the whole audio, to which the block is added.
 
     Returns:
         `np.ndarray`: (samples,) float32.
@@ -457,7 +457,7 @@ def mono_block(block, name, level):
     Raises:
         ValueError: if samples are not finite.
     """
-    with np.errstate(over="ignore"):  # what is too large for float32 is refused by the next line
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused below
         block = np.asarray(block, np.float32)
     if not np.isfinite(block).all():
         raise ValueError(f"{name}: {int((~np.isfinite(block)).sum())} of {block.size} samples are not finite")
@@ -467,7 +467,7 @@ def mono_block(block, name, level):
 
 
 class Level:
-    """What the level of audio shows, block by block."""
+    """Collects peaks and clipping of audio block by block."""
 
     def __init__(self):
         self.peak = self.mono_peak = 0.0
@@ -482,13 +482,13 @@ class Level:
             self.num_clipped += int(((np.abs(block[1:]) >= FULL_SCALE) & (block[1:] == block[:-1])).sum())
 
     def warn(self, name):
-        """Warns of what is most likely wrong."""
+        """Warns of the most likely problem, if there is one."""
         problem = self.problem()
         if problem is not None:
             warnings.warn(f"{name}: {problem}", stacklevel=3)
 
     def problem(self):
-        """What is most likely wrong, or `None`."""
+        """The most likely problem, or `None`."""
         if self.peak > INTEGER_SCALE:
             return f"its samples reach {self.peak:,.0f}; expected floating point in [-1, 1], not the scale of integers"
         if self.peak < SILENCE:

@@ -34,6 +34,15 @@ def _own_fields(owner):
     return list(inspect.signature(owner.__init__).parameters)
 
 
+def check_no_label_is(name, labels, option):
+    """Refuses a model with a label of this name, under which what `option` returns holds something else."""
+    if name in labels:
+        raise ValueError(
+            f"{option}: the model has the label {name!r}, a name that the result needs for something else; expected "
+            "another name for the label in the model's id2label"
+        )
+
+
 def checked_dtype(field, dtype):
     """The `torch.dtype` that `dtype` is, or names."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

@@ -24,12 +24,12 @@ FAILED, INTERRUPTED = 2, 130  # exit codes; argparse uses 2 for wrong arguments 
 
 def main(argv=None):
     """
-    Runs the command with `argv`, the process's own arguments if not given; returns the exit code. Nothing that takes
-    long is imported until the arguments are found to be right.
+    Runs the command with the arguments `argv`, by default those of the process, and returns the exit code. Slow imports
+    happen only after the arguments have been checked.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["train"]:  # these two read their own flags, --help among them
+        if argv[:1] == ["train"]:  # these two parse their own flags, including --help
             from .training.command import main as train
 
             return train(argv[1:], "emoshare train")
@@ -51,10 +51,10 @@ def _run(arguments):
 
     try:
         code = import_module(f".commands.{arguments.command}", __package__).run(arguments)
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None:  # `None`: it was closed
             sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads the output wants no more of it
+    except BrokenPipeError:  # the reader of the output has stopped reading, as `head` does
         _forget_output()
     except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
         lines = [printable(line) for line in reason_of(error).splitlines()]  # a corpus has a line for each problem
@@ -66,7 +66,7 @@ def _run(arguments):
 
 
 def _forget_output():
-    """What standard output did not take cannot be written when Python ends, either: it would complain once more."""
+    """Drops output that could not be written, which Python would otherwise try to write once more when it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,15 +1,15 @@
-"""What a file's container promises against what the file holds, from its headers alone: nothing is decoded."""
+"""Compares what a file's container promises with what the file holds, without decoding it."""
 
 import io
 import re
 import zlib
 from dataclasses import dataclass
 
-# Sizes from here on stand for "unknown": whoever writes into a pipe cannot return to the header. FFmpeg writes
+# Sizes of at least this mean "unknown": a writer that writes to a pipe cannot return to the header. FFmpeg writes
 # 0xFFFFFFFF, arecord 0x80000000, GStreamer 0x7FFF0000, sox 0x7FFFF000 and for AIFF 0x7F000000 bytes.
 UNKNOWN_SIZE = {4: 0x7F000000, 8: 1 << 62}  # by the bytes of the size field
-MAX_CHUNKS = 10_000  # that are looked at before those of the samples
-MAX_JUNK = 1 << 16  # bytes between two frames of an MP3 that are searched for the next one
+MAX_CHUNKS = 10_000  # how many chunks are searched for the samples
+MAX_JUNK = 1 << 16  # how many bytes after a frame of an MP3 are searched for the next one
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Contents:
     """
     Args:
         fault (`str`, *optional*): what is missing from the file; `None` if nothing is, as far as headers show.
-        head (`bytes`), skipped (`int`): the file is to be decoded as if its first `skipped` bytes were `head`, which
-            says what the file really holds.
-        following (`tuple[int]`): where further streams begin; each is decoded on its own, and heard behind the first.
-        min_samples (`int`): the fewest that decoding must give, at the file's own rate.
+        head (`bytes`), skipped (`int`): the file must be decoded as if its first `skipped` bytes were `head`, which
+            states what the file really holds.
+        following (`tuple[int]`): positions at which further streams begin. Each is decoded separately, and appended.
+        min_samples (`int`): the least number of samples that decoding must give, at the file's own rate.
     """
 
     fault: str | None = None
@@ -70,8 +70,8 @@ def contents(file):
 
 class Patched(io.RawIOBase):
     """
-    A file whose first `skipped` bytes are replaced by `head`; to read only. Its positions are never negative:
-    libsndfile tries some in files that are damaged, and what a file object raises then would be printed.
+    A read-only file whose first `skipped` bytes are replaced by `head`. Negative positions become 0: libsndfile tries
+    them in damaged files, and would print the error that a file object raises.
     """
 
     def __init__(self, file, head=b"", skipped=0):
@@ -105,17 +105,17 @@ class Patched(io.RawIOBase):
         return len(taken)
 
 
-# Containers made of chunks: an identifier, a size, and that many bytes.
+# Containers made of chunks, each with an identifier, a size, and that many bytes
 
 
 @dataclass(frozen=True)
 class ChunkFormat:
-    first: int  # byte at which the first chunk begins
+    first: int  # position of the first chunk
     byteorder: str = "little"
     id_bytes: int = 4
     size_bytes: int = 4
     alignment: int = 2
-    size_of_all: bool = False  # whether sizes count the identifier and the size field too
+    size_of_all: bool = False  # whether sizes include the identifier and the size field
 
 
 CHUNK_FORMATS = {
@@ -131,7 +131,7 @@ SAMPLES = (b"data", b"SSND", b"BODY")
 
 
 def _chunked(file, size, form):
-    large = None  # RF64: where the size of the samples is
+    large = None  # RF64: position of the 64-bit size of the samples
     for name, field, start, length in _chunks(file, size, form, form.first):
         if name == b"ds64" and length >= 16:
             large = start + 8
@@ -146,7 +146,7 @@ def _chunked(file, size, form):
 
 
 def _chunks(file, size, form, position):
-    """Identifier, position of the size field, position of the content, and length of the content of each chunk."""
+    """Yields identifier, position of the size field, and position and length of the content of each chunk."""
     header = form.id_bytes + form.size_bytes
     for _ in range(MAX_CHUNKS):
         if position + header > size:
@@ -164,16 +164,16 @@ def _chunks(file, size, form, position):
 
 
 def _compared(file, size, start, promised, field, size_bytes, counted, form):
-    """`start`: where the samples begin; `field`: where their size is, `counted` bytes of which are no samples."""
+    """`start`: position of the samples; `field`: position of their size, which includes `counted` other bytes."""
     present = size - start
-    # The SSND chunk of AIFF has 8 bytes before the samples, the data chunk of CAF 4.
+    # Before the samples, the SSND chunk of AIFF has 8 bytes, and the data chunk of CAF 4.
     is_unclosed = promised <= (8 if form.byteorder == "big" else 0) and not _are_chunks(
         file, size, form, start + promised
     )
     is_unknown = promised + counted >= UNKNOWN_SIZE[size_bytes] or is_unclosed
     if promised <= present and not is_unclosed:
         return Contents()
-    is_whole = is_unknown or promised in (size, size - 8)  # some writers put the size of all there
+    is_whole = is_unknown or promised in (size, size - 8)  # some writers put the size of the whole file there
     fault = None if is_whole else _shortage(promised, present, "bytes of samples")
     file.seek(0)
     head = file.read(start)
@@ -183,7 +183,7 @@ def _compared(file, size, start, promised, field, size_bytes, counted, form):
 
 
 def _are_chunks(file, size, form, start):
-    """Whether all that lies behind `start` is chunks, or nothing."""
+    """Whether nothing but chunks, or nothing at all, follows `start`."""
     end = start
     for _, _, begin, length in _chunks(file, size, form, start):
         end = begin + length
@@ -229,7 +229,7 @@ def _ogg(file, size):
 
 
 def _ogg_streams(file, size):
-    """What is missing, if anything, and where streams begin that lie one after the other."""
+    """Returns what is missing, or `None`, and the positions at which consecutive streams begin."""
     position, unfinished, begins = 0, set(), []
     while position < size:
         file.seek(position)
@@ -244,7 +244,7 @@ def _ogg_streams(file, size):
             return f"the page at byte {position:,} is damaged", begins
         flags, serial = header[5], header[14:18]
         if flags & 2:  # a stream begins
-            if not unfinished:  # streams may also lie side by side, as those of a video do
+            if not unfinished:  # streams may also be interleaved, as those of a video are
                 begins.append(position)
             unfinished.add(serial)
         if flags & 4:  # a stream ends
@@ -256,7 +256,7 @@ def _ogg_streams(file, size):
 
 
 def _ogg_checksum(page):
-    """Ogg's CRC-32 is zlib's with the bits of each byte, and of the result, in the other order, and no inversion."""
+    """Ogg's CRC-32 is zlib's with the bits of each byte and of the result reversed, and without inversion."""
     crc = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(REVERSED_BITS)
 
@@ -271,7 +271,7 @@ KBPS = {  # by version (is it MPEG-1) and layer
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-TRIMMED_FRAMES = 4  # that a decoder may leave out at the ends: what an encoder had to add there
+TRIMMED_FRAMES = 4  # how many frames a decoder may drop at the ends, because an encoder had to add them
 MPEG_RATES = (44100, 48000, 32000)  # Hz, of MPEG-1; half of them for MPEG-2, a quarter for MPEG-2.5
 
 
@@ -280,7 +280,7 @@ class MpegFrame:
     num_bytes: int
     num_samples: int
     stream: tuple  # what all frames of a file have in common
-    side_bytes: int  # between the frame's header and a Xing header
+    side_bytes: int  # number of bytes between the frame's header and a Xing header
 
 
 def _mpeg_frame(header):
@@ -310,7 +310,7 @@ def _mp3(file, size):
     count, lengths, end, is_cut = _walk(file, size, first, frame)
     min_samples = max(count - 1 - TRIMMED_FRAMES, 0) * frame.num_samples
     if promised is not None:
-        found = count - 1  # the frame with the promise holds no audio; some writers count it all the same
+        found = count - 1  # the frame with the promise holds no audio, although some writers count it
         is_short = found < promised - 1 or (found < promised and end - first < promised_bytes)
         is_whole = not (is_short or is_cut or found > promised + 1)
         return Contents(None if is_whole else _shortage(promised, found, "frames"), min_samples=min_samples)
@@ -322,7 +322,7 @@ def _mp3(file, size):
 
 
 def _walk(file, size, position, frame):
-    """How many whole frames there are, their lengths in bytes, where they end, and whether another one was cut off."""
+    """Returns the number of whole frames, their lengths in bytes, their end, and whether another frame was cut off."""
     count, lengths, end = 0, set(), position
     while position is not None and position < size:
         file.seek(position)
@@ -342,7 +342,7 @@ def _walk(file, size, position, frame):
 
 
 def _after_tags(file):
-    """Where an MP3's ID3v2 tags end."""
+    """Position at which an MP3's ID3v2 tags end."""
     position = 0
     while True:
         file.seek(position)
@@ -353,7 +353,7 @@ def _after_tags(file):
 
 
 def _next_frame(file, start, like):
-    """Where the next frame begins that another one of the same kind follows; `like`: a frame of that kind, if known."""
+    """Offset of the next frame that a matching frame follows; it matches `like`, if given. `None` if there is none."""
     for first in range(start, start + MAX_JUNK, 1024):
         file.seek(first)
         area = file.read(1024 + 3)
@@ -371,8 +371,8 @@ def _next_frame(file, start, like):
 
 def _promised_frames(file, first, frame):
     """
-    The number of frames that a Xing, Info or VBRI header in the first frame promises, `None` without one, and their
-    bytes, 0 if it does not say them.
+    Returns the number of frames that a Xing, Info or VBRI header in the first frame promises, `None` without such a
+    header, and their size in bytes, 0 if the header does not state it.
     """
     file.seek(first)
     content = file.read(frame.num_bytes)
@@ -388,7 +388,7 @@ def _promised_frames(file, first, frame):
 
 
 def _xing_frame(file, first, frame, num_frames):
-    """A frame that says how many follow it."""
+    """Makes a frame whose Xing header says how many frames follow it."""
     file.seek(first)
     header = bytearray(file.read(4))
     header[1] |= 1  # no checksum

@@ -1,30 +1,36 @@
-"""Embeddings: what each emotion's regressor takes, and the mean of the frame features."""
+"""Embeddings: the input of each emotion's regressor, and the mean of the frame features."""
 
 from contextlib import contextmanager
 from functools import partial
 
+from .checks_emoshare import check_no_label_is
+from .fields_emoshare import BACKBONE
 from .frames_emoshare import length_mask, masked_mean
-
-BACKBONE = "backbone"  # the name of the mean of the frame features, next to those of the labels
 
 
 def embedding_widths(model):
-    """The widths of a model's embeddings, `{name: int}`, in the order in which they are returned."""
+    """
+    The widths of a model's embeddings, `{name: int}`, in the order in which they are returned.
+
+    Raises:
+        ValueError: if a label is called `"backbone"`.
+    """
+    check_no_label_is(BACKBONE, model.config.labels, "embeddings")
     return {**dict.fromkeys(model.config.labels, model.heads[0].pooling.width), BACKBONE: model.config.feature_size}
 
 
 @contextmanager
 def embeddings_noted(model):
     """
-    While open, notes what passes through a model.
+    Records the embeddings of each forward pass of a model while the context is open.
 
     Args:
         model: `EmoShareModel`.
 
     Yields:
-        `dict`, which each `forward` fills: from a label to (batch, width) float32, what its head's regressor takes; and
-        `BACKBONE` to (batch, width) float32, the mean of the frame features, and of layers if there are several, over
-        each clip's own frames. With `separate_heads=False`, all labels have the same vector.
+        `dict`, which each `forward` fills: for each label, (batch, width) float32, the input of its head's regressor;
+        under `BACKBONE`, (batch, width) float32, the mean of the frame features over each clip's own frames, and over
+        layers if there are several. With `separate_heads=False`, all labels have the same vector.
     """
     noted, labels = {}, model.config.labels
 
@@ -35,7 +41,7 @@ def embeddings_noted(model):
         features, lengths = arguments
         features = features.float().mean(dim=1) if features.dim() == 4 else features.float()
         mask = length_mask(lengths, features.shape[1])
-        noted[BACKBONE] = masked_mean(features.masked_fill(~mask[..., None], 0), mask)  # NaN past them stays out
+        noted[BACKBONE] = masked_mean(features.masked_fill(~mask[..., None], 0), mask)  # NaN in padding is ignored
 
     labels_of_heads = [[label] for label in labels] if model.config.separate_heads else [labels]
     handles = [model.heads[0].register_forward_pre_hook(note_frames)]

@@ -229,7 +229,9 @@ def load_audio(audio, sampling_rate):
             )
     if isinstance(audio, str | os.PathLike):
         name = os.fsdecode(audio)
-        samples, rate = _decoded(name, name)
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: no such audio file")
+        samples, rate = _decoded(io.BytesIO(Path(name).read_bytes()), name)
     elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "read"):
         name = str(name or getattr(audio, "name", "audio bytes"))
         samples, rate = _decoded(io.BytesIO(_content(audio, name) if hasattr(audio, "read") else audio), name)
@@ -263,18 +265,17 @@ def _content(file, name):
 
 
 def _decoded(file, name):
-    """Decodes an audio file, a path or a `BytesIO`, into (samples, channels) float32 and the sampling rate."""
-    is_path = isinstance(file, str)
-    if is_path and not os.path.isfile(file):
-        raise FileNotFoundError(f"{name}: no such audio file")
-    try:  # names need not be UTF-8
-        with soundfile.SoundFile(os.fsencode(file) if is_path and os.name == "posix" else file) as sound:
+    """
+    Samples (samples, channels) float32 and rate of an audio file, a `BytesIO`. Given a path, libsndfile would guess a
+    format from the name where it does not recognise the content.
+    """
+    try:
+        with soundfile.SoundFile(file) as sound:
             samples = np.concatenate(list(_blocks(sound)))
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples without a header
-        reason = getattr(error, "error_string", error)
-        raise ValueError(f"{name}: not an audio file that can be decoded ({reason})") from error
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name}: not an audio file that can be decoded ({error.error_string})") from error
     if sound.format in ("MP3", "OGG"):
-        content = Path(file).read_bytes() if is_path else file.getvalue()
+        content = file.getvalue()
         goes_on = _mp3_goes_on(content, sound.samplerate, len(samples)) if sound.format == "MP3" else _is_chain(content)
         if goes_on:
             raise ValueError(

@@ -41,14 +41,14 @@ import .wav2vec2_emoshare
 
 ACOUSTIC_WINDOW_S = 0.025
 ACOUSTIC_HOP_S = 0.010
-# Added to mel energies before the logarithm: to those of the clip at unit variance, or of the clip as it is. For a clip
-# at -30 dBFS, the two are the same.
+# Added to mel energies before the logarithm: "relative" to those of the clip at unit variance, "absolute" to those of
+# the clip as it is. For a clip at -30 dBFS, the two are equivalent.
 LOG_FLOORS = {"relative": 1e-3, "absolute": 1e-6}
 VARIANCE_FLOOR = 1e-7  # as in Transformers' Wav2Vec2FeatureExtractor
 MIN_FRAMES = 2
-# Feature types of backbones that do not take waveforms: what makes them, by settings of the backbone's own extractor.
+# By feature type, what computes the inputs of backbones that do not take waveforms, as their own extractors do.
 BACKBONE_INPUTS = {"filter_banks": FilterBanks(), "whisper_log_mels": WhisperLogMels()}
-# What stands in saved preprocessor configs besides the arguments of the feature extractor.
+# Fields of saved preprocessor configs that are not arguments of the feature extractor.
 SAVED_FIELDS = {
     "auto_map",
     "feature_extractor_type",
@@ -73,7 +73,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             (`do_normalize=True`, `floor="relative"`). `"filter_banks"`: what w2v-BERT 2.0 takes, (batch, frames, 160):
             80 bands in 25 ms windows every 10 ms, two windows to a frame, each band normalised over the clip.
             `"whisper_log_mels"`: what Whisper takes, (batch, log-mels, 80 or 128): 25 ms windows every 10 ms, with four
-            of the silence after the clip; the encoder makes a frame of two.
+            windows of silence after the clip; the encoder makes one frame of two windows.
         sampling_rate (`int`, *optional*, defaults to 16000):
             Sampling rate in Hz that waveforms must have.
         do_normalize (`bool`, *optional*, defaults to `True`):
@@ -83,7 +83,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             Longest window in seconds; [`~EmoShareFeatureExtractor.windows`] cuts longer clips. Whisper hears 30 s at
             most.
         frame_length (`int`, *optional*):
-            Samples that one frame sees. Defaults to 400 (25 ms), which pretrained backbones have as well.
+            Samples per frame. Defaults to 400 (25 ms), which pretrained backbones have as well.
         hop_length (`int`, *optional*):
             Samples from one frame to the next. Defaults to 320 for waveforms, 160 for acoustic features.
         min_frames (`int`, *optional*, defaults to 2):
@@ -92,15 +92,16 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
             Value of the padding to the right of normalised clips.
         floor (`str`, *optional*, defaults to `"relative"`):
             What the normalisation does with quiet clips. `"relative"`: the same as with loud ones, whatever their
-            level; digital silence stays at zero. `"absolute"`: a constant is added to the variance of a waveform, or to
+            level; digital silence stays zero. `"absolute"`: a constant is added to the variance of a waveform, or to
             the mel energies before the logarithm, so that a clip far below -30 dBFS has other features than a louder
             copy of it. Transformers' `Wav2Vec2FeatureExtractor` does so, and models of earlier versions were trained
             with it: a saved preprocessor config without this field means `"absolute"`. Without effect if
-            `do_normalize` is `False`: the level then matters. `"filter_banks"` and `"whisper_log_mels"` are
-            Transformers' own and know neither: the floor of the first is felt by digital silence alone, and the others
-            hear the level.
+            `do_normalize` is `False`: the level then matters. `"filter_banks"` and `"whisper_log_mels"` are made by
+            Transformers and ignore `floor`: for filter banks, Transformers' own floor only affects digital silence, and
+            log-mels for Whisper depend on the level.
         num_mel_bins (`int`, *optional*):
-            Bands of `"filter_banks"` and `"whisper_log_mels"`, 80 if not given; no other feature type has this field.
+            Number of bands of `"filter_banks"` and `"whisper_log_mels"`, 80 if not given; other feature types do not
+            take it.
 
     Raises:
         ValueError: on an unknown field or an illegal value, or windows that could not be cut into two of `min_frames`;
@@ -127,7 +128,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         check_choice("floor", floor, LOG_FLOORS)
         check_known(kwargs, EmoShareFeatureExtractor, SAVED_FIELDS)
         is_waveform = feature_type == "waveform"
-        kwargs.pop("feature_size", None)  # stands in saved files; it follows from the feature type
+        kwargs.pop("feature_size", None)  # saved files have it; it follows from the feature type
         super().__init__(FEATURE_TYPES[feature_type][1], sampling_rate, padding_value, **kwargs)
         self.feature_type = feature_type
         self.do_normalize = do_normalize
@@ -152,25 +153,25 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict, **kwargs):
-        """As in Transformers; a saved preprocessor config without `floor` is of an earlier version: `"absolute"`."""
+        """As in Transformers. A saved config without `floor` is from an earlier version, and means `"absolute"`."""
         return super().from_dict({"floor": "absolute", **feature_extractor_dict}, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file):
-        """As `from_dict`, of the content of a file."""
+        """As `from_dict`, with the content of a file."""
         return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     def _set_bands(self, inputs, num_mel_bins):
-        """The field `num_mel_bins`, which extractors of other feature types do not have, and the width it leads to."""
+        """Sets `num_mel_bins` and the width that follows from it; other feature types do not have this field."""
         if inputs is not None:
             self.num_mel_bins = inputs.num_mel_bins if num_mel_bins is None else num_mel_bins
             _check_type(self, Integral, "a whole number, 1 or more", "num_mel_bins")
             self.feature_size = inputs.width(self)
         elif num_mel_bins is not None:
-            raise ValueError(f"num_mel_bins: got {num_mel_bins!r}, which feature_type={self.feature_type!r} has not")
+            raise ValueError(f"num_mel_bins: got {num_mel_bins!r}; feature_type={self.feature_type!r} does not take it")
 
     def _check_windows(self):
-        # Twice the least, because the last cut may move back by that much.
+        # Twice the shortest clip, because the last cut may move back by the length of the shortest clip.
         if not (math.isfinite(self.chunk_length_s) and self.max_window_samples >= 2 * self.min_samples):
             raise ValueError(
                 f"chunk_length_s: got {self.chunk_length_s} s; expected at least "
@@ -201,15 +202,15 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
 
     @property
     def first_center(self):
-        """Samples from the beginning of a clip to the middle of its first frame; Whisper's frames begin before it."""
+        """Samples from the start of a clip to the middle of its first frame; Whisper's first frame starts earlier."""
         return 0 if self.feature_type == "whisper_log_mels" else self.frame_length / 2
 
     def samples_of(self, frames):
-        """The least number of samples that make this many frames."""
+        """The smallest number of samples that gives this many frames."""
         return self.frame_length + (frames - 1) * self.hop_length
 
     def num_frames(self, num_samples):
-        """Number of frames that `num_samples` samples make."""
+        """Number of frames in `num_samples` samples."""
         return (num_samples - self.frame_length) // self.hop_length + 1
 
     def limit_windows(self, max_frames):
@@ -221,7 +222,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         """
         longest = self.samples_of(max_frames + 1) - 1
         if self.max_window_samples > longest:
-            # Whole milliseconds at 16 kHz, so that the length in seconds has few digits.
+            # A multiple of 1 ms at 16 kHz, so that the length in seconds has few digits.
             self.chunk_length_s = longest // 16 * 16 / self.sampling_rate
             self._check_windows()
             logger.warning(
@@ -241,16 +242,23 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         **kwargs,
     ):
         """
-        The feature extractor that fits a pretrained backbone.
+        Creates the feature extractor that fits a pretrained backbone.
 
         Args:
             name_or_path: Hub id or local folder of the backbone, whose preprocessor config says whether it was trained
                 on normalised waveforms.
-            backbone_config: its config, which decides how long a frame is.
+            backbone_config: its config, which determines the frame length.
             revision: its branch, tag or commit.
-            token, cache_dir, local_files_only, force_download: as in Transformers, for what is read from the Hub; never
+            token, cache_dir, local_files_only, force_download: as in Transformers, for reading from the Hub; never
                 saved.
             kwargs: further arguments of `EmoShareFeatureExtractor`.
+
+        Returns:
+            `EmoShareFeatureExtractor`.
+
+        Raises:
+            ValueError: if the backbone is not supported, or its preprocessor config does not fit it.
+            OSError: if its preprocessor config cannot be read, or the Hub cannot be reached.
         """
         values = (token, cache_dir, local_files_only, force_download)
         access = {"revision": revision, **dict(zip(ACCESS, values, strict=True))}
@@ -272,7 +280,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         except AttributeError as error:
             raise ValueError(
                 f"{name_or_path}: its preprocessor config is of a {type(own).__name__}, which has no {error.name}; "
-                f"{what} are not made by it"
+                f"it cannot produce {what}"
             ) from error
         except ValueError as error:
             raise ValueError(f"{name_or_path}: {error}") from error
@@ -280,7 +288,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
 
     def windows(self, num_samples):
         """
-        The windows of a clip: consecutive, each `chunk_length_s` long, the last one with what is left.
+        The windows of a clip: consecutive, each `chunk_length_s` long; the last one holds the rest.
 
         Args:
             num_samples: length of the clip in samples.
@@ -304,7 +312,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         Args:
             raw_speech: a mono waveform, or a list of them: 1D floating-point arrays, tensors or lists of numbers,
                 usually in [-1, 1].
-            sampling_rate: their sampling rate in Hz; always pass it, so that a wrong one is noticed.
+            sampling_rate: their sampling rate in Hz. Always pass it, so that a wrong rate is noticed.
             padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in Transformers. Clips are
                 normalised before they are padded.
 
@@ -356,7 +364,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
                 f"raw_speech: got {waveform.dtype} samples; expected floating point in [-1, 1] "
                 "(divide 16-bit integers by 32768)"
             )
-        with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite
             waveform = waveform.astype(np.float32)
         if not np.isfinite(waveform).all():
             count = int((~np.isfinite(waveform)).sum())
@@ -376,13 +384,14 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
 
     def as_module(self):
         """
-        What `__call__` does, on padded waveforms and in PyTorch's operators alone, as exporting a model needs it.
+        Does what `__call__` does for padded waveforms, in PyTorch operators only, so that a model can be exported.
 
         Returns:
-            `nn.Module` from (batch, samples) float32 and lengths (batch,) int64, to features and their lengths.
+            `nn.Module` that maps waveforms (batch, samples) float32 and lengths (batch,) int64 to features and their
+            lengths.
 
         Raises:
-            ValueError: for features that are made by the backbone's own extractor.
+            ValueError: if the features are computed by the backbone's own extractor.
         """
         if self.feature_type in BACKBONE_INPUTS:
             raise ValueError(f"feature_type: {self.feature_type!r} cannot be exported yet")
@@ -406,7 +415,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         )
 
     def _is_relative(self):
-        """Whether a waveform is normalised whatever its level."""
+        """Whether waveforms are normalised independently of their level."""
         return self.do_normalize and self.floor == "relative"
 
     def _is_standardized(self):
@@ -430,7 +439,7 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         if self.feature_type == "waveform":
             return _standardized(waveform) if self.do_normalize and not self._is_relative() else waveform
         waveform = torch.from_numpy(waveform)
-        # Only whole windows (`center=False`), so that no frame sees anything outside the clip.
+        # Only whole windows (`center=False`), so that no frame covers anything outside the clip.
         power = mel_spectrogram(*self._frame_geometry())(waveform)
         features = (power + self._log_floor()).log().T.numpy()  # (frames, 40)
         if self._is_standardized():
@@ -438,12 +447,13 @@ class EmoShareFeatureExtractor(PushToHub, SequenceFeatureExtractor):
         if self.feature_type != "mel":
             features = features @ cosine_transform()
         if self.feature_type == "descriptors":
-            features = self._describe(waveform, torch.from_numpy(features), torch.tensor(len(features))).numpy()
+            num_frames = torch.tensor(len(features), device="cpu")
+            features = self._describe(waveform, torch.from_numpy(features), num_frames).numpy()
         return features
 
 
 def _has_preprocessor_config(name_or_path, access):
-    """Whether a repository or folder has one. Failing to reach the Hub is an error, and does not count as no."""
+    """Whether a repository or folder has a preprocessor config. An unreachable Hub raises."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if Path(name_or_path).is_dir():
             if (Path(name_or_path) / name).is_file():
@@ -465,8 +475,8 @@ def _is_batch(raw_speech):
 
 def _at_unit_variance(waveform):
     """
-    Zero mean and unit variance, whatever the level; zeros if all samples are equal. In float64, where the mean of equal
-    samples is exactly their value, and no level is too high or too low.
+    Scales to zero mean and unit variance, whatever the level; zeros if all samples are equal. In float64, the mean of
+    equal samples is exactly their value, and no level overflows or underflows.
     """
     waveform = waveform.astype(np.float64)
     waveform -= waveform.mean()

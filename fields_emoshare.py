@@ -19,6 +19,10 @@ EMOTIONS = (
     "Tiredness",
 )
 
+# What results hold next to a value for each label: the times of attention weights, and the mean of the backbone's frame
+# features. No label of a corpus may have these names.
+TIME, BACKBONE = "time", "backbone"
+
 NORMALIZATIONS = ("frame", "none", "sequence")
 OUTPUT_ACTIVATIONS = ("sigmoid", "relu")
 # Fields whose value is one of several names, and these names.

@@ -4,18 +4,18 @@ from functools import lru_cache
 
 from transformers import SeamlessM4TFeatureExtractor
 
-WINDOW, HOP = 400, 160  # samples that a window of Kaldi's has, and from one to the next
-BANDS, STRIDE = 80, 2  # by default: of a window, and windows that become one frame
+WINDOW, HOP = 400, 160  # length of Kaldi's windows, and samples from one to the next
+BANDS, STRIDE = 80, 2  # defaults: bands per window, and windows per frame
 
 
 def geometry(stride):
-    """Samples that a frame of `stride` consecutive windows sees, and samples from one frame to the next."""
+    """Length in samples of a frame of `stride` consecutive windows, and samples from one frame to the next."""
     return WINDOW + (stride - 1) * HOP, stride * HOP
 
 
 class FilterBanks:
     """
-    One of `feature_extraction_emoshare.BACKBONE_INPUTS`: log-mels, of which `stride` consecutive windows are one frame.
+    An entry of `feature_extraction_emoshare.BACKBONE_INPUTS`: log-mels, `stride` consecutive windows per frame.
 
     Attributes:
         num_mel_bins, frame_length, hop_length: defaults of these fields of `EmoShareFeatureExtractor`.
@@ -25,7 +25,7 @@ class FilterBanks:
     frame_length, hop_length = geometry(STRIDE)
 
     def own_extractor(self, backbone_config):
-        """What Transformers makes by default for a backbone whose repository has no preprocessor config."""
+        """The feature extractor of a backbone whose repository has no preprocessor config: Transformers' default."""
         return SeamlessM4TFeatureExtractor()
 
     def fields(self, own, backbone_config):
@@ -35,7 +35,7 @@ class FilterBanks:
             backbone_config: its config.
 
         Returns:
-            `dict`: fields of the `EmoShareFeatureExtractor` that makes the same.
+            `dict`: fields of the `EmoShareFeatureExtractor` that gives the same features.
 
         Raises:
             ValueError: if the backbone takes frames of another width.
@@ -51,10 +51,10 @@ class FilterBanks:
 
     def width(self, extractor):
         """
-        Of the frames that an `EmoShareFeatureExtractor` makes.
+        Width of the frames of an `EmoShareFeatureExtractor`.
 
         Raises:
-            ValueError: if its frames are no whole number of windows.
+            ValueError: if its frames are not a whole number of windows.
         """
         length, hop = extractor.frame_length, extractor.hop_length
         stride = hop // HOP
@@ -67,11 +67,12 @@ class FilterBanks:
 
     def features(self, waveform, extractor):
         """
-        Only whole windows and whole frames are taken, so that no frame sees anything outside the clip.
+        Computes the filter banks of a clip. Only whole windows and whole frames are used, so that no frame covers
+        anything outside the clip.
 
         Args:
             waveform: (samples,) float32.
-            extractor: `EmoShareFeatureExtractor`, whose fields say how.
+            extractor: `EmoShareFeatureExtractor` with the settings.
 
         Returns:
             (frames, width) float32.

@@ -1,24 +1,24 @@
-"""Audio that libsndfile does not decode: AAC, WMA, AMR, the sound of videos. torchcodec does, where it is installed."""
+"""Audio that torchcodec, if installed, decodes and libsndfile does not: AAC, WMA, AMR, the sound of videos."""
 
 import os
 import shlex
 from functools import lru_cache
 
-RAW_SUFFIXES = {".pcm", ".raw"}  # samples without a header, whose rate nobody can know
-# Files with sound, of other formats than libsndfile's, by their suffixes.
+RAW_SUFFIXES = {".pcm", ".raw"}  # samples without a header, so that their rate is unknown
+# Suffixes of files with sound in formats that libsndfile does not decode.
 SOUND = "3gp 3gpp aac ac3 amr ape asf awb dff dsf dts gsm m4a m4b mka mpc ra rm spx tta weba wma wv"
 VIDEO = "3g2 avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv vob webm wmv"
 OTHER_SUFFIXES = RAW_SUFFIXES | {f".{name}" for name in f"{SOUND} {VIDEO}".split()}
 
 SAMPLING_RATE = 16000  # that FFmpeg resamples to
-MAX_SECONDS = 3600  # torchcodec decodes a file as a whole: an hour takes 230 MB for each channel
-MISSING = 0.05  # of the promised length; headers are not exact, and that of AAC without a container is estimated
+MAX_SECONDS = 3600  # torchcodec decodes a file as a whole: an hour takes 230 MB per channel
+MISSING = 0.05  # tolerated fraction of the promised length: headers are not exact, and raw AAC only has an estimate
 
 
 class OtherSound:
     """
-    The samples of a file that libsndfile cannot decode, with the part of `soundfile.SoundFile`'s interface that reading
-    a file from its beginning to its end takes.
+    The samples of a file that libsndfile cannot decode, with the part of `soundfile.SoundFile`'s interface that is
+    needed to read a file from beginning to end.
 
     Args:
         file: binary file object that can seek.
@@ -44,7 +44,7 @@ class OtherSound:
             decoder = decoder_class(file, sample_rate=SAMPLING_RATE)
             promised = decoder.metadata.duration_seconds or 0
             is_too_long = promised > MAX_SECONDS
-            if not is_too_long:  # what is promised may be unknown, or wrong
+            if not is_too_long:  # the promised length may be unknown or wrong
                 samples = decoder.get_samples_played_in_range(0.0, MAX_SECONDS + 1.0).data
                 is_too_long = samples.shape[1] > MAX_SECONDS * SAMPLING_RATE
         except (RuntimeError, ValueError) as error:
@@ -77,7 +77,7 @@ class OtherSound:
 
 @lru_cache
 def _decoder_class():
-    """torchcodec's `AudioDecoder`; None if it is not installed, or finds no FFmpeg (then it raises RuntimeError)."""
+    """torchcodec's `AudioDecoder`; `None` if it is not installed or, by its RuntimeError, finds no FFmpeg."""
     try:
         from torchcodec.decoders import AudioDecoder
     except (ImportError, RuntimeError, OSError):
@@ -97,5 +97,5 @@ def _conversion(name):
 
 
 def _message(error):
-    """What torchcodec says, without the line of its source code that says so, and without its advice."""
+    """torchcodec's error message without the source line and the advice that come with it."""
     return str(error).partition("\n")[0].split(", ", 2)[-1].strip()

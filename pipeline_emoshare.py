@@ -4,7 +4,7 @@ import math
 from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import GeneratorType
@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines.base import ChunkPipeline, no_collate_fn, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
-# Remote code is copied to where it runs by following relative imports: the model and the feature extractor are imported
-# for that.
+# Transformers copies remote code by following relative imports, so the model and the extractor are imported here.
 from .audio_emoshare import audio_blocks, audio_name, load_audio
-from .embeddings_emoshare import BACKBONE, embeddings_noted
+from .checks_emoshare import check_no_label_is
+from .embeddings_emoshare import embeddings_noted
 from .feature_extraction_emoshare import EmoShareFeatureExtractor
+from .fields_emoshare import BACKBONE, TIME
 from .modeling_emoshare import EmoShareModel
 from .passes_emoshare import CLIPS_PER_CPU_PASS, passes
-from .repository_emoshare import copy_card, create_repository, publish_folder
+from .repository_emoshare import copy_card, create_repository, fetch_file, publish_folder
 from .segments_emoshare import checked_turns, conversation, turn_windows
 from .stream_emoshare import EmotionShareStream
 from .votes_emoshare import DEFAULT_LISTENERS, MOST_LISTENERS, share_intervals
@@ -30,11 +31,11 @@ from .windows_emoshare import average_by_duration, stream_windows
 
 __all__ = ["EmotionSharePipeline", "EmotionShareStream", "load_audio"]
 
-# Batches that are read ahead, so that windows of similar length can run together: with eight, little is padded.
+# Batches that are read ahead, so that windows of similar length can run together. With eight, there is little padding.
 BATCHES_READ_AHEAD = 8
-# The largest fraction of a batch that is padding, on which heads compute, too.
+# The largest fraction of a batch that may be padding, on which the heads waste time.
 MOST_PADDING = 0.35
-# What goes past the model, from `preprocess` to `postprocess`; embeddings are added to it under a name that begins so.
+# What is passed around the model, from `preprocess` to `postprocess`; names of embeddings there begin with `EMBEDDING`.
 OF_WINDOW = ("is_last", "num_samples", "first", "part", "turn")
 EMBEDDING = "embedding of "
 
@@ -52,9 +53,9 @@ class EmotionSharePipeline(ChunkPipeline):
 
     Takes what `load_audio` takes, or a list, generator or `KeyDataset` of it (so a waveform must be an array or a
     tensor, not a list of numbers). A clip longer than the feature extractor's `chunk_length_s` is cut into windows,
-    each predicted on its own, and their shares are averaged by duration. With `batch_size=n`, up to n windows of like
-    length go through the model at a time, with the same result as one by one; 8 n windows are read ahead for that. A
-    file is decoded in blocks, so that hours of audio need no more memory than a minute.
+    each predicted separately, and their shares are averaged by duration. With `batch_size=n`, up to n windows of
+    similar length go through the model together, with the same result as one by one; 8 n windows are read ahead for
+    that. A file is decoded in blocks, so that hours of audio need no more memory than a minute.
 
     ```python
     >>> emotion_share("meeting.wav", stride_length_s=1.0, return_timeline=True)["timeline"]
@@ -68,7 +69,7 @@ class EmotionSharePipeline(ChunkPipeline):
     [{'label': 'Calmness', 'score': 0.41, 'interval': [0.2, 0.6]}, ...]
     ```
 
-    Of a conversation whose turns are known, it predicts each turn, each speaker and the whole:
+    For a conversation with known turns, it predicts each turn, each speaker and the whole:
 
     ```python
     >>> emotion_share("meeting.wav", segments=[{"start": 0.5, "end": 3.2, "speaker": "Ada"}, ...])["speakers"]["Ada"]
@@ -92,96 +93,101 @@ class EmotionSharePipeline(ChunkPipeline):
         Args:
             inputs: audio, as `load_audio` takes it, or a list, generator or `KeyDataset` of it.
             segments (`list[dict]`, *optional*): the turns of one recording, in any order, which may overlap: `"start"`
-                and `"end"` in seconds and, if known, `"speaker"`; `"place"` is what messages call the turn. Each is cut
-                out of the recording at the feature extractor's sampling rate, from the sample nearest to its start to
-                the one nearest to its end, and predicted as a clip of its own. The recording is read once, in blocks. A
-                turn that is shorter than the model needs gets no shares, and is warned of.
+                and `"end"` in seconds and, if known, `"speaker"`; `"place"` names the turn in messages. Each is cut out
+                of the recording at the feature extractor's sampling rate, from the sample nearest to its start to the
+                one nearest to its end, and predicted as a separate clip. The recording is read once, in blocks. A turn
+                that is too short for the model gets no shares, and causes a warning.
             strict (`bool`, *optional*, defaults to `False`): refuse a file that holds less than it promises, because it
-                was cut off or is damaged; otherwise what can be decoded of it is heard, with a warning that names the
-                file. As in `load_audio`, which also says what else is warned of.
+                was cut off or is damaged. Otherwise the part that can be decoded is heard, with a warning that names
+                the file. See `load_audio`, also for other warnings.
             top_k (`int`, *optional*): return only this many emotions, the highest.
-            batch_size (`int`, *optional*, defaults to 1): windows per pass through the model, at most. On a CPU, the
-                backbone divides them into the passes that it is fastest with, and the windows of a list or of a long
-                clip, whose results all come at the end, go through several at a time whatever is asked.
+            batch_size (`int`, *optional*, defaults to 1): largest number of windows per pass through the model. On a
+                CPU, the backbone divides them into passes of the fastest size, and the windows of a list or of a long
+                clip, whose results all come at the end, go through several at a time whatever the batch size.
             chunk_length_s (`float`, *optional*): longest window in seconds; the feature extractor's, which is what the
                 model was trained on, if not given, and no more than that.
             stride_length_s (`float`, *optional*, defaults to 0): seconds at either end of a window, except at the ends
                 of the clip, that are heard but not counted: windows overlap by twice this.
-            hop_length_s (`float`, *optional*): instead of a stride: each window counts for so many seconds, and hears
-                these and what is before them, up to `chunk_length_s`; as `EmotionShareStream` does.
-            return_timeline (`bool`, *optional*): return the shares of each window too.
+            hop_length_s (`float`, *optional*): instead of a stride: each window counts for this many seconds, and hears
+                these and the audio before them, up to `chunk_length_s`, as in `EmotionShareStream`.
+            return_timeline (`bool`, *optional*): also return the shares of each window.
             return_attention (`bool`, *optional*): return what each emotion's head attended to.
             return_interval (`bool`, *optional*): return a 90 % interval of each share, as `share_intervals` makes it.
-                Of a clip of several windows, it comes from the average of their concentrations by duration.
-            return_embedding (`bool`, *optional*): return what each emotion's regressor takes, and the mean of the
+                For a clip of several windows, their concentrations are averaged by duration.
+            return_embedding (`bool`, *optional*): return the input of each emotion's regressor, and the mean of the
                 backbone's frame features.
-            listeners (`int`, *optional*, defaults to 20): size of the panel whose shares the intervals are of.
+            listeners (`int`, *optional*, defaults to 20): size of the listener panel whose shares the intervals cover.
 
         Returns:
             `list[dict]`: `{"label": str, "score": float}` for every emotion, highest share first, and `"interval":
-            [low, high]` where these were asked for. With a timeline, attention or embedding, a dict with this list as
+            [low, high]` if requested. With a timeline, attention or embedding, a dict with this list as
             `"shares"`, and
 
             - `"timeline"`: `{"start": float, "end": float, "shares": {label: float}}` for the part of each window that
               counts, in seconds. The clip's shares are their average by duration.
-            - `"attention"`: `"time"`, the seconds of the steps, and for each label its weights at these times. In a
-              clip of one window they sum to 1; those of several windows are weighted by the windows' durations.
-            - `"embedding"`: for each label (width,) float32, what pooling over time gave to the feed-forward network
-              of its head; and under `"backbone"` (feature_size,) float32, the mean of the frame features that the heads
-              take (without a backbone, of the acoustic features; of `backbone_layer="weighted"`, over all layers).
-              Those of several windows are averaged by duration.
+            - `"attention"`: `"time"`, the times of the steps in seconds, and for each label its weights at these times.
+              In a clip of one window they sum to 1; those of several windows are weighted by the windows' durations.
+            - `"embedding"`: for each label (width,) float32, the output of its head's pooling over time, which its
+              feed-forward network takes; and under `"backbone"` (feature_size,) float32, the mean of the frame features
+              that the heads take (without a backbone, of the acoustic features; with `backbone_layer="weighted"`, over
+              all layers). Those of several windows are averaged by duration.
 
             With segments, a dict with
 
-            - `"turns"`: in the order of the segments, `"start"`, `"end"` and `"speaker"` as they were given, and what
-              the clip would have: its `"shares"`, and `"timeline"`, `"attention"` (in seconds of the recording) and
-              `"embedding"` if asked for. `"shares"` are `None` for a turn that is too short.
-            - `"speakers"`: the shares of each speaker, `{speaker: list}`: of all turns, averaged by duration.
-            - `"shares"`: those of all turns, averaged by duration.
+            - `"turns"`: in the order of the segments, `"start"`, `"end"` and `"speaker"` as given, and the results for
+              the turn: its `"shares"`, and `"timeline"`, `"attention"` (in seconds of the recording) and `"embedding"`
+              if requested. `"shares"` is `None` for a turn that is too short.
+            - `"speakers"`: the shares of each speaker, `{speaker: list}`, averaged over all turns by duration.
+            - `"shares"`: the shares of all turns, averaged by duration.
 
             A list for a list; an iterator for a generator or dataset.
 
         Raises:
-            ValueError: on a length that does not fit, on `return_attention` for a model without attention, on
-                `return_interval` for one whose loss knows no concentrations, and on segments for several clips or that
-                do not begin before they end, or end more than 10 ms after the recording.
+            ValueError: on a length that does not fit, on `return_attention` for a model without attention or with a
+                label `"time"`, on `return_embedding` for one with a label `"backbone"`, on `return_interval` for one
+                whose loss knows no concentrations, and on segments for several clips or that do not begin before they
+                end, or end more than 10 ms after the recording.
             ValueError, FileNotFoundError, OSError, TypeError: on audio, as in `load_audio`.
         """
         if segments is not None:
             return self._conversation(inputs, segments, **kwargs)
-        if isinstance(inputs, list) and not inputs:  # Transformers looks at the first one
+        if isinstance(inputs, list) and not inputs:  # Transformers would look at the first element
             return []
         return super().__call__(inputs, **kwargs)
 
     def _conversation(self, recording, segments, **kwargs):
         if isinstance(recording, list | Dataset | GeneratorType):
-            raise ValueError(f"segments: are those of one recording; got a {type(recording).__name__} of them")
+            raise ValueError(f"segments: expected one recording; got a {type(recording).__name__}")
         extractor = self.feature_extractor
         turns = checked_turns(segments, extractor.sampling_rate, extractor.min_samples)
         if any(turn.is_heard for turn in turns):
-            with suppress(StopIteration):  # the only turn ends with the recording, and then is too short
+            with suppress(StopIteration):  # no windows: the only turn is cut short by the end of the recording
                 return super().__call__(recording, turns=turns, **kwargs)
             return self.postprocess([], turns=turns)
-        # Transformers expects at least one window. All else is checked, and the recording read, as if there were some.
+        # Transformers expects at least one window. The arguments are checked and the recording is read all the same.
         options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
         preprocess, _, _ = self._sanitize_parameters(turns=turns, **options)
         windows = self.preprocess(recording, **{**self._preprocess_params, **preprocess})
         return self.postprocess(list(windows), turns=turns)
 
     def stream(self, **options):
-        """An `EmotionShareStream` that predicts by this pipeline; `options` are its other arguments."""
+        """Returns an `EmotionShareStream` that predicts with this pipeline; `options` are its other arguments."""
         return EmotionShareStream(self, **options)
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        As in Transformers, and the model card, if the repository or folder that the model was loaded from has one.
+        As in Transformers. Also saves the model card, if the model was loaded from a repository or folder that has one
+        for a model with the same labels.
 
         Args:
             save_directory: folder.
-            kwargs: as in `EmoShareModel.save_pretrained`, `include_backbone` among them.
+            kwargs: as in `EmoShareModel.save_pretrained`, including `include_backbone`.
         """
         super().save_pretrained(save_directory, **kwargs)
-        copy_card(save_directory, self.model.name_or_path)
+        config, source = self.model.config, self.model.name_or_path
+        config_file = fetch_file("config.json", source)
+        if config_file is not None and type(config).from_json_file(config_file).labels == config.labels:
+            copy_card(save_directory, source)
 
     def push_to_hub(
         self,
@@ -235,8 +241,12 @@ class EmotionSharePipeline(ChunkPipeline):
     ):
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise ValueError(f"top_k: got {top_k!r}; expected a whole number, 1 or more")
-        if return_attention and not self.model.config.has_attention:
-            raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        if return_attention:
+            check_no_label_is(TIME, self.model.config.labels, "return_attention")
+            if not self.model.config.has_attention:
+                raise ValueError(f"return_attention: architecture {self.model.config.architecture!r} has no attention")
+        if return_embedding:
+            check_no_label_is(BACKBONE, self.model.config.labels, "return_embedding")
         if return_interval and not self.model.config.has_concentrations:
             raise ValueError(
                 f"return_interval: this model was trained with loss={self.model.config.loss!r}, which does not say how "
@@ -273,7 +283,7 @@ class EmotionSharePipeline(ChunkPipeline):
         """As in Transformers, except that a batch holds windows of similar length."""
         windows = DataLoader(
             PipelineChunkIterator(inputs, self.preprocess, preprocess_params),
-            num_workers=min(num_workers, 1),  # each of several workers would go through all of the inputs
+            num_workers=min(num_workers, 1),  # each of several workers would process all inputs
             batch_size=1,
             collate_fn=no_collate_fn,
         )
@@ -289,8 +299,9 @@ class EmotionSharePipeline(ChunkPipeline):
         sampling_rate = self.feature_extractor.sampling_rate
         blocks = audio_blocks(audio, sampling_rate, strict)
         if turns is None:
+            name = audio_name(audio)
             for window in stream_windows(blocks, *cutting):
-                yield self.window_inputs(window, audio_name(audio))
+                yield self.window_inputs(window, name)
         else:
             for turn, window in turn_windows(blocks, turns, sampling_rate, cutting):
                 yield {"turn": turn, **self.window_inputs(window, turns[turn].place)}
@@ -316,7 +327,7 @@ class EmotionSharePipeline(ChunkPipeline):
         ]
 
     def window_inputs(self, window, name):
-        """What `forward` takes for a `Window`; errors begin with `name`."""
+        """Returns the inputs of `forward` for a `Window`; errors begin with `name`."""
         extractor = self.feature_extractor
         try:
             features = extractor(window.waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
@@ -331,11 +342,12 @@ class EmotionSharePipeline(ChunkPipeline):
         }
 
     def cutting(self, chunk_length_s=None, stride_length_s=0.0, hop_length_s=None):
-        """The arguments of `WindowCutter`, checked."""
+        """Checks lengths in seconds, and returns the arguments of `WindowCutter`."""
         extractor = self.feature_extractor
         if chunk_length_s is None:
             chunk_length_s = extractor.chunk_length_s
-        chunk, stride = map(self._num_samples, (chunk_length_s, stride_length_s))
+        chunk = self._num_samples("chunk_length_s", chunk_length_s)
+        stride = self._num_samples("stride_length_s", stride_length_s)
         if not 2 * extractor.min_samples <= chunk <= extractor.max_window_samples:
             raise ValueError(
                 f"chunk_length_s: got {chunk_length_s}; expected "
@@ -347,7 +359,7 @@ class EmotionSharePipeline(ChunkPipeline):
                 f"stride_length_s: got {stride_length_s}; expected 0 or more, and less than half of chunk_length_s, "
                 f"{chunk_length_s} s"
             )
-        hop = None if hop_length_s is None else self._num_samples(hop_length_s)
+        hop = None if hop_length_s is None else self._num_samples("hop_length_s", hop_length_s)
         if hop is not None and (stride > 0 or not 2 * extractor.min_samples <= hop <= chunk):
             raise ValueError(
                 f"hop_length_s: got {hop_length_s}; expected {2 * extractor.min_samples / extractor.sampling_rate} to "
@@ -355,8 +367,10 @@ class EmotionSharePipeline(ChunkPipeline):
             )
         return chunk, extractor.min_samples, stride, hop
 
-    def _num_samples(self, seconds):
-        """Of a length; -1, which no length may be, if it is not finite as a number of samples."""
+    def _num_samples(self, name, seconds):
+        """A length in samples; -1, which is no legal length, if it is infinite or NaN."""
+        if not isinstance(seconds, Real) or isinstance(seconds, bool):
+            raise ValueError(f"{name}: got {seconds!r}; expected a number of seconds")
         samples = seconds * self.feature_extractor.sampling_rate
         return round(samples) if abs(samples) < math.inf else -1
 
@@ -388,7 +402,7 @@ class EmotionSharePipeline(ChunkPipeline):
         return_interval=False,
         listeners=DEFAULT_LISTENERS,
     ):
-        """Of a clip: a dict with its shares, and what else was asked for."""
+        """Returns a dict with a clip's shares and what else was requested."""
         sampling_rate = self.feature_extractor.sampling_rate
         labels = self.model.config.labels
         rows = _rows(windows, "logits")
@@ -420,12 +434,12 @@ class EmotionSharePipeline(ChunkPipeline):
         return result
 
     def _attention(self, windows, labels, fractions):
-        """The weights of the steps in the part of each window that counts; `fractions` of the clip's duration."""
+        """Weights of the steps that count in each window; `fractions`: each window's part of the clip's duration."""
         extractor, pool_size = self.feature_extractor, self.model.config.pool_size
         times, weights = [], []
         for window, fraction in zip(windows, fractions, strict=True):
             steps = extractor.num_frames(window["num_samples"]) // pool_size
-            # A step's time is the middle of the `pool_size` frames that it was made of.
+            # A step's time is the middle of the `pool_size` frames that were pooled into it.
             frames = np.arange(steps) * pool_size + (pool_size - 1) / 2
             samples = window["first"] + extractor.first_center + frames * extractor.hop_length
             counts = (samples >= window["part"][0]) & (samples < window["part"][1])
@@ -433,23 +447,23 @@ class EmotionSharePipeline(ChunkPipeline):
             weights.append(window["attentions"][0, :, :steps].float().numpy()[:, counts] * fraction)
         weights = np.concatenate(weights, axis=1)
         by_label = {label: row.tolist() for label, row in zip(labels, weights, strict=True)}
-        return {"time": np.concatenate(times).tolist(), **by_label}
+        return {TIME: np.concatenate(times).tolist(), **by_label}
 
 
 def _rows(windows, name):
-    """What the model returned under this name, (windows, labels) float32."""
+    """The model's outputs of this name, (windows, labels) float32."""
     return np.concatenate([window[name].float().numpy() for window in windows])
 
 
 class BatchesByLength:
     """
-    Runs windows in batches of similar length, so that little is padded; their outputs come one by one, in the original
-    order of the windows.
+    Runs windows in batches of similar length, so that there is little padding, and yields their outputs one by one in
+    the original order.
 
     Args:
         windows: `DataLoader` of what `EmotionSharePipeline.preprocess` yields.
-        run_batch: from a list of windows to their outputs.
-        batch_size: windows per batch, at most.
+        run_batch: function from a list of windows to their outputs.
+        batch_size: largest number of windows per batch.
     """
 
     def __init__(self, windows, run_batch, batch_size):

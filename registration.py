@@ -1,4 +1,4 @@
-"""Registers our classes with the Auto classes and the pipelines of Transformers: importing this module does it."""
+"""Importing this module registers our classes with the Auto classes and the pipelines of Transformers."""
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.pipelines import PIPELINE_REGISTRY

@@ -1,4 +1,4 @@
-"""What makes a folder a complete model repository: its modules and its card, and how it is published."""
+"""Makes a folder a complete model repository, with modules and card, and publishes it."""
 
 import shutil
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
-# What the config.json of a model repository names, and the modules that these classes live in.
+# The classes that config.json of a model repository names, with their modules.
 AUTO_MAP = {
     "AutoConfig": "configuration_emoshare.EmoShareConfig",
     "AutoModel": "modeling_emoshare.EmoShareModel",
@@ -33,29 +33,38 @@ ENTRY_MODULES = (
     "feature_extraction_emoshare.py",
     "pipeline_emoshare.py",
 )
-RUNTIME = "emoshare_runtime.py"  # which an ONNX export needs, and no other module imports
+RUNTIME = "emoshare_runtime.py"  # needed by ONNX exports, and imported by no other module
 # Arguments of `from_pretrained` that say how to reach the Hub.
 ACCESS = ("token", "cache_dir", "local_files_only", "force_download")
-_access = {}  # how each repository was reached when something was loaded from it; kept in memory alone
+_access = {}  # by repository, the arguments with which something was loaded from it; kept in memory only
 
 CARD_FILES = ("README.md", "shares_devel.png", "calibration_devel.png")  # the model card, and the figures in it
-# The files of a model repository on the Hub. Predictions are not part of it: they name the clips of the corpus.
-PUBLISHED = ("README.md", "*.json", "*.png", "*.py", "model*.safetensors")
+# What is published of a model's folder, besides its modules. Nothing else is: predictions name the clips of the corpus,
+# results by group name its speakers, and people keep files of their own there.
+PUBLISHED = (
+    *CARD_FILES,
+    "config.json",
+    "preprocessor_config.json",
+    "eval_results.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+)
 
 
 def copy_modules(folder, name_or_path):
     """
     Copies the modules of a model repository to a folder.
 
-    The installed package has all of them next to this file. Remote code has only those that its entry module imports;
-    the rest is fetched from the repository that the config was loaded from, at the same commit.
+    The installed package has all modules next to this file. Remote code has only those that its entry module imports;
+    the others are fetched from the repository that the config was loaded from, at the same commit.
 
     Args:
-        folder (`Path`): made if it does not exist.
+        folder (`Path`): created if it does not exist.
         name_or_path: repository or folder that the config was loaded from, if any.
 
     Returns:
-        `set[str]`: names of the modules that are in the folder now.
+        `set[str]`: names of the modules that the folder now has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     present, waiting = set(), [*ENTRY_MODULES, RUNTIME]
@@ -69,7 +78,7 @@ def copy_modules(folder, name_or_path):
         target = folder / name
         if source is not None and not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
-        if target.exists():  # a model that is being saved has already written its own modules
+        if target.exists():  # also modules that saving the model has written
             present.add(name)
             waiting += [f"{module}.py" for module in get_relative_imports(target)]
         else:
@@ -78,12 +87,12 @@ def copy_modules(folder, name_or_path):
 
 
 def remember_access(name_or_path, arguments):
-    """Keeps how a repository is reached, so that saving a model from it can fetch its other files in the same way."""
+    """Remembers how a repository was reached, so that saving a model from it can fetch its other files likewise."""
     _access[str(name_or_path)] = {name: arguments[name] for name in (*ACCESS, "revision") if name in arguments}
 
 
 def copy_card(folder, name_or_path):
-    """Copies the model card, if the model was loaded from a repository that has one, and `folder` has none yet."""
+    """Copies the model card and its figures from the repository that has them; files in `folder` are kept."""
     for name in CARD_FILES:
         source, target = fetch_file(name, name_or_path), Path(folder) / name
         if source is not None and not target.exists():
@@ -92,18 +101,18 @@ def copy_card(folder, name_or_path):
 
 def fetch_file(name, name_or_path):
     """
-    A file of the repository or folder that a model was loaded from, in the same revision; remote code takes it from its
+    Fetches a file of the repository or folder that a model was loaded from, at the same revision; remote code uses its
     own commit.
 
     Returns:
-        Its path, or `None` if there is none.
+        Path of the local copy, or `None` if there is no such file.
     """
     if not name_or_path:
         return None
     if Path(name_or_path).is_dir():
         local = Path(name_or_path) / name
         return local if local.is_file() else None
-    # Transformers keeps a Hub repository's modules in a folder named after their commit.
+    # Transformers keeps the modules of a Hub repository in a folder named after their commit.
     commit = {"revision": Path(__file__).parent.name} if is_remote_code() else {}
     try:
         return hf_hub_download(name_or_path, name, **{**_access.get(str(name_or_path), {}), **commit})
@@ -116,20 +125,20 @@ def fetch_file(name, name_or_path):
 
 def create_repository(repo_id, private=None, token=None, repo_type="model"):
     """
-    Makes a repository on the Hub, if there is none. Called before any work is done, so that a missing token or a wrong
+    Creates a repository on the Hub, unless it exists. It is called before long work, so that a missing token or a wrong
     name costs no time; `huggingface_hub` says what is wrong.
 
     Args:
         repo_id: `ORG/NAME`.
-        private: whether it is to be private; `None` if that does not matter, and then a new one is what the
-            organisation's settings say.
+        private: whether it must be private. With `None`, an existing repository may be either, and a new one follows
+            the organisation's settings.
         token, repo_type: as in `huggingface_hub`.
 
     Returns:
         Its full name.
 
     Raises:
-        ValueError: if there is such a repository already, and it is public where it should be private, or the reverse.
+        ValueError: if the repository exists and is public where it should be private, or the reverse.
         OSError: if the Hub refuses, or cannot be reached.
     """
     api = HfApi(token=token)
@@ -147,18 +156,20 @@ def create_repository(repo_id, private=None, token=None, repo_type="model"):
 
 def publish_folder(folder, repo_id, commit_message, token=None, revision=None, create_pr=False):
     """
-    Uploads a model repository in one commit, all or nothing. `upload_folder` may make several commits, and between them
+    Uploads a model repository in one commit, all or nothing. `upload_folder` may make several commits, between which
     half a model could be loaded.
 
     Args:
-        folder: the model repository; files in it that match none of `PUBLISHED` are not uploaded.
+        folder: the model repository. Its modules and the files of `PUBLISHED` are uploaded.
         repo_id: `ORG/NAME`, which must exist.
         commit_message, token, revision, create_pr: as in `huggingface_hub`.
 
     Returns:
         `huggingface_hub.CommitInfo`.
     """
-    files = sorted({path for pattern in PUBLISHED for path in Path(folder).glob(pattern)})
+    folder = Path(folder)
+    modules = [folder / name for name in copy_modules(folder, folder)]
+    files = sorted([*modules, *(path for pattern in PUBLISHED for path in folder.glob(pattern))])
     operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
     with clear_errors_of_hub(repo_id):
         return HfApi(token=token).create_commit(
@@ -168,7 +179,7 @@ def publish_folder(folder, repo_id, commit_message, token=None, revision=None, c
 
 @contextmanager
 def clear_errors_of_hub(repo_id):
-    """While the Hub is asked for something: a connection that fails is an OSError, as what the Hub refuses is."""
+    """Turns connection failures into OSError, as the Hub's refusals are."""
     try:
         yield
     except (HTTPError, RuntimeError) as error:
@@ -180,7 +191,7 @@ def clear_errors_of_hub(repo_id):
 
 
 class PushToHub:
-    """For classes that Transformers can push: where `private` is given, an existing repository must be what it says."""
+    """Mixin for classes that Transformers can push: if `private` is given, an existing repository must match it."""
 
     def push_to_hub(self, repo_id, private=None, token=None, **kwargs):
         """
@@ -196,7 +207,7 @@ class PushToHub:
             return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
     def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
-        """As in Transformers; what is pushed as `push_to_hub` does, with the same errors."""
+        """As in Transformers; pushing checks `private` and raises errors as `push_to_hub` does."""
         if push_to_hub and kwargs.get("private") is not None:
             repo_id = kwargs.get("repo_id") or Path(save_directory).name
             create_repository(repo_id, kwargs["private"], kwargs.get("token"))
@@ -210,5 +221,5 @@ def module_file(class_reference):
 
 
 def is_remote_code():
-    """Whether this module runs as remote code, and not as a part of the installed package."""
+    """Whether this module runs as remote code rather than as a part of the installed package."""
     return __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")

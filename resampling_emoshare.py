@@ -1,4 +1,4 @@
-"""From one sampling rate to another, block by block: what torchaudio makes of a waveform as a whole."""
+"""Resamples a waveform block by block, with the result that torchaudio gives for the whole waveform."""
 
 import math
 from functools import lru_cache
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 import torchaudio
 
+from .mel_emoshare import on_cpu_in_float32
+
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
-# torchaudio's kernel has an entry for each pair of samples within the shortest time after which the two rates meet
-# again, nearly all of them zero: 22,050 Hz to 16 kHz takes 1.5e5 entries, but 22,051 Hz takes 3.5e8. Past this number,
-# the entries that are not zero are used alone.
+# torchaudio's kernel has an entry for each pair of old and new samples within one common period of the two rates,
+# nearly all of them zero: 22,050 Hz to 16 kHz takes 1.5e5 entries, but 22,051 Hz takes 3.5e8. Above this number, only
+# the entries that are not zero are used.
 MAX_KERNEL = 1 << 20
-# As in torchaudio's default, a sinc of 6 zeros to either side, in a Hann window, that cuts off at 99 %.
+# As torchaudio's default: a sinc with 6 zeros on either side, in a Hann window, that cuts off at 99 %.
 ZEROS, ROLLOFF = 6, 0.99
 VALUES_AT_A_TIME = 1 << 20
 
@@ -21,10 +23,10 @@ VALUES_AT_A_TIME = 1 << 20
 def checked_rate(rate, name):
     """
     Returns:
-        `int`: a sampling rate in Hz, which may be given as a float, or as a tensor or array of one.
+        `int`: the sampling rate in Hz. It may be given as a float, or as a scalar tensor or array.
 
     Raises:
-        ValueError: if it is not a whole number from 1,000 to 768,000 Hz; `name` is what has this rate.
+        ValueError: if it is not a whole number from 1,000 to 768,000 Hz; the message begins with `name`.
     """
     rate = rate.item() if getattr(rate, "ndim", None) == 0 else rate
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)
@@ -42,7 +44,7 @@ def resampled(blocks, from_rate, to_rate):
         from_rate, to_rate (`int`): in Hz, as `checked_rate` returns them.
 
     Yields:
-        `np.ndarray`: (samples,) float32. Together they are `torchaudio.transforms.Resample` of all blocks, to 1e-6 of
+        `np.ndarray`: (samples,) float32. Together they equal `torchaudio.transforms.Resample` of all blocks, to 1e-6 of
         full scale, whatever the blocks' lengths.
     """
     if from_rate == to_rate:
@@ -64,7 +66,7 @@ def resampler_between(from_rate, to_rate):
 
     Returns:
         An object whose `push(samples, is_last=False)` takes the next samples of a waveform, (samples,) float32, and
-        returns the new ones that do not depend on what follows, all of the rest if `is_last`.
+        returns the resampled ones that do not depend on what follows, or all of the rest if `is_last`.
     """
     divisor = math.gcd(from_rate, to_rate)
     period, new_period = from_rate // divisor, to_rate // divisor
@@ -82,14 +84,15 @@ class _Unchanged:
 
 class _ByTorchaudio:
     """
-    Its filter reaches `margin` samples to either side and repeats every `period` samples, so a cut changes nothing if
-    it is at a multiple of `period`, and `margin` samples on the other side of it are resampled too and dropped.
+    Resamples with torchaudio's filter, which reaches `margin` samples to either side and repeats every `period`
+    samples. So a cut changes nothing if it is at a multiple of `period`, and `margin` samples beyond it are resampled
+    too and dropped.
     """
 
     def __init__(self, resample, period, new_period):
         self.resample, self.period, self.new_period = resample, period, new_period
         self.margin = -(-resample.width // period) * period
-        # `kept` is the end of what came before; its first `done` samples have been resampled, and are margin now.
+        # `kept` is the end of the previous samples. Its first `done` samples have been resampled, and serve as margin.
         self.kept, self.done = np.zeros(0, np.float32), 0
 
     def push(self, samples, is_last=False):
@@ -99,30 +102,37 @@ class _ByTorchaudio:
         self.kept, self.done = samples[first:], end - first
         if end == done:
             return np.zeros(0, np.float32)
-        new = self.resample(torch.from_numpy(samples[: end + self.margin])).numpy()
+        new = self._resampled(samples[: end + self.margin])
         return new[done // self.period * self.new_period : None if is_last else end // self.period * self.new_period]
+
+    def _resampled(self, samples):
+        """As `self.resample`, which would round the number of new samples to torch's default dtype."""
+        padded = np.pad(samples, (self.resample.width, self.resample.width + self.period))
+        new = torch.nn.functional.conv1d(torch.from_numpy(padded)[None, None], self.resample.kernel, stride=self.period)
+        return new[0].T.reshape(-1)[: -(-len(samples) * self.new_period // self.period)].numpy()
 
 
 @lru_cache(maxsize=16)
 def _resampler(from_rate, to_rate):
-    return torchaudio.transforms.Resample(from_rate, to_rate)
+    with on_cpu_in_float32():
+        return torchaudio.transforms.Resample(from_rate, to_rate)
 
 
 class _ByTaps:
-    """New sample j lies at j * period / new_period, and is made of the samples within `width` around that."""
+    """New sample j lies at j * period / new_period, and is computed from the samples within `width` of this place."""
 
     def __init__(self, period, new_period):
         self.period, self.new_period = period, new_period
         self.taps, self.width = _taps(period, new_period), _width(period, new_period)
-        self.samples, self.first = np.zeros(self.width, np.float32), -self.width  # `first`: where they begin
-        self.done = self.length = 0  # new samples that were returned, and samples that came in
+        self.samples, self.first = np.zeros(self.width, np.float32), -self.width  # `first`: position of the first one
+        self.done = self.length = 0  # number of new samples returned, and of samples received
 
     def push(self, samples, is_last=False):
         self.length += len(samples)
         end = np.zeros(self.width + 1 if is_last else 0, np.float32)
         self.samples = np.concatenate([self.samples, samples, end])
         known = self.length if is_last else self.length - self.width
-        ready = max(-(-known * self.new_period // self.period), self.done)  # new samples all of whose taps have come in
+        ready = max(-(-known * self.new_period // self.period), self.done)  # new samples whose taps have all arrived
         new = _apply_taps(self.samples, self.first, self.done, ready, self.taps, self.period)
         self.done = ready
         unused = max(self.done * self.period // self.new_period - self.width - self.first, 0)
@@ -131,7 +141,7 @@ class _ByTaps:
 
 
 def _apply_taps(samples, first, start, end, taps, period):
-    """The new samples `start` to `end`."""
+    """Computes the new samples from `start` to before `end`."""
     new_period, num_taps = taps.shape
     new = np.empty(end - start, np.float32)
     at_a_time = max(VALUES_AT_A_TIME // num_taps, 1)
@@ -145,22 +155,22 @@ def _apply_taps(samples, first, start, end, taps, period):
 
 
 def _width(period, new_period):
-    """Samples that the filter reaches to either side."""
+    """Number of samples that the filter reaches to either side."""
     return math.ceil(ZEROS * period / (min(period, new_period) * ROLLOFF))
 
 
 @lru_cache(maxsize=4)  # up to 40 MB each
 def _taps(period, new_period):
     """
-    The filter's weights, (new_period, 2 * width) float32, for each of the `new_period` places that a new sample can
-    have between two samples: of the samples from `width - 1` before it to `width` behind it.
+    The filter's weights, (new_period, 2 * width) float32: for each of the `new_period` places that a new sample can
+    have between two samples, the weights of the samples from `width - 1` before it to `width` after it.
     """
-    width, cutoff = _width(period, new_period), min(period, new_period) * ROLLOFF / period  # of a zero per sample
+    width, cutoff = _width(period, new_period), min(period, new_period) * ROLLOFF / period  # zeros per sample
     taps = np.empty((new_period, 2 * width), np.float32)
     offsets = np.arange(1 - width, width + 1)
     for start in range(0, new_period, max(VALUES_AT_A_TIME // (2 * width), 1)):
         places = np.arange(start, min(start + max(VALUES_AT_A_TIME // (2 * width), 1), new_period))
-        # torchaudio rounds a place to float32; with it exact, rates like 12,345 Hz would differ from it by 1e-4.
+        # torchaudio rounds a place to float32. With exact places, results at rates like 12,345 Hz would differ by 1e-4.
         rounded = -places.astype(np.float32) / np.float32(new_period)
         numbers = (places * period // new_period)[:, None] + offsets
         times = (numbers / period + rounded[:, None].astype(np.float64)) * (cutoff * period)

@@ -1,4 +1,4 @@
-"""Conversations: the turns of a recording, their windows in one pass over it, and what is said of each speaker."""
+"""Conversations: the turns of a recording, their windows in one pass over it, and the shares of each speaker."""
 
 import math
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 from .audio_emoshare import SILENCE
 from .windows_emoshare import WindowCutter
 
-# Files of segments round times, and detectors count whole frames: a turn may end this much after the audio.
+# A turn may end this much after the audio: segment files round times, and detectors count whole frames.
 END_TOLERANCE_S = 0.01
 
 
@@ -20,9 +20,9 @@ class Turn(NamedTuple):
     Attributes:
         start, end: in seconds, as they were given.
         speaker: `None` if it is not known.
-        first, last: its first sample, and the sample behind its last one.
-        place: what messages call it.
-        is_heard: whether it is as long as the model needs.
+        first, last: its first sample, and the sample after its last one.
+        place: its name in messages.
+        is_heard: whether it is long enough for the model.
     """
 
     start: float
@@ -37,10 +37,10 @@ class Turn(NamedTuple):
 def checked_turns(segments, sampling_rate, min_samples):
     """
     Args:
-        segments: `list[dict]` with `"start"` and `"end"` in seconds and, if known, `"speaker"`; `"place"`, where it was
-            found, is what messages call it instead of its number.
-        sampling_rate: in Hz, of the samples that turns are counted in.
-        min_samples: the fewest that a turn must have to be heard; shorter ones are warned of.
+        segments: `list[dict]` with `"start"` and `"end"` in seconds and, if known, `"speaker"`. `"place"`, where it was
+            found, names the segment in messages; otherwise its number does.
+        sampling_rate: in Hz, by which times are converted to samples.
+        min_samples: the shortest turn that the model can hear; shorter ones cause a warning.
 
     Returns:
         `list[Turn]`
@@ -70,7 +70,7 @@ def _warn_of_length(place, start, end, shortest):
 
 def checked_segment(segment, place):
     """
-    Start, end, speaker and place of a segment, which is called `place` if it does not say its own.
+    Returns start, end, speaker and place of a segment; `place` is used if it has none of its own.
 
     Raises:
         ValueError: as `checked_turns`.
@@ -93,18 +93,18 @@ def checked_segment(segment, place):
 
 def turn_windows(blocks, turns, sampling_rate, cutting):
     """
-    Cuts the turns out of a recording in one pass, each into the windows that it would have as a clip of its own.
+    Reads a recording once, and cuts each turn into the windows that it would have as a separate clip.
 
     Args:
         blocks: iterable of (samples,) float32, the recording from its beginning to its end.
-        turns: `list[Turn]` in any order; they may overlap. Those that are too short are left out; one that only becomes
-            so because the recording ends before it does is warned of.
+        turns: `list[Turn]` in any order; they may overlap. Turns that are too short are left out, with a warning if a
+            turn becomes too short because the recording ends before the turn does.
         sampling_rate: in Hz.
         cutting: the arguments of `WindowCutter`.
 
     Yields:
-        (index of the turn, `Window` with its place in the recording); `is_last` is that of the recording. Windows of
-        a turn come in their order.
+        (index of the turn, `Window` with times in the recording); `is_last` is true for the last window of the
+        recording. The windows of a turn come in order.
 
     Raises:
         ValueError: naming the turn, if it ends more than 10 ms after the recording.
@@ -149,13 +149,13 @@ def _in_one_pass(blocks, turns, sampling_rate, cutting):
 
 
 class _Hearing:
-    """A turn that is being heard."""
+    """Collects the windows and the peak of one turn while the recording is read."""
 
     def __init__(self, turn, cutting):
         self.turn, self.cutter, self.peak = turn, WindowCutter(*cutting), 0.0
 
     def push(self, block, position):
-        """What is the turn's of a block that begins with this sample of the recording."""
+        """Takes the turn's part of a block that begins at the sample `position` of the recording."""
         samples = block[max(self.turn.first - position, 0) : self.turn.last - position]
         self.peak = max(self.peak, float(np.abs(samples).max(initial=0)))
         return self.cutter.push(samples)
@@ -169,9 +169,9 @@ class _Hearing:
 def conversation(windows, turns, result_of):
     """
     Args:
-        windows: what the model gave for each window, with the index of its `"turn"`.
+        windows: the model's outputs for each window, with the index of its `"turn"`.
         turns: `list[Turn]`.
-        result_of: function of the windows of a clip, and of the pipeline's options, to a dict with its `"shares"`.
+        result_of: function that makes a dict with `"shares"` from the windows of a clip and the pipeline's options.
 
     Returns:
         `dict`: `"turns"`, `"speakers"` and `"shares"`, as in `EmotionSharePipeline.__call__`.

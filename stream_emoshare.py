@@ -7,33 +7,35 @@ from .resampling_emoshare import checked_rate, resampler_between
 from .windows_emoshare import WindowCutter
 
 NAME = "stream"  # in messages
-# Of a first piece with fewer samples than channels: eight are those of 7.1, and more are rather samples.
+# How many channels a first piece may have if it has fewer samples than channels: 7.1 has eight; with more, the array is
+# probably (channels, samples).
 MOST_CHANNELS = 8
 
 
 class EmotionShareStream:
     """
-    Predicts the shares in audio that comes in piece by piece, from a microphone or over a network.
+    Predicts the shares in audio that arrives piece by piece, from a microphone or over a network.
 
     ```python
     >>> stream = EmotionShareStream(emotion_share, hop_length_s=1.0, sampling_rate=48000)
     >>> for samples in microphone:
     ...     for window in stream.push(samples):
     ...         print(window)  # {'start': 3.0, 'end': 4.0, 'shares': {'Anger': 0.02, 'Boredom': 0.31, ...}}
-    >>> stream.finish()  # what is left
+    >>> stream.finish()  # the rest
     ```
 
     The windows, and their shares, are those of `emotion_share(audio, hop_length_s=..., return_timeline=True)` for all
-    of the audio at once. One is complete when its `end` has come in, and so much more as the shortest clip lasts (a few
-    hundredths of a second): less could still become a part of it. The stream keeps the last `chunk_length_s` of audio
-    and no more, however long it lasts.
+    of the audio at once. A window is complete when its `end` has arrived, and after it as much audio as the shortest
+    clip has (a few hundredths of a second): less could still become a part of the window. The stream keeps only the
+    last `chunk_length_s` of audio, however long it lasts.
 
     Args:
         emotion_share: `EmotionSharePipeline`.
         hop_length_s (`float`, *optional*, defaults to 1): seconds that each window counts for.
-        chunk_length_s (`float`, *optional*): seconds that a window hears, those that it counts for and what was before;
-            the feature extractor's if not given, and no more than that. Every hop, the model computes this much.
-        sampling_rate (`int`, *optional*): of the samples in Hz, 1,000 to 768,000; the feature extractor's if not given.
+        chunk_length_s (`float`, *optional*): seconds that a window hears, including those that it counts for; the
+            feature extractor's if not given, and no more than that. The model processes this much audio every hop.
+        sampling_rate (`int`, *optional*): rate of the samples in Hz, 1,000 to 768,000; the feature extractor's if not
+            given.
 
     Raises:
         ValueError: on a length or sampling rate that does not fit.
@@ -53,17 +55,17 @@ class EmotionShareStream:
         """
         Args:
             samples: the next samples, any number of them: (samples,) or (samples, channels), floating point in [-1, 1],
-                or int8, int16 or int32; array, tensor or list. All pieces have the same number of channels. A first one
-                with fewer samples than channels is refused if these are more than 8, because it looks like (channels,
-                samples).
+                or int8, int16 or int32; array, tensor or list. All pieces must have the same number of channels. A
+                first piece with more than 8 channels and even fewer samples is refused, because it is probably
+                (channels, samples).
 
         Returns:
-            `list[dict]`: the windows that are complete now, `{"start": float, "end": float, "shares": {label: float}}`,
-            in seconds from the beginning.
+            `list[dict]`: the windows that are now complete, `{"start": float, "end": float, "shares": {label: float}}`,
+            with times in seconds from the beginning.
 
         Raises:
-            ValueError: if samples are of another shape or type, have other channels than those before or are not
-                finite, or the stream is finished.
+            ValueError: if samples have another shape or type or another number of channels than those before, or are
+                not finite, or the stream is finished.
         """
         if self.is_finished:
             raise ValueError(f"{NAME}: is finished, and takes no more samples")
@@ -83,13 +85,13 @@ class EmotionShareStream:
 
     def finish(self):
         """
-        Ends the stream, and warns of what its level shows, as `load_audio` does.
+        Ends the stream, and warns if its level is suspicious, as `load_audio` does.
 
         Returns:
-            As `push` does: the windows that are left. None if nothing came in.
+            `list[dict]`: the remaining windows, as from `push`; empty if no samples arrived.
 
         Raises:
-            ValueError: if what came in, all in all, is too short for the model.
+            ValueError: if all audio together is too short for the model.
         """
         if self.is_finished or self.level.num_values == 0:
             return []

@@ -8,7 +8,7 @@ import numpy as np
 
 def cut(num_samples, longest, shortest):
     """
-    Cuts a clip into consecutive windows of equal length; the last one holds what is left. If that would be too short,
+    Cuts a clip into consecutive windows of equal length; the last one holds the rest. If the rest would be too short,
     the last cut moves back.
 
     Args:
@@ -27,7 +27,7 @@ def cut(num_samples, longest, shortest):
 
 def num_heard(num_samples, longest, shortest, stride=0, hop=None):
     """
-    How many samples all windows of a clip hear together, which is more than it has where they overlap.
+    Total length of all windows of a clip in samples; overlaps are counted repeatedly.
 
     Args:
         num_samples: length of the clip.
@@ -40,7 +40,7 @@ def num_heard(num_samples, longest, shortest, stride=0, hop=None):
 
 
 def _heard_beside(longest, stride, hop):
-    """Samples before and after what a window counts for, with arguments as in `WindowCutter`."""
+    """Samples that a window hears before and after the part it counts for; arguments as in `WindowCutter`."""
     return (stride, stride) if hop is None else (longest - hop, 0)
 
 
@@ -62,14 +62,14 @@ class Window(NamedTuple):
 
 def stream_windows(blocks, longest, shortest, stride=0, hop=None):
     """
-    Cuts a clip while it is read, so that a long clip never lies in memory as a whole.
+    Cuts a clip while it is read, so that a long clip is never in memory as a whole.
 
     Args:
         blocks: iterable of (samples,) float32, the clip from its beginning to its end.
         longest, shortest, stride, hop: as in `WindowCutter`.
 
     Yields:
-        `Window`: those of one clip count for all of it, without overlap.
+        `Window`: the parts that they count for cover the clip without overlap.
     """
     cutter = WindowCutter(longest, shortest, stride, hop)
     for block in blocks:
@@ -79,27 +79,27 @@ def stream_windows(blocks, longest, shortest, stride=0, hop=None):
 
 class WindowCutter:
     """
-    Cuts a clip by the rule of `cut` while its samples come in. It keeps what the next window may hear, and no more.
+    Cuts a clip by the rule of `cut` while its samples arrive. It keeps only what the next window may hear.
 
     Args:
-        longest: the most samples that the model hears at once.
+        longest: the largest number of samples that the model hears at once.
         shortest: least number of samples in the last of several windows.
         stride: samples at either end of a window that are heard but not counted, except at the ends of the clip. What
             is left, `longest - 2 * stride`, must be at least twice `shortest`. A clip of up to `longest` samples is one
             window, which leaves nothing out.
-        hop: instead of a stride: each window counts for its last `hop` samples alone, from twice `shortest` to
-            `longest`, and hears up to `longest`. So it is complete as soon as what it counts for is over, also at the
-            beginning of a clip, where there is little to hear before that.
+        hop: instead of a stride: each window counts only for its last `hop` samples (from twice `shortest` to
+            `longest`) and hears up to `longest`. So it is complete as soon as the part that it counts for ends, also at
+            the beginning of a clip, where it hears little before that part.
     """
 
     def __init__(self, longest, shortest, stride=0, hop=None):
         self.longest, self.shortest = longest, shortest
         self.before, self.after = _heard_beside(longest, stride, hop)
-        self.step = hop  # what a window counts for; `None` until it shows that the clip has several windows
-        self.blocks = []  # that have come in since the last window, behind what is kept for the next one
-        self.first = 0  # sample of the clip that `blocks` begin with
-        self.num_samples = 0  # of the clip so far
-        self.start = 0  # of what the next window counts for
+        self.step = hop  # samples that a window counts for; `None` until the clip is known to have several windows
+        self.blocks = []  # samples kept for the next window, and those that have arrived since
+        self.first = 0  # the clip's sample that `blocks` begin with
+        self.num_samples = 0  # length of the clip so far
+        self.start = 0  # first sample that the next window counts for
 
     def push(self, samples):
         """
@@ -107,7 +107,7 @@ class WindowCutter:
             samples: (samples,) float32, the next of the clip.
 
         Returns:
-            `list[Window]`: the windows that do not depend on what follows, and have not been returned before.
+            `list[Window]`: the new windows that are complete, whatever follows.
         """
         self.blocks.append(samples)
         self.num_samples += len(samples)
@@ -119,20 +119,20 @@ class WindowCutter:
         while self.num_samples - self.start >= enough:
             windows.append(self._next(self.start + self.step))
         if windows:
-            self.blocks = [block.copy() for block in self.blocks]  # a view would keep all of what it is a part of
+            self.blocks = [block.copy() for block in self.blocks]  # a view would keep its whole base array in memory
         return windows
 
     def finish(self):
         """
         Returns:
-            `list[Window]`: the last ones; the clip is over.
+            `list[Window]`: the remaining windows, as the clip has ended.
         """
         step = self.longest if self.step is None else self.step
         ends = [self.start + end for _, end in cut(self.num_samples - self.start, step, self.shortest)]
         return [self._next(end) for end in ends]
 
     def _next(self, end):
-        """The window that counts up to this sample; what only it hears is forgotten."""
+        """Returns the window that counts up to this sample, and drops the samples that later windows do not hear."""
         samples = self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks)
         first, last = max(self.start - self.before, 0), min(end + self.after, self.num_samples)
         window = Window(
@@ -146,7 +146,7 @@ class WindowCutter:
 
 def average_by_duration(shares, durations, clips=None, num_clips=1):
     """
-    The shares of clips: the average of their windows' shares, each weighted by its duration.
+    Averages the shares of each clip's windows, weighted by their durations.
 
     Args:
         shares: (windows, labels).

@@ -1,1 +1,1 @@
-"""The commands of `emoshare`: a module each, imported when its arguments are found to be right."""
+"""The commands of `emoshare`, one module each, imported after its arguments have been checked."""

@@ -1,4 +1,4 @@
-"""The commands of `emoshare`, and their flags. Nothing that takes long is imported here."""
+"""The commands of `emoshare` and their flags. This module imports nothing that takes long."""
 
 import argparse
 from dataclasses import fields
@@ -10,7 +10,7 @@ TURN_SUFFIXES = (*OUTPUT_SUFFIXES, ".TextGrid", ".txt")
 
 
 def parser():
-    """The `argparse.ArgumentParser` of all commands; those of `train` and `reproduce` read their own flags."""
+    """Returns the `argparse.ArgumentParser` of all commands; `train` and `reproduce` parse their own flags."""
     parser = argparse.ArgumentParser(
         prog="emoshare",
         description="Emotion share: for a speech clip, the share of listeners who would perceive each emotion.",
@@ -32,7 +32,7 @@ def parser():
 
 
 def _source_flags(name):
-    """Where the model is: as a flag, or as what stands after the command."""
+    """Arguments that say where the model is; `name` is a flag or a positional argument."""
     flags = argparse.ArgumentParser(add_help=False)
     required = {"required": True} if name.startswith("-") else {"metavar": name.upper()}
     flags.add_argument(name, help="Hub id ORG/NAME or folder of an EmoShare model", **required)
@@ -47,16 +47,16 @@ def _running_flags(batch_size):
         "--batch_size",
         type=_positive,
         default=batch_size,
-        help="windows per pass through the model (default: %(default)s); a GPU wants 8 or more",
+        help="windows per pass through the model (default: %(default)s); use 8 or more on a GPU",
     )
     flags.add_argument(
-        "--device", type=_device, help="cpu, cuda, cuda:1, 1, ... (default: an accelerator if there is one)"
+        "--device", type=_device, help="cpu or -1, cuda, cuda:1 or 1, ... (default: an accelerator if there is one)"
     )
     return flags
 
 
 def _corpus_flags():
-    help_of = {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}  # the same flags as train.py's
+    help_of = {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}  # these are flags of train.py too
     flags = argparse.ArgumentParser(add_help=False)
     flags.add_argument("--dataset", required=True, help=help_of["dataset"])
     flags.add_argument("--data_dir", help=help_of["data_dir"])
@@ -66,7 +66,7 @@ def _corpus_flags():
         default=1000,
         help="resamples for 95 %% confidence intervals; 0 for none (default: 1000)",
     )
-    flags.add_argument("--seed", type=_not_negative, default=0, help="of the resampling (default: 0)")
+    flags.add_argument("--seed", type=_not_negative, default=0, help="seed of the resampling (default: 0)")
     return flags
 
 
@@ -91,8 +91,8 @@ def _add_predict(commands, parents):
         "--output",
         type=_output,
         metavar="FILE",
-        help="FILE.csv (filename, a column per emotion) or FILE.jsonl; CSV to standard output if not given. Of turns "
-        "also FILE.TextGrid (Praat) or FILE.txt (labels for Audacity)",
+        help="FILE.csv (filename, a column per emotion) or FILE.jsonl; CSV to standard output if not given. "
+        "For turns also FILE.TextGrid (Praat) or FILE.txt (labels for Audacity)",
     )
     turns = command.add_mutually_exclusive_group()
     turns.add_argument(
@@ -114,8 +114,8 @@ def _add_embed(commands, parents):
     command = commands.add_parser(
         "embed",
         parents=parents,
-        help="the embeddings of clips",
-        description="Writes a row for each clip: what each emotion's regressor takes, and the mean of the backbone's "
+        help="write the embeddings of clips",
+        description="Writes a row for each clip: the input of each emotion's regressor, and the mean of the backbone's "
         "frame features. Broken files are listed at the end, and the exit code is then 1 (2: nothing could be done; "
         "130: interrupted).",
         allow_abbrev=False,
@@ -139,7 +139,7 @@ def _add_evaluate(commands, parents):
         action="extend",
         default=[],
         metavar="FACT",
-        help="score each group of clips by a fact of the corpus (sex, speaker, ...), and test whether groups differ",
+        help="group clips by a fact of the corpus (sex, speaker, ...), score each group, and test whether they differ",
     )
     command.add_argument(
         "--resample",
@@ -187,13 +187,13 @@ def _add_merge(commands, parents):
     command = commands.add_parser(
         "merge",
         parents=parents,
-        help="make a model that needs no PEFT of one with adapters",
-        description="Makes the adapters of a model (LoRA) a part of the layers that they are in, and writes the model. "
-        "It predicts the same but for rounding, and does not need PEFT. A model that was saved without its backbone is "
+        help="merge the adapters of a model into its layers, so that it does not need PEFT",
+        description="Merges the adapters of a model (LoRA) into their layers, and writes the model. Its predictions "
+        "are the same except for rounding, and it does not need PEFT. A model that was saved without its backbone is "
         "written without it again.",
         allow_abbrev=False,
     )
-    command.add_argument("--output_dir", metavar="DIR", required=True, help="folder for the model without adapters")
+    command.add_argument("--output_dir", metavar="DIR", required=True, help="new folder for the merged model")
     command.set_defaults(device="cpu", batch_size=1)
 
 
@@ -203,12 +203,12 @@ def _add_serve(commands, parents):
         parents=parents,
         help="answer requests for shares over HTTP",
         description="Answers POST /predict with the shares of a clip, and GET /health, /metrics and /docs. Requests "
-        "that come at the same time go through the model together. SIGTERM and Ctrl-C end it when what was accepted "
-        "has been answered.",
+        "that arrive at the same time go through the model together. On SIGTERM and Ctrl-C, it answers all accepted "
+        "requests and ends.",
         allow_abbrev=False,
     )
     command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    command.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    command.add_argument("--port", type=_port, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     command.add_argument(
         "--allow_url",
         action="append",
@@ -218,10 +218,10 @@ def _add_serve(commands, parents):
         "(default: nowhere)",
     )
     for name, default, text in (
-        ("max_megabytes", 25, "size of an upload"),
-        ("max_seconds", 600, "length of a clip"),
-        ("max_waiting", 64, "clips that have no answer yet"),
-        ("upload_seconds", 60, "seconds that an upload may take"),
+        ("max_megabytes", 25, "size of an upload in megabytes"),
+        ("max_seconds", 600, "length of a clip in seconds"),
+        ("max_waiting", 64, "number of clips without an answer"),
+        ("upload_seconds", 60, "duration of an upload in seconds"),
     ):
         command.add_argument(
             f"--{name}", type=_positive, default=default, metavar="NUMBER", help=f"{text}, at most (default: {default})"
@@ -249,7 +249,12 @@ def _ending(path, *suffixes):
 
 
 def _device(name):
-    return int(name) if name.removeprefix("-").isdigit() else name
+    """PyTorch's name of a device, or the number of an accelerator."""
+    if not name.removeprefix("-").isdigit():
+        return name
+    if int(name) < -1:
+        raise argparse.ArgumentTypeError(f"got {name!r}; expected a name, the number of an accelerator, or -1 (CPU)")
+    return "cpu" if int(name) == -1 else int(name)
 
 
 def _not_negative(text):

@@ -8,7 +8,7 @@ from .output import write_each
 
 
 def run(arguments):
-    """`emoshare embed`: a row per clip. Files that were broken or gave a warning are listed at the end."""
+    """`emoshare embed`: writes a row per clip. Broken files and warnings are listed at the end."""
     clips = find_clips(arguments.inputs)
     emotion_share = load_pipeline(arguments)
     with embeddings_parquet(arguments.output, embedding_widths(emotion_share.model)) as add:

@@ -13,6 +13,8 @@ def run(arguments):
     folders = [Path(folder).resolve() for folder in arguments.run_dirs]
     if output_dir.resolve() in folders:
         raise ValueError(f"--output_dir: {output_dir} is one of the runs, whose predictions would be overwritten")
+    if (output_dir / "config.json").exists():
+        raise ValueError(f"--output_dir: {output_dir} holds a model, whose results would be overwritten")
     if len(set(folders)) < len(folders):
         raise ValueError(f"RUN_DIR: got a run more than once: {' '.join(arguments.run_dirs)}")
     corpus = load_corpus(arguments)

@@ -4,7 +4,7 @@ from .loading import load_model
 
 
 def run(arguments):
-    """`emoshare export`: writes a model as an ONNX file, and the file that runs it, and says what was written."""
+    """`emoshare export`: writes a model as an ONNX file with the module that runs it, and prints what was written."""
     model, feature_extractor = load_model(arguments, "float32")
     try:
         files = model.export_onnx(arguments.output, feature_extractor, int8=arguments.int8)

@@ -1,4 +1,4 @@
-"""The model that a command was given."""
+"""Loads the model that a command was given."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
 from ..feature_extraction_emoshare import EmoShareFeatureExtractor
@@ -17,11 +18,13 @@ HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?")
 def load_pipeline(arguments, dtype="auto"):
     model, feature_extractor = load_model(arguments, dtype)
     with errors_of_loading(arguments):
+        # Without an accelerator, Transformers takes any number for the CPU, and PyTorch refuses it.
+        device = torch.device(arguments.device) if isinstance(arguments.device, int) else arguments.device
         emotion_share = pipeline(
             "emotion-share",
             model=model,
             feature_extractor=feature_extractor,
-            device=arguments.device,
+            device=device,
             batch_size=arguments.batch_size,
         )
         set_precision_of_evaluation(emotion_share.model)
@@ -29,7 +32,7 @@ def load_pipeline(arguments, dtype="auto"):
 
 
 def load_model(arguments, dtype):
-    """The installed classes: `import emoshare` has registered them, so none of the repository's code runs."""
+    """Loads with the installed classes, which `import emoshare` has registered; the repository's code does not run."""
     _check_model_folder(arguments)
     source = {"revision": arguments.revision, "trust_remote_code": False}
     with errors_of_loading(arguments):
@@ -46,17 +49,18 @@ def load_model(arguments, dtype):
 def errors_of_loading(arguments):
     try:
         yield
-    # RuntimeError: torch has no such device, or no room there. ImportError: a model with adapters, and no PEFT.
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    # RuntimeError: there is no such device, or no memory left on it. AssertionError: torch was built without CUDA.
+    # ImportError: the model has adapters, and PEFT is not installed.
+    except (OSError, ValueError, RuntimeError, AssertionError, ImportError) as error:
         if os.path.isdir(arguments.model):
             raise ValueError(f"cannot load {arguments.model}: {' '.join(str(error).split())}") from error
-        first = str(error).partition("\n")[0]  # the Hub's clients have advice after it
+        first = str(error).partition("\n")[0]  # further lines are advice of the Hub's client
         where = "there is no such folder here, and from the Hub: " if isinstance(error, OSError) else ""
         raise ValueError(f"cannot load {arguments.model}: {where}{first}") from error
 
 
 def _check_model_folder(arguments):
-    """Says of a folder what is missing, and of a mistyped one that it does not exist, before the Hub is asked."""
+    """Raises a ValueError if a folder is incomplete or a path mistyped, before the Hub is asked."""
     folder = Path(arguments.model)
     if arguments.model and folder.is_dir():
         if arguments.revision is not None:

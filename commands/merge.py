@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from ..dataset_script.whole_files import writing
+from ..dataset_script.whole_files import check_is_new, writing
 from .loading import load_pipeline
 
 
 def run(arguments):
-    """`emoshare merge`: writes a model with adapters as one whose layers are tuned, which does not need PEFT."""
+    """`emoshare merge`: merges the adapters of a model into its layers, so that it does not need PEFT."""
     output_dir = Path(arguments.output_dir)
-    if output_dir.resolve() == Path(arguments.model).resolve():
-        raise ValueError(f"--output_dir: {output_dir} is the model itself, which would be overwritten")
+    check_is_new(output_dir)
     emotion_share = load_pipeline(arguments, dtype="float32")
     config = emotion_share.model.config
     if not config.lora_rank:

@@ -1,4 +1,4 @@
-"""What a command writes, and what it says of what it could not do."""
+"""Output of commands: rows, warnings, and the files that could not be predicted."""
 
 import os
 import sys
@@ -20,18 +20,18 @@ def reason_of(error):
 
 def write_each(arguments, number, results, write):
     """
-    Writes what was predicted of each clip as soon as it is there. Broken clips are listed at the end.
+    Writes the result of each clip as soon as it arrives. Broken clips are listed at the end.
 
     Args:
-        arguments: of the command.
-        number: of clips.
+        arguments: the command's arguments.
+        number: number of clips.
         results: iterator of (clip, result), where a result may be an exception.
-        write: function of a clip and its result.
+        write: function that takes a clip and its result.
 
     Returns:
         The exit code.
     """
-    no_bar = arguments.output is None and os.isatty(1)  # rows on the terminal show the progress themselves
+    no_bar = arguments.output is None and os.isatty(1)  # rows on the terminal already show the progress
     broken = []
     try:
         with warnings_at_the_end(), tqdm(total=number, unit=" clips", disable=no_bar) as progress:
@@ -50,7 +50,7 @@ def write_each(arguments, number, results, write):
 
 @contextmanager
 def warnings_at_the_end():
-    """Warnings, of audio that is cut off, silent or clipped above all, one line each: not amid rows and progress."""
+    """Prints warnings (of audio that is cut off, silent or clipped, for example) at the end, one line each."""
     with warnings.catch_warnings(record=True) as noted:
         try:
             yield
@@ -62,7 +62,7 @@ def warnings_at_the_end():
 
 @contextmanager
 def open_output(path):
-    """The output file, or standard output: written line by line, so that an interrupted run leaves all rows so far."""
+    """Opens the output file or standard output, line by line, so that an interrupted run keeps all rows so far."""
     if path is None and sys.stdout is None:
         raise ValueError("standard output is closed; expected --output FILE")
     try:
@@ -77,6 +77,6 @@ def open_output(path):
         ) as file:
             yield file
     except OSError as error:
-        if error.filename is not None or error.errno is None:  # of the audio
+        if error.filename is not None or error.errno is None:  # an error about audio, not the output
             raise
         raise OSError(error.errno, error.strerror, "standard output" if path is None else path) from error

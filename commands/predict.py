@@ -15,7 +15,7 @@ from .output import open_output, write_each
 def run(arguments):
     """
     `emoshare predict`: a row per clip, written as soon as it is predicted; with `--segments` or `--vad`, a row per
-    turn, speaker and recording. Files that were broken or gave a warning are listed at the end.
+    turn, speaker and recording. Broken files and warnings are listed at the end.
     """
     suffix = f".{(arguments.output or '.csv').rpartition('.')[2].lower()}"
     if arguments.tier and not arguments.segments:

@@ -6,7 +6,7 @@ from .loading import load_pipeline
 
 
 def run(arguments):
-    """`emoshare serve`: answers requests until a signal comes, and then those that it has accepted."""
+    """`emoshare serve`: answers requests until a signal arrives, and then the remaining accepted ones."""
     try:
         from ..serving.command import serve
     except ModuleNotFoundError as error:

@@ -20,11 +20,21 @@ class TurnsCsv:
     Args:
         file: text file, opened with `newline=""`; the constructor writes the header.
         labels: label names.
+
+    Raises:
+        ValueError: if a label has the name of another column.
     """
 
     def __init__(self, file, labels):
+        columns = [FILENAME, "unit", "start", "end", "speaker"]
+        taken = [label for label in labels if label in columns]
+        if taken:
+            raise ValueError(
+                f"the model has the labels {taken}, and a CSV of turns has other columns of these names; expected "
+                "FILE.jsonl, which keeps them apart"
+            )
         self.writer = csv.writer(file, lineterminator="\n")
-        self.writer.writerow([FILENAME, "unit", "start", "end", "speaker", *labels])
+        self.writer.writerow([*columns, *labels])
         self.labels = labels
 
     def write(self, filename, result):

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .corpora import CORPORA, CorpusInfo
 
-# What is imported when it is asked for: the command line needs the corpora's names alone, and `datasets` takes seconds.
+# Imported on first use: the command line only needs the names of the corpora, and importing `datasets` takes seconds.
 _MODULES = {
     "Corpus": "corpus",
     "EmotionShare": "emotion_share",

@@ -18,8 +18,11 @@ from .corpora import CORPORA
 def main(argv):
     arguments = _parse(argv)
 
-    # After the arguments were read: importing these takes seconds.
+    # Imported after the arguments have been checked, because this takes seconds.
+    from ..audio_emoshare import SAMPLING_RATE
     from ..repository_emoshare import create_repository
+    from .audio import check_audio
+    from .corpus import built
     from .emotion_share import EmotionShare
     from .publishing import push_dataset, write_dataset
 
@@ -30,11 +33,11 @@ def main(argv):
             "publish",
             stacklevel=2,
         )
-    name = None
+    builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
+    source = arguments.data_dir or arguments.config
+    check_audio(built(builder), builder.tables.splits, source, SAMPLING_RATE, min_samples=1)
     if arguments.push_to_hub:
         name = create_repository(arguments.push_to_hub, private=not arguments.public, repo_type="dataset")
-    builder = EmotionShare(arguments.config, data_dir=arguments.data_dir)
-    if name is not None:
         print(f"Published: {push_dataset(builder, name)}")
     else:
         folder = Path(arguments.output_dir).expanduser().resolve()
@@ -55,7 +58,7 @@ def _parse(argv):
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish it in this dataset repository on the Hub")
     target.add_argument("--output_dir", help="write it to this folder, which must be new or empty")
-    parser.add_argument("--public", action="store_true", help="make the repository public; private if not given")
+    parser.add_argument("--public", action="store_true", help="make the repository public (default: private)")
     arguments = parser.parse_args(argv)
     if arguments.public and not arguments.push_to_hub:
         parser.error("--public is for --push_to_hub, which was not given")
@@ -65,6 +68,6 @@ def _parse(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:  # a corpus that is not right, a full disk, a Hub that does not answer
+    except (ValueError, OSError) as error:  # something is wrong with the corpus, the disk or the Hub
         print(f"python -m emoshare.dataset_script: error: {error}", file=sys.stderr)
         sys.exit(2)

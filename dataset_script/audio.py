@@ -1,4 +1,4 @@
-"""Checks the audio of a corpus, all of it, before anything is computed from it; and names it by its content."""
+"""Checks all audio of a corpus before anything is computed from it, and fingerprints it by its content."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,28 +11,30 @@ from .digests import Entry, are_settled, file_digests, keep, kept, state_of
 from .streamed import audio_of, is_reference, reference_digests
 from .tables import AUDIO, FILENAME, Problems
 
-ROWS_AT_ONCE = 100  # of audio
+ROWS_AT_ONCE = 100  # rows of audio in memory
 DIGEST_BYTES = hashlib.blake2b().digest_size
 
-# The digests of splits that hold the audio themselves, which cannot change: a run asks for each several times.
+# Digests of splits that hold the audio themselves, which cannot change. A run needs each several times.
 _of_bytes = WeakKeyDictionary()
 
 
 class Clip(Mapping):
     """
-    The audio of a clip, `{"bytes": ..., "path": ...}` as `load_audio` takes it, which is read when it is asked for: the
-    clips of a published corpus would not fit into memory.
+    The audio of a clip, `{"bytes": ..., "path": ...}` as `load_audio` takes it, which is read on access: all clips of a
+    published corpus would not fit into memory.
 
     Args:
         clips: the split, a `datasets.Dataset`.
-        index: of the clip in it.
-        filename: its name.
+        index: index of the clip in the split.
+        filename: the clip's name.
     """
 
     def __init__(self, clips, index, filename):
         self.clips, self.index, self.filename = clips, index, filename
 
     def __getitem__(self, key):
+        if key not in ("bytes", "path"):  # `load_audio` looks for other keys too, which needs no reading
+            raise KeyError(key)
         return audio_of(self.clips[self.index][AUDIO])[key]
 
     def __iter__(self):
@@ -43,22 +45,22 @@ class Clip(Mapping):
 
 
 def message_of(error, audio):
-    """What an error of `load_audio` says, without the path in front of it; `audio` as a row of a corpus holds it."""
+    """Message of an error of `load_audio` without the leading path; `audio`: as in a row of a corpus."""
     return str(error).removeprefix(f"{audio['path'] or 'audio bytes'}: ")
 
 
 def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False, part=None):
     """
-    Checks that each clip is an audio file that is whole, and long enough.
+    Checks that each clip is a complete audio file that is long enough.
 
     Args:
         corpus: `Corpus`.
         splits: names of the splits to check.
-        source: what the error names first, such as the corpus's folder.
-        sampling_rate: in Hz, that the clips will be resampled to.
-        min_samples: the fewest samples that a clip may have then.
-        decode: whether to decode each clip to its end, which finds damage in the middle of a file; otherwise its header
-            is compared with what the file holds, which takes about a millisecond.
+        source: what the error begins with, such as the corpus's folder.
+        sampling_rate: rate in Hz to which the clips will be resampled.
+        min_samples: the least number of samples that a clip must have at that rate.
+        decode: whether to decode each clip to its end, which finds damage in the middle of a file. Otherwise only its
+            header is compared with what the file holds, which takes about a millisecond.
         part: `Part` of the clips to check; all if not given.
 
     Raises:
@@ -68,7 +70,7 @@ def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False
     clips = [(split, index) for split in splits for index in range(len(corpus.splits[split]))]
     if part is not None:
         clips = part.of(clips)
-    rows = corpus.splits.select_columns([FILENAME, AUDIO])  # to read a row with all of its columns takes longer
+    rows = corpus.splits.select_columns([FILENAME, AUDIO])  # reading rows with all columns takes longer
     for split, index in tqdm(clips, desc="Checking audio", unit=" clips"):
         row = rows[split][index]
         try:
@@ -88,16 +90,16 @@ def check_audio(corpus, splits, source, sampling_rate, min_samples, decode=False
 def length_of(row, sampling_rate, decode=False):
     """
     Args:
-        row: of a clip, with its `filename` and its `audio`, not decoded.
-        sampling_rate: in Hz.
-        decode: whether to decode it, instead of reading its header.
+        row: row of a clip with its `filename` and its `audio`, not decoded.
+        sampling_rate: rate in Hz.
+        decode: whether to decode the clip instead of reading its header.
 
     Returns:
-        Its number of samples at that rate.
+        The clip's number of samples at that rate.
 
     Raises:
-        ValueError: if it is no audio file, or not whole; begins with its `filename`.
-        OSError: if it cannot be read.
+        ValueError: if the clip is not an audio file or not complete; begins with its `filename`.
+        OSError: if the clip cannot be read.
     """
     audio = audio_of(row[AUDIO])
     try:
@@ -121,14 +123,14 @@ def clips_fingerprint(clips):
 
 
 def fingerprint_of(digests):
-    """`clips_fingerprint` of clips with these `clip_digests`."""
+    """`clips_fingerprint`, from `clip_digests`."""
     return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
 def clip_digests(clips):
     """
-    Of each clip of a split, a `datasets.Dataset`, `bytes` that change with its name and the content of its file. What
-    has been read once is not read again until it changes: see `digests`.
+    Returns, for each clip of a split, a `datasets.Dataset`, `bytes` that change with its name and the content of its
+    file. A file is read once, and again only if it has changed: see `digests`.
     """
     if clips in _of_bytes:
         return _of_bytes[clips]
@@ -149,7 +151,7 @@ def clip_digests(clips):
 
 
 def audio_files(clips):
-    """The path of each clip of a split, a `datasets.Dataset`; `None` where its audio is in the split or streamed."""
+    """The path of each clip of a split, a `datasets.Dataset`; `None` if its audio is in the split or streamed."""
     if len(clips) and is_reference(clips[0][AUDIO]):
         return [None] * len(clips)
     paths = []
@@ -160,7 +162,7 @@ def audio_files(clips):
 
 
 def _digests_of_rows(clips):
-    """The digest of each clip that a split holds itself; those of a split that is in files of Arrow are kept."""
+    """Digests of the clips whose audio a split holds itself. They are stored if the split is in Arrow files."""
     name = b"rows of " + clips._fingerprint.encode()
     files = [file["filename"] for file in clips.cache_files]
     state = state_of(files)
@@ -174,7 +176,7 @@ def _digests_of_rows(clips):
 
 
 def _audio(clips):
-    """The audio column of a split, in parts: Arrow arrays of structs, whose bytes stay where they are."""
+    """Yields the audio column of a split in parts: Arrow arrays of structs, without copying the bytes."""
     for rows in clips.select_columns([AUDIO]).with_format("arrow").iter(ROWS_AT_ONCE):
         yield rows[AUDIO].combine_chunks()
 

@@ -1,7 +1,7 @@
 """
-The corpora, by name. What cards, reports, help texts and checks say about a corpus stands here and nowhere else.
+The corpora, by name. Only this module knows what cards, reports, help texts and checks say about a corpus.
 
-To add a corpus: a module with its loader, which finds its clips, shares and facts, and an entry in `CORPORA`.
+To add a corpus, write a module with its loader, which finds its clips, shares and facts, and add an entry to `CORPORA`.
 """
 
 import warnings
@@ -21,27 +21,27 @@ class CorpusInfo:
     What is known about a corpus.
 
     Args:
-        title: a short name: of headings and figures, and within sentences.
-        description: a sentence on what it is, for model cards.
-        licence: of the data, as the Hub calls it: `apache-2.0`, `other`, ...
-        licence_note: a sentence on it, for the cards of models that were trained on the corpus.
-        source: where it comes from and what may be done with it, for its own card. Markdown.
+        title: a short name for headings, figures and sentences.
+        description: a sentence that says what it is, for model cards.
+        licence: the Hub's identifier of the data's licence: `apache-2.0`, `other`, ...
+        licence_note: a sentence about the licence, for the cards of models that were trained on the corpus.
+        source: where the data come from and what may be done with them, for the dataset card. Markdown.
         loader: `loader(info, data_dir, cache_dir) -> CorpusTables`, with this object and two `Path`s (`data_dir` is
-            `None` where there is no `layout`). It raises ValueError or FileNotFoundError, naming file and row, if
+            `None` for a corpus without `layout`). It raises ValueError or FileNotFoundError, naming file and row, if
             anything is wrong with the corpus.
-        layout: the files that `data_dir` must hold; `None` for a corpus that makes its own.
-        labels: its label names, in their order; `None` if they are those of its files.
-        test_is_optional: whether it may have no test split.
-        split_sizes: clips per split of the whole corpus, where results are comparable on the whole alone.
-        licence_name: what the licence is called, where `licence` is `other`.
+        layout: the files that `data_dir` must have; `None` for a generated corpus.
+        labels: label names, in their order; `None` to take those of its files.
+        test_is_optional: whether the test split may be missing.
+        split_sizes: clips per split of the complete corpus, if results are only comparable on that.
+        licence_name: name of the licence, if `licence` is `other`.
         citation: BibTeX.
-        caution: what must be said next to any score on it. Plain text.
-        is_named: whether it is one particular corpus; `False` for a layout that may hold anybody's, of which nothing
-            is known.
-        is_synthetic: whether no people are heard in it.
-        is_redistributable: `False` where copies must not be passed on.
-        is_papers: whether the paper's results are on it, and may stand next to ours.
-        noise_ceiling: for a split's name, the best mean Spearman's ρ that a model can be expected to reach.
+        caution: what must be said next to any score on the corpus. Plain text.
+        is_named: whether this is one particular corpus; `False` for a layout of any corpus, about which nothing is
+            known.
+        is_synthetic: whether the voices are not those of people.
+        is_redistributable: `False` if copies must not be passed on.
+        is_papers: whether the paper's results are on this corpus, and may be shown next to ours.
+        noise_ceiling: function from a split's name to the best mean Spearman's ρ that a model can be expected to reach.
     """
 
     title: str
@@ -65,7 +65,7 @@ class CorpusInfo:
 
     @property
     def tags(self):
-        """Tags of its card, and of the cards of models that were trained on it, as the Hub shows them."""
+        """Tags on the Hub, for the dataset card and the cards of models that were trained on the corpus."""
         return ["emotion-share", "speech", "emotion", "regression", *(["synthetic"] if self.is_synthetic else [])]
 
     @property
@@ -74,17 +74,17 @@ class CorpusInfo:
 
     def read(self, data_dir, cache_dir):
         """
-        Reads the corpus and checks all of it.
+        Reads the corpus and checks its tables.
 
         Args:
-            data_dir: its folder, where it needs one.
-            cache_dir: where it may keep what it makes.
+            data_dir: folder of the corpus, if it needs one.
+            cache_dir: folder where a generated corpus is kept.
 
         Returns:
             `CorpusTables`.
 
         Raises:
-            ValueError, FileNotFoundError: naming file and row, if anything is wrong with it.
+            ValueError, FileNotFoundError: if anything is wrong with the corpus; names file and row.
         """
         if self.needs_data_dir:
             data_dir = Path(data_dir).expanduser().resolve()
@@ -93,7 +93,7 @@ class CorpusInfo:
         return tables
 
     def warn_of_other_sizes(self, sizes):
-        """Warns if splits of these sizes are not those of the whole corpus."""
+        """Warns if these are not the sizes of the splits of the complete corpus."""
         if self.split_sizes is not None and sizes != self.split_sizes:
             warnings.warn(
                 f"the splits have {sizes} clips; {self.title} has {self.split_sizes}: results are not comparable with "
@@ -239,7 +239,7 @@ CORPORA = {
 
 
 def corpus_named(name):
-    """The key of `CORPORA` for a published dataset whose configuration has this name: itself, or `"csv"`."""
+    """The key of `CORPORA` for a published dataset whose configuration has this name: the name, or `"csv"`."""
     return name if name in CORPORA else "csv"
 
 

@@ -1,4 +1,4 @@
-"""A loaded corpus: its clips, their shares, and what else is known about them."""
+"""A loaded corpus: its clips, their shares, and facts about them."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from .tables import AUDIO, FILENAME
 class Corpus:
     """
     Attributes:
-        name: key of `CORPORA`. A published dataset has that of the corpus it is a copy of, or `"csv"`.
+        name: key of `CORPORA`. A published dataset has the key of the corpus that it is a copy of, or `"csv"`.
         splits (`datasets.DatasetDict`): `train`, `devel` and, where there is one, `test`. A row is a clip: `filename`,
             `audio` (`{"bytes", "path"}`, not decoded), a column per label and a column per fact.
         labels: label names, in their order.
         facts: names of the facts about clips.
-        rows: by split, each clip's row in `lab/SPLIT.csv`, where the clips are from there.
-        whole: the `Corpus` whose clips these are, if they were split in another way there: see `resplit`.
+        rows: by split, each clip's row in `lab/SPLIT.csv`, if the clips come from there.
+        whole: the original `Corpus`, if its clips were split in another way here: see `resplit`.
         origins: by split, each clip's index among all clips of `whole`, split after split.
     """
 
@@ -40,7 +40,7 @@ class Corpus:
 
     @property
     def info(self):
-        """`CorpusInfo`; of a corpus that was split in another way, without what holds for its own splits alone."""
+        """`CorpusInfo`; if the corpus was resplit, without what only holds for its own splits."""
         info = CORPORA[self.name]
         if self.whole is None:
             return info
@@ -48,7 +48,7 @@ class Corpus:
 
     @property
     def as_stored(self):
-        """The `Corpus` by whose splits frame features are stored: `whole`, if the clips were split in another way."""
+        """The `Corpus` by whose splits frame features are stored: `whole`, if this corpus was resplit."""
         return self if self.whole is None else self.whole
 
     def resplit(self, clips):
@@ -66,22 +66,22 @@ class Corpus:
 
     def column(self, split, name):
         """
-        A whole column of a split, (clips,) as Arrow gives it to NumPy: NaN stands for null in a column of numbers, and
-        `None` in one of text. It is not read value by value, which would take a thousand times as long.
+        A whole column of a split, (clips,), as Arrow converts it to NumPy: null is NaN in a column of numbers, and
+        `None` in a column of text. Reading it value by value would take a thousand times as long.
         """
         if self.whole is None:
             return self.splits[split].with_format("arrow")[name][:].to_numpy()
-        # A selection of rows, such as a fold, is read row by row: the columns that it is selected from are not.
+        # `datasets` reads a selection of rows, such as a fold, row by row, but a whole column at once.
         of_whole = [self.whole.column(own, name) for own in self.whole.splits]
         return np.concatenate(of_whole)[self.origins[split]]
 
     def filenames(self, split):
-        """The names of a split's clips, a list."""
+        """List of the names of a split's clips."""
         return self.column(split, FILENAME).tolist()
 
     @cached_property
     def metadata(self):
-        """The facts: {split: {fact: list of a value per clip}}, `None` where a value is not known."""
+        """The facts: {split: {fact: list with a value per clip}}, `None` where a value is not known."""
         return {split: {fact: self._fact(split, fact) for fact in self.facts} for split in self.splits}
 
     def _fact(self, split, fact):
@@ -95,17 +95,17 @@ class Corpus:
     def _shares(self):
         shares = {}
         for split, clips in self.splits.items():
-            # Column by column in memory, too: fingerprints of stores, which checkpoints hold, change with that.
+            # Column-major, because the fingerprints of stores in existing checkpoints depend on it.
             shares[split] = np.empty((len(clips), len(self.labels)), order="F")
             for index, label in enumerate(self.labels):
                 shares[split][:, index] = self.column(split, label)
-            shares[split].flags.writeable = False  # each caller gets the same ones
+            shares[split].flags.writeable = False  # all callers get the same array
         return shares
 
     def fingerprints(self):
         """
-        Of each split, `clips`, which changes with the names and the content of its clips, and `shares`, which changes
-        with the labels and their shares: what results say of the corpus that they were made from.
+        Fingerprints by which results identify their corpus. For each split, `clips` changes with the names and the
+        content of its clips, and `shares` with the labels and their shares.
         """
         return {
             split: {"clips": fingerprint_of(digests), "shares": self._shares_fingerprint(split)}
@@ -113,7 +113,7 @@ class Corpus:
         }
 
     def _digests(self):
-        """`clip_digests` of each split; of those of `whole`, as published clips take long to read."""
+        """`clip_digests` of each split, taken from those of `whole`: published clips take long to read."""
         if self.whole is None:
             return {split: clip_digests(clips) for split, clips in self.splits.items()}
         of_whole = [digest for digests in self.whole._digests().values() for digest in digests]
@@ -125,7 +125,7 @@ class Corpus:
         return hashlib.blake2b(json.dumps(self.labels).encode() + numbers, digest_size=16).hexdigest()
 
     def place(self, split, index):
-        """Where a clip is listed, for messages: the file or split, and the row in it."""
+        """The file or split where a clip is listed, and the row in it, for messages."""
         if self.whole is not None:
             split, index = self.whole.split_of(self.origins[split][index])
             return self.whole.place(split, index)
@@ -141,12 +141,12 @@ class Corpus:
         raise IndexError(f"there is no clip {index} after the last one")
 
     def audio(self, split):
-        """The split's clips as a list of `Clip`, of which none holds its audio before that is asked for."""
+        """The split's clips as a list of `Clip`, which read their audio on access."""
         clips = self.splits[split].select_columns([AUDIO])
         return [Clip(clips, index, filename) for index, filename in enumerate(self.filenames(split))]
 
     def listeners(self, split):
-        """How many listeners heard each clip: (clips,) float64, NaN where that is not known."""
+        """Number of listeners who heard each clip: (clips,) float64, NaN where it is not known."""
         if LISTENERS not in self.facts:
             return np.full(len(self.splits[split]), np.nan)
         return np.array(self.metadata[split][LISTENERS], dtype=np.float64)
@@ -157,23 +157,27 @@ def load_corpus(dataset, data_dir=None, cache_dir=None, streaming=False):
     Args:
         dataset: a key of `CORPORA`, or a published dataset: its Hub id `ORG/NAME` or its folder of Parquet files.
         data_dir: the corpus's folder, for those that need one.
-        cache_dir: where Arrow files and corpora that are made are kept; the cache of `datasets` by default.
-        streaming: whether the audio of a published dataset stays in its Parquet files, and is read when it is needed.
+        cache_dir: where Arrow files and generated corpora are kept; the cache of `datasets` by default.
+        streaming: whether the audio of a published dataset stays in its Parquet files, and is read when needed.
 
     Returns:
         `Corpus`.
 
     Raises:
         ValueError, FileNotFoundError: if anything is wrong with the corpus; names file, split and row.
-        datasets.exceptions.DatasetNotFoundError: if there is no such dataset on the Hub, or it is private and not ours.
+        datasets.exceptions.DatasetNotFoundError: if there is no such dataset on the Hub, or no access to it.
     """
     if not is_published(dataset):
-        builder = EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir)
-        prepare(builder)
-        tables = builder.tables
-        rows = {split: table.rows for split, table in tables.splits.items()}
-        return Corpus(dataset, builder.as_dataset(), tables.labels, tables.facts, rows)
+        return built(EmotionShare(dataset, data_dir=data_dir, cache_dir=cache_dir))
     if data_dir is not None:
         raise ValueError(f"data_dir: got {data_dir}, but {dataset} is a published dataset, which needs none")
     splits, labels, facts = load_published(dataset, cache_dir, streaming)
     return Corpus(corpus_named(splits["train"].info.config_name), splits, labels, facts)
+
+
+def built(builder):
+    """The `Corpus` that an `EmotionShare` builds."""
+    prepare(builder)
+    tables = builder.tables
+    rows = {split: table.rows for split, table in tables.splits.items()}
+    return Corpus(builder.config.name, builder.as_dataset(), tables.labels, tables.facts, rows)

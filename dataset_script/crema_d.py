@@ -24,13 +24,13 @@ VOTES = "processedResults/tabulatedVotes.csv"
 ACTORS = "VideoDemographics.csv"
 LAYOUT = f"{AUDIO_FOLDER}/*.wav, {VOTES} and {ACTORS}"
 
-VOICE_ONLY = "1"  # what a row's name in the votes begins with; 2: the face alone, 3: both
+VOICE_ONLY = "1"  # first character of a row's name in the votes; 2: the face alone, 3: both
 LABELS = {"A": "Anger", "D": "Disgust", "F": "Fear", "H": "Happiness", "N": "Neutral", "S": "Sadness"}  # by column
-LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": None}  # how strong the actor was to show the emotion
+LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": None}  # intensity of the emotion that was asked for
 CLIP = re.compile(r"(\d{4})_([A-Z]{3})_(ANG|DIS|FEA|HAP|NEU|SAD)_(LO|MD|HI|XX)")
 
-# The split, which never changes. The actors of each sex, in the order of their numbers, take turns: train, devel, test,
-# train, train. That gives 53, 19 and 19 actors; in each split 53 % are male, and the mean age is 36 or 37 years.
+# The splits, which never change. The actors of each sex, in the order of their numbers, are assigned in turn to train,
+# devel, test, train, train. That gives 53, 19 and 19 actors; in each split 53 % are male, and the mean age is 36 or 37.
 DEVEL = (
     *("1003", "1005", "1009", "1017", "1020", "1027", "1029", "1035", "1041", "1047"),
     *("1050", "1055", "1063", "1064", "1069", "1076", "1081", "1088", "1089"),
@@ -48,13 +48,13 @@ BROKEN = {
     "1064_IEO_DIS_MD": "what its listeners heard was a minute long, with all emotions",
 }
 
-# How a file of a clone begins whose content git-lfs has not fetched.
+# First bytes of a file whose content git-lfs has not fetched.
 POINTER = b"version https://git-lfs.github.com/"
 
 
 def load_crema_d(info, data_dir, cache_dir):
     """
-    `CorpusInfo.loader`; `cache_dir` is not used. Shares are votes over listeners, of those who heard the voice alone.
+    `CorpusInfo.loader`; `cache_dir` is not used. Shares are votes divided by the listeners who heard the voice alone.
     Clips of `BROKEN`, clips with votes but without audio, and clips with audio but without votes are left out, with
     warnings that list them.
     """
@@ -133,7 +133,7 @@ def _read_votes(data_dir, problems):
 
 
 def _add_clip(path, row, fields, actors, splits, problems):
-    """Adds a clip to its split; or what is wrong with it to `problems`."""
+    """Adds a clip to its split, or what is wrong with it to `problems`."""
     match = CLIP.fullmatch(path.stem)
     if match is None:
         problems.add(VOTES, row, f"fileName is {path.stem!r}; expected a name such as 1001_DFA_ANG_XX")

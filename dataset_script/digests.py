@@ -1,9 +1,9 @@
 """
 Digests of files, kept from run to run in a small database in the cache of the Hugging Face libraries.
 
-A digest holds until its files have another size or time of change. Both times count that a file system knows: that of
-the content, which copying may set to anything, and that of the file itself, which nobody can set. As in Git's index,
-what was changed just before it was read is not kept: it might change again within the same tick of the clock.
+A digest is valid until the size or time of a file changes. Both mtime and ctime are compared: copying may set mtime to
+anything, but nobody can set ctime. As in Git's index, the digest of a file that was changed just before it was read is
+not kept: the file might change again within the same tick of the clock.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datasets.utils import tqdm
 from huggingface_hub import cached_assets_path
 
-# A file that has not changed for this long gets another time if it changes now: the coarsest clocks have two seconds.
+# If a file has not changed for this long, a change now gives it another time: the coarsest clocks tick every 2 seconds.
 SETTLED_NS = 2 * 10**9
-LONGEST_WAIT_S = 60  # for another process that writes
+LONGEST_WAIT_S = 60  # how long to wait for another process that writes
 NAMES_PER_QUERY = 500
 FILES_AT_ONCE = 20_000
 DATABASE = "digests.sqlite"
@@ -31,10 +31,10 @@ TABLE = "CREATE TABLE IF NOT EXISTS digests (name BLOB PRIMARY KEY, state BLOB, 
 class Entry:
     """
     Attributes:
-        name (`bytes`): of what the digest is of, such as the path of a file.
-        state (`bytes`): what must be the same for the digest to hold.
+        name (`bytes`): name of the content, such as the path of a file.
+        state (`bytes`): state of the content, for which the digest is valid.
         digest (`bytes`): the digest.
-        is_settled: whether it may be kept.
+        is_settled: whether the digest may be kept.
     """
 
     name: bytes
@@ -46,10 +46,10 @@ class Entry:
 def kept(states):
     """
     Args:
-        states: a dict, the state that each name has now.
+        states: dict from each name to its current state.
 
     Returns:
-        `dict`: by name, the digests that are kept and hold.
+        `dict`: by name, the stored digests that are still valid.
     """
     names = list(states)
 
@@ -66,7 +66,7 @@ def kept(states):
 
 
 def keep(entries):
-    """Keeps the digests of those `Entry`s that are settled, for this process and all others."""
+    """Stores the digests of those `Entry`s that are settled, for this process and all others."""
     settled = [(entry.name, entry.state, entry.digest) for entry in entries if entry.is_settled]
     if settled:
         insert = "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)"
@@ -76,10 +76,10 @@ def keep(entries):
 def file_digests(paths):
     """
     Args:
-        paths: of files.
+        paths: paths of files.
 
     Returns:
-        `list[bytes]`: of each file, the digest of its content. Files whose digests are not kept are read.
+        `list[bytes]`: the digest of each file's content. Files without a valid stored digest are read.
     """
     digests = []
     for some in blocks(paths):
@@ -93,12 +93,12 @@ def file_digests(paths):
 
 
 def blocks(paths):
-    """Parts of a list, so that memory does not grow with it, and what was read before a process was killed is kept."""
+    """Yields a list in parts, so that memory does not grow with it, and a killed process keeps what it has read."""
     return (paths[first : first + FILES_AT_ONCE] for first in range(0, len(paths), FILES_AT_ONCE))
 
 
 def unknown_files(paths):
-    """Those of these files whose digests are not kept."""
+    """Returns those of the files that have no valid stored digest."""
     unknown = []
     for some in blocks(paths):
         names = {path: _name(path) for path in some}
@@ -108,7 +108,7 @@ def unknown_files(paths):
 
 
 def read_files(paths):
-    """The `Entry`s of files, all of which are read, side by side."""
+    """Reads all of the files, in parallel, and returns their `Entry`s."""
     if not paths:
         return []
     with ThreadPoolExecutor() as pool:
@@ -123,13 +123,13 @@ def _read(path):
 
 
 def state_of(paths):
-    """The sizes of files and the times of their last changes, as bytes."""
+    """Sizes, mtimes and ctimes of files, as bytes."""
     stats = [os.stat(path) for path in paths]
     return b" ".join(b"%d %d %d" % (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
 
 def are_settled(paths):
-    """Whether none of these files has changed in the last seconds."""
+    """Whether none of the files has changed in the last seconds."""
     latest = time.time_ns() - SETTLED_NS
     return all(max(stat.st_mtime_ns, stat.st_ctime_ns) < latest for stat in map(os.stat, paths))
 
@@ -140,8 +140,8 @@ def _name(path):
 
 def _use_database(function):
     """
-    What a function of the database returns. If that cannot be used, as in a cache that may not be written, a warning
-    says so, and the result is `None`.
+    Calls a function with the database, and returns its result. If the database cannot be used, for example because the
+    cache is read-only, warns and returns `None`.
     """
     path = "the cache of the Hugging Face libraries"
     try:
@@ -150,5 +150,5 @@ def _use_database(function):
             database.execute(TABLE)
             return function(database)
     except (OSError, sqlite3.Error) as error:
-        warnings.warn(f"{path}: {error}; what is kept there is made again", stacklevel=2)
+        warnings.warn(f"{path}: {error}; digests of files are computed again", stacklevel=2)
         return None

@@ -22,11 +22,11 @@ from .tables import (
 AUDIO_FOLDER = "wav"
 RECOGNITION = "erkennung.txt"
 LAYOUT = f"{AUDIO_FOLDER}/*.wav and {RECOGNITION}"
-CLIP, RECOGNISED, NATURAL = "Satz", "erkannt", "natuerlich"  # the columns, of which two are in percent
+CLIP, RECOGNISED, NATURAL = "Satz", "erkannt", "natuerlich"  # the columns; the last two are in percent
 PERCENTAGE = Interval("a percentage from 0 to 100", 0, 100)
 
-# By the letter in a clip's name, for what the emotion is called in German: W for Wut, L for Langeweile, E for Ekel, A
-# for Angst, F for Freude, N for neutral, T for Trauer.
+# By the letter in a clip's name, the first of the German word: W for Wut, L for Langeweile, E for Ekel, A for Angst, F
+# for Freude, N for neutral, T for Trauer.
 LABELS = {
     "W": "Anger",
     "L": "Boredom",
@@ -53,7 +53,7 @@ ACTORS = {
 }
 DEVEL, TEST = ("10", "13"), ("15", "16")
 
-# How many listeners heard each clip. The second number is that of sentence b03, whose percentages are 21sts.
+# Number of listeners per clip. The second one is that of sentence b03, whose percentages are multiples of 1/21.
 PANELS = (20.0, 21.0)
 
 
@@ -61,7 +61,7 @@ def load_emodb(info, data_dir, cache_dir):
     """
     `CorpusInfo.loader`; `cache_dir` is not used. The share of the emotion that was meant is the fraction of listeners
     who recognised it. What the others heard was not published: the rest is spread evenly over the other six emotions.
-    `RECOGNITION` also lists recordings that were not published; these are passed over. Clips without a row in it are
+    `RECOGNITION` also lists recordings that were not published, which are ignored. Clips without a row in it are
     left out, with a warning that lists them.
     """
     check_layout(info, data_dir, AUDIO_FOLDER, RECOGNITION)
@@ -84,7 +84,7 @@ def load_emodb(info, data_dir, cache_dir):
 
 
 def _add_clip(path, row, fields, splits, problems):
-    """Adds a clip to its split; or what is wrong with it to `problems`."""
+    """Adds a clip to its split, or what is wrong with it to `problems`."""
     match = NAME.fullmatch(path.name)
     if match is None or match[1] not in ACTORS or match[3] not in LABELS:
         problems.add(RECOGNITION, row, f"{CLIP} is {path.name!r}; expected an actor's clip such as 03a01Fa.wav")
@@ -106,6 +106,6 @@ def _add_clip(path, row, fields, splits, problems):
 
 
 def _panel(*fractions):
-    """The size of the panel of which these are fractions, given to four places."""
+    """The size of the panel that gives these fractions, which are rounded to four digits."""
     fitting = (panel for panel in PANELS if all(abs(panel * part - round(panel * part)) < 1e-2 for part in fractions))
     return next(fitting, PANELS[0])

@@ -12,7 +12,7 @@ from .corpora import CORPORA
 from .tables import AUDIO, FILENAME
 from .whole_files import NotWrittenError
 
-ROWS_PER_TABLE = 100  # in Parquet the clips of a row group, which are in memory at once
+ROWS_PER_TABLE = 100  # in Parquet, the number of clips per row group, which are in memory at once
 
 
 class EmotionShare(datasets.ArrowBasedBuilder):
@@ -31,20 +31,20 @@ class EmotionShare(datasets.ArrowBasedBuilder):
         tables: `CorpusTables`.
 
     Raises:
-        ValueError, FileNotFoundError: naming file and row, if anything is wrong with the corpus. Everything is checked
-            here, before anything is built.
+        ValueError, FileNotFoundError: if anything is wrong with the tables of the corpus; names file and row. They are
+            all checked here, before anything is built.
     """
 
     @classproperty
     @classmethod
     def BUILDER_CONFIGS(cls):  # noqa: N802
-        """Read from `CORPORA` each time, so that whoever adds a corpus adds it there alone."""
+        """Read from `CORPORA` each time, so that a corpus is only added there."""
         return [datasets.BuilderConfig(name=name, description=CORPORA[name].description) for name in sorted(CORPORA)]
 
     @classproperty
     @classmethod
     def builder_configs(cls):
-        """As `datasets` has it, which keeps what it found first."""
+        """As in `datasets`, which would keep the first result."""
         return {config.name: config for config in cls.BUILDER_CONFIGS}
 
     def __init__(self, config_name="synthetic", data_dir=None, cache_dir=None, synthetic=None):
@@ -74,7 +74,7 @@ class EmotionShare(datasets.ArrowBasedBuilder):
             for stat in [path.stat()]
         ]
         tables = {split: (table.filenames, table.shares, table.facts) for split, table in self.tables.splits.items()}
-        # Not `datasets.fingerprint.Hasher`, which takes ten times as long for so many small objects.
+        # `datasets.fingerprint.Hasher` would take ten times as long for so many small objects.
         return blake2b(repr((self.tables.labels, tables, stats)).encode(), digest_size=8).hexdigest()
 
     def _info(self):
@@ -105,7 +105,7 @@ class EmotionShare(datasets.ArrowBasedBuilder):
             rows = slice(start, start + ROWS_PER_TABLE)
             columns = {
                 FILENAME: table.filenames[rows],
-                # The clip stays where it is: the row holds its path.
+                # The row only holds the path of the clip.
                 AUDIO: [{"bytes": None, "path": str(path)} for path in table.paths[rows]],
                 **{
                     label: [shares[index] for shares in table.shares[rows]]
@@ -125,7 +125,7 @@ def prepare(builder, folder=None, **options):
         folder, options: its arguments.
 
     Raises:
-        OSError: if a file cannot be read or written, where `datasets` says only that something went wrong.
+        OSError: if a file cannot be read or written, for which `datasets` raises a general error.
     """
     try:
         builder.download_and_prepare(folder and str(folder), **options)

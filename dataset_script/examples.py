@@ -1,5 +1,5 @@
 """
-Example clips for the demo, from the synthetic corpus's test split, which no training hears.
+Writes example clips for the demo, from the test split of the synthetic corpus, which is not used in training.
 
     python -m emoshare.dataset_script.examples FOLDER
 """
@@ -19,8 +19,8 @@ CHOSEN = ("Excitement", "Tiredness", "Anger")
 
 def write_examples(folder):
     """
-    Writes, for each chosen emotion, the utterance in which the synthetic listeners are most likely to perceive it; and
-    one clip of the same three voices in a row, which shows how the shares change over time.
+    Writes, for each chosen emotion, the utterance in which synthetic listeners are most likely to perceive it, and one
+    clip of the same three voices in a row, which shows how the shares change over time.
     """
     utterances = SyntheticCorpus().utterances("test")
     probabilities = np.array([utterance.probabilities for utterance in utterances])

@@ -1,4 +1,4 @@
-"""Facts about clips (speaker, language, sex, age, number of listeners, ...): `DIR/lab/clips.csv`, and its checks."""
+"""Reads and checks facts about clips (speaker, language, sex, age, number of listeners, ...): `DIR/lab/clips.csv`."""
 
 import math
 import re
@@ -8,9 +8,9 @@ from os.path import normpath
 from .tables import AUDIO, FILENAME, UNKNOWN, number_in, read_rows
 
 CLIPS_CSV = "lab/clips.csv"
-LISTENERS = "listeners"  # the fact that says how many listeners a clip's shares are of
+LISTENERS = "listeners"  # the number of listeners behind a clip's shares
 LANGUAGE = "language"  # the fact by which a grid's report also gives scores
-# Facts whose numbers are names, of which none is more than another.
+# Facts whose numbers are names, without an order.
 NAMING = re.compile(r"speaker|actor|(^|[^a-z])id$", re.IGNORECASE)
 
 
@@ -20,16 +20,16 @@ def read_facts(data_dir, labels, clips, problems):
 
     Args:
         data_dir (`Path`): the corpus.
-        labels: label names; no fact may have the name of one.
+        labels: label names, which no fact may have.
         clips: set of the `normpath`s of the clips of all splits, relative to the folder `wav`.
-        problems: `Problems`; whatever is wrong with the facts is added.
+        problems: `Problems`, to which everything wrong with the facts is added.
 
     Returns:
-        `dict` from a fact's name to a `dict` from a clip, one of `clips`, to its value: a number where all known values
-        of the fact are numbers, otherwise text. A clip whose fact is not known is not there.
+        `dict` from a fact's name to a `dict` from clips to values: numbers if all known values of the fact are numbers,
+        otherwise text. Clips whose value is not known are left out.
 
     Raises:
-        ValueError: if it is not a CSV file in UTF-8.
+        ValueError: if the file is not CSV in UTF-8.
     """
     path = data_dir / CLIPS_CSV
     if not path.is_file():
@@ -59,19 +59,19 @@ def read_facts(data_dir, labels, clips, problems):
 
 
 def are_names(fact):
-    """Whether the values of a fact with this name say who or what, even if they are numbers: speaker, actor_id, ..."""
+    """Whether values of a fact with this name are names even if they are numbers: speaker, actor_id, ..."""
     return NAMING.search(fact) is not None
 
 
 def is_known(value):
-    """Whether a fact, text or a number, is known."""
+    """Whether the value of a fact, text or a number, is known."""
     if isinstance(value, str):
         return value not in UNKNOWN
     return value is not None and not math.isnan(value)
 
 
 def _is_header_right(header, labels, problems):
-    """Whether rows can be read under this header; its problems are added."""
+    """Whether rows can be read with this header; adds its problems to `problems`."""
     twice = [column for column, count in Counter(header).items() if count > 1]
     if FILENAME not in header:
         problems.add(CLIPS_CSV, 1, f"got the columns {header}; expected a column {FILENAME!r}")
@@ -90,7 +90,7 @@ def _is_header_right(header, labels, problems):
 
 
 def check_listeners(value, table, row, problems):
-    """Adds a number of listeners (text or a number) to `problems` if it is known and no positive whole number."""
+    """Adds a number of listeners (text or a number) to `problems` if it is known but not a positive whole number."""
     if not is_known(value):
         return
     number = number_in(value) if isinstance(value, str) else value
@@ -99,7 +99,7 @@ def check_listeners(value, table, row, problems):
 
 
 def _numbers_if_all_are(texts):
-    """Names of speakers such as 03 are text, although Python could read them as numbers."""
+    """Converts texts to numbers if all are numbers. Texts such as the speaker 03 are not."""
     numbers = {text: number_in(text) for text in set(texts.values())}
     if any(re.match(r"0\d", text) for text in numbers) or not all(map(math.isfinite, numbers.values())):
         return texts

@@ -13,15 +13,15 @@ def fold_of(corpus, fold, num_folds=None, group_by=None):
     """
     Args:
         corpus: `Corpus`.
-        fold: number of the fold that is test, from 0. The next one (after the last, the first) is devel, and all others
-            together are train.
-        num_folds, group_by: as in `divide`, errors too.
+        fold: number of the fold that becomes test, from 0. The next one (after the last, the first) becomes devel, and
+            all others become train.
+        num_folds, group_by: as in `divide`.
 
     Returns:
         `Corpus` with these splits, each in the order of the corpus.
 
     Raises:
-        ValueError: also if there is no such fold.
+        ValueError: as in `divide`, and if there is no such fold.
     """
     folds = divide(corpus, num_folds, group_by)
     if fold >= len(folds):
@@ -33,22 +33,22 @@ def fold_of(corpus, fold, num_folds=None, group_by=None):
 
 def divide(corpus, num_folds=None, group_by=None, seed=0):
     """
-    Divides the clips of a corpus, of all its splits, into folds of about as many clips. Test clips that have a share
-    that is not known are left out.
+    Divides the clips of all splits of a corpus into folds with about equally many clips. Test clips with an unknown
+    share are left out.
 
     Args:
         corpus: `Corpus`.
-        num_folds: at least 3; `None` for a fold for each group.
-        group_by: a fact about the clips; those with the same value are a group, which is in one fold. `None`: each clip
-            is a group of its own.
-        seed: of the order in which groups of equal size are dealt out; nothing is drawn where each has its own fold.
+        num_folds: number of folds, at least 3; `None` for one fold per group.
+        group_by: a fact about the clips. Clips with the same value are a group, which stays in one fold. `None`: each
+            clip is a group.
+        seed: seed of the order in which groups of equal size are assigned; unused with one fold per group.
 
     Returns:
-        `list[np.ndarray]`: for each fold, the indices of its clips among all clips of the corpus, split after split,
-        ascending. A fold for each group is in the order of the groups' names.
+        `list[np.ndarray]`: for each fold, the ascending indices of its clips among all clips of the corpus, split after
+        split. Folds of one group each are in the order of the groups' names.
 
     Raises:
-        ValueError: if the corpus has no such fact, clips whose value is not known, or too few groups.
+        ValueError: if the corpus has no such fact, has clips whose value is not known, or has too few groups.
     """
     clips = _clips_with_shares(corpus)
     groups = np.arange(len(clips)) if group_by is None else _groups(corpus, clips, group_by)
@@ -65,7 +65,7 @@ def divide(corpus, num_folds=None, group_by=None, seed=0):
 
 
 def num_unknown(corpus):
-    """How many clips of a corpus's test split have a share that is not known, and are therefore in no fold."""
+    """How many clips of a corpus's test split are in no fold, because they have an unknown share."""
     return sum(map(len, corpus.splits.values())) - len(_clips_with_shares(corpus))
 
 
@@ -79,7 +79,7 @@ def _clips_with_shares(corpus):
 
 
 def _groups(corpus, clips, group_by):
-    """The value of the fact of each of these clips."""
+    """The value of the fact `group_by` for each of these clips."""
     if not corpus.facts:
         raise ValueError(f"group_by: got {group_by!r}, but the corpus has no facts about its clips")
     if group_by not in corpus.facts:
@@ -95,7 +95,7 @@ def _groups(corpus, clips, group_by):
 
 
 def _deal_out(sizes, num_folds, seed):
-    """The fold of each group of these sizes (in clips): the largest comes first, and goes where there are fewest."""
+    """Assigns groups of these sizes (in clips), largest first, each to the fold that has the fewest clips so far."""
     order = np.random.default_rng(seed).permutation(len(sizes))
     clips, fold_of_group = np.zeros(num_folds, dtype=int), np.empty(len(sizes), dtype=int)
     for group in order[np.argsort(-sizes[order], kind="stable")]:

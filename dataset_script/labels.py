@@ -30,11 +30,11 @@ def read_folder(data_dir, expected_labels=None, test_is_optional=False):
     Args:
         data_dir (`Path`): the corpus, with `lab/train.csv`, `lab/devel.csv`, `lab/test.csv`, the folder `wav` and, if
             facts about the clips are known, `lab/clips.csv`.
-        expected_labels: the labels that there must be, in their order; `None` takes those of `lab/train.csv`.
-        test_is_optional: whether there may be no `lab/test.csv`.
+        expected_labels: required labels, in their order; `None` takes those of `lab/train.csv`.
+        test_is_optional: whether `lab/test.csv` may be missing.
 
     Returns:
-        `CorpusTables`, clips in the order of the label files.
+        `CorpusTables` with clips in the order of the label files.
 
     Raises:
         FileNotFoundError: if a folder or label file is missing.
@@ -63,7 +63,7 @@ def read_folder(data_dir, expected_labels=None, test_is_optional=False):
 
 
 def _read_labels(path, labels, problems, may_be_unknown):
-    """A label file's labels and its `ClipTable`."""
+    """Returns the labels and the `ClipTable` of a label file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such label file")
     name = f"lab/{path.name}"
@@ -92,7 +92,7 @@ def _read_labels(path, labels, problems, may_be_unknown):
 
 
 def _check_header(path, header, labels, labels_may_be_absent):
-    """Returns the labels; a wrong header makes every row meaningless, so it raises at once."""
+    """Returns the labels. A wrong header makes every row meaningless, so it raises at once."""
     if FILENAME not in header:
         raise ValueError(f"{path}, row 1: got the columns {header}; expected a column {FILENAME!r}")
     twice = [column for column, count in Counter(header).items() if count > 1]
@@ -117,7 +117,7 @@ def _check_header(path, header, labels, labels_may_be_absent):
 
 
 def _check_clips(data_dir, splits, problems):
-    """Each clip must be listed once in the corpus, and be there. Returns the clips, a set of their `normpath`s."""
+    """Checks that each clip is listed once and exists. Returns the set of all clips' `normpath`s."""
     first_seen = {}
     for split, table in splits.items():
         for row, filename in zip(table.rows, table.filenames, strict=True):

@@ -15,7 +15,7 @@ from .streamed import streamed
 from .tables import AUDIO, FILENAME, SPLITS, Problems, check_label_names
 
 CARD = "README.md"
-CARD_KEY = "emoshare"  # in the card's metadata: {"labels": [...], "facts": [...]}, the columns that are each
+CARD_KEY = "emoshare"  # in the card's metadata: {"labels": [...], "facts": [...]}, names of columns
 NUMBERS = ("float", "int", "uint")
 TEXTS = ("string", "large_string")
 
@@ -24,10 +24,9 @@ def load_published(name, cache_dir=None, streaming=False):
     """
     Args:
         name: a dataset on the Hugging Face Hub (`ORG/NAME`) or a folder, written by `python -m emoshare.dataset_script`
-            or by anybody else: the splits `train`, `devel` and perhaps `test` (others are left alone); a column
-            `filename`, a column `audio`, one column of numbers per label, and columns of facts. Its card's metadata
-            may say which are which, `emoshare: {labels: [...], facts: [...]}`; where they do not, every other column is
-            a label.
+            or by anybody else. It has the splits `train`, `devel` and perhaps `test` (others are ignored), the columns
+            `filename` and `audio`, one column of numbers per label, and columns of facts. The metadata of its card may
+            tell labels from facts: `emoshare: {labels: [...], facts: [...]}`; otherwise every other column is a label.
         cache_dir: where Arrow files are kept; the cache of `datasets` by default.
         streaming: whether the audio stays in its Parquet files: see `streamed`.
 
@@ -35,8 +34,8 @@ def load_published(name, cache_dir=None, streaming=False):
         `datasets.DatasetDict` with these splits, audio not decoded; the label names; the names of the facts.
 
     Raises:
-        ValueError: if anything is wrong with it; says what came, and what was expected.
-        DatasetNotFoundError: if there is no such dataset, or it is private and not ours.
+        ValueError: if anything is wrong with the dataset; says what came, and what was expected.
+        DatasetNotFoundError: if there is no such dataset, or no access to it.
         OSError: if the Hub cannot be reached.
     """
     with clear_errors_of_hub(name):
@@ -48,7 +47,7 @@ def load_published(name, cache_dir=None, streaming=False):
     splits = datasets.DatasetDict({split: published[split] for split in SPLITS if split in published})
     if not {"train", "devel"} <= set(splits):
         raise ValueError(f"{name}: got the splits {list(published)}; expected train, devel and, if there is one, test")
-    # `datasets` sees to it that all splits have the same columns.
+    # `datasets` ensures that all splits have the same columns.
     info = splits["train"].info
     labels, facts = _checked_columns(name, info.features, metadata)
     corpus = CORPORA[corpus_named(info.config_name)]
@@ -62,7 +61,7 @@ def load_published(name, cache_dir=None, streaming=False):
 
 
 def _card_metadata(name, revision):
-    """What the card of this very revision says of the columns; `None` if it says nothing, or there is no card."""
+    """The columns' metadata in the card of this revision; `None` if there is none, or no card."""
     if Path(name).is_dir():
         path = Path(name) / CARD
         if not path.is_file():
@@ -71,7 +70,7 @@ def _card_metadata(name, revision):
         try:
             path = hf_hub_download(name, CARD, repo_type="dataset", revision=revision)
         except EntryNotFoundError as error:
-            # Offline it may only be out of reach, unless the cache remembers that there is none.
+            # Offline, the card may exist but be out of reach, unless the cache knows that there is none.
             cached = try_to_load_from_cache(name, CARD, repo_type="dataset", revision=revision)
             if isinstance(error, LocalEntryNotFoundError) and cached is not _CACHED_NO_EXIST:
                 raise
@@ -80,7 +79,7 @@ def _card_metadata(name, revision):
 
 
 def _checked_columns(name, features, metadata):
-    """Returns labels and facts; wrong columns make every row meaningless, so they raise at once."""
+    """Returns labels and facts. Wrong columns make every row meaningless, so they raise at once."""
     kinds = {
         column: feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
         for column, feature in features.items()

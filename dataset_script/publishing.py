@@ -12,7 +12,7 @@ from ..repository_emoshare import clear_errors_of_hub
 from .corpora import CORPORA
 from .emotion_share import prepare
 from .published import CARD, CARD_KEY
-from .whole_files import put_in_place, work_folder
+from .whole_files import check_is_new, put_in_place, work_folder
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 SIZE_CATEGORIES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -27,7 +27,7 @@ def push_dataset(builder, name):
         name: the repository, `ORG/NAME`.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
         ValueError, FileNotFoundError: if anything is wrong with the corpus; names file, split and row.
@@ -36,7 +36,7 @@ def push_dataset(builder, name):
     api = HfApi()
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    # The shards are as large as the corpus: the cache has the room, where the system's temporary folder may not.
+    # The shards are as large as the corpus: the cache has room for them, but the temporary folder may not.
     place = cache / f"publishing-{name.replace('/', '--')}"
     with FileLock(f"{place}.lock"), work_folder(place):
         folder = place / "dataset"
@@ -47,26 +47,25 @@ def push_dataset(builder, name):
             there = api.list_repo_files(name, repo_type="dataset")
             surplus = [file for file in there if file.startswith("data/") and file not in files]
             operations += [CommitOperationDelete(file) for file in surplus]
-            # Not `upload_folder`, which may make several commits: between them, half a corpus could be loaded.
+            # Not `upload_folder`, which may make several commits, between which half a corpus could be loaded.
             commit = api.create_commit(name, operations, repo_type="dataset", commit_message="Emotion share corpus")
     return commit.commit_url
 
 
 def write_dataset(builder, folder, name):
     """
-    Writes a corpus as a folder that `datasets.load_dataset` reads: `README.md`, the card, and `data/SPLIT*.parquet`.
-    Where it fails, it leaves no folder.
+    Writes a corpus as a folder that `datasets.load_dataset` reads: `README.md`, the card, and `data/SPLIT*.parquet`. If
+    it fails, it leaves no folder.
 
     Args:
         builder: `EmotionShare`.
-        folder (`Path`): must not exist, or be empty.
-        name: what the card tells people to load.
+        folder (`Path`): a new or empty folder.
+        name: name by which the card loads the dataset.
 
     Raises:
         FileExistsError: if the folder has something in it.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: is not empty; expected a new folder")
+    check_is_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(folder.with_name(f"{folder.name}.unfinished")) as unfinished:
         parquet, dataset = unfinished / "parquet", unfinished / "dataset"
@@ -82,15 +81,15 @@ def write_dataset(builder, folder, name):
 def dataset_card(info, name, labels, facts):
     """
     Args:
-        info: `datasets.DatasetInfo` of a corpus that was written; its configuration's name is the corpus's.
-        name: what people should load.
+        info: `datasets.DatasetInfo` of a written corpus; its configuration has the name of the corpus.
+        name: name by which the card loads the dataset.
         labels: label names.
         facts: names of the facts about clips.
 
     Returns:
-        `huggingface_hub.DatasetCard`. Its metadata tell the Hub and `datasets` which file is of which split, and
-        `load_corpus` which columns are labels and which are facts. The configuration has the corpus's name, so that
-        whoever loads it knows which corpus it is.
+        `huggingface_hub.DatasetCard`. Its metadata tell the Hub and `datasets` which file belongs to which split, and
+        `load_corpus` which columns are labels and which are facts. The configuration has the corpus's name, so that the
+        corpus is known when the dataset is loaded.
     """
     corpus = CORPORA[info.config_name]
     clips = sum(split.num_examples for split in info.splits.values())
@@ -120,4 +119,4 @@ def dataset_card(info, name, labels, facts):
 
 
 def _in_code(columns):
-    return ", ".join(f"`{column}`" for column in columns).replace("|", r"\|")  # of a table
+    return ", ".join(f"`{column}`" for column in columns).replace("|", r"\|")  # in a table

@@ -1,4 +1,4 @@
-"""A published corpus whose audio stays in its Parquet files, wherever they are: a row says where its audio is."""
+"""A published corpus whose audio stays in its local or remote Parquet files: a row refers to its audio."""
 
 import hashlib
 import os
@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 
 from .tables import AUDIO
 
-# In place of the path of an audio file: the Parquet file, the row group in it, and the row in that.
+# Replaces the path of an audio file: the Parquet file, the row group, and the row in the group.
 REFERENCE = re.compile(r"(.+\.parquet)::([0-9]+)::([0-9]+)")
-_lock = Lock()  # threads that decode neighbours read their row group once
+_lock = Lock()  # so that threads that decode neighbouring clips read their row group once
 
 
 def streamed(builder, name):
     """
     Args:
-        builder: `datasets.DatasetBuilder` of a published dataset, of which nothing is prepared.
-        name: of the dataset, for messages.
+        builder: `datasets.DatasetBuilder` of a published dataset, not prepared.
+        name: name of the dataset, for messages.
 
     Returns:
-        `dict`: by split, a `datasets.Dataset` with all columns; `audio` holds references, which `audio_of` follows.
+        `dict`: by split, a `datasets.Dataset` with all columns; `audio` holds references, which `audio_of` resolves.
 
     Raises:
         ValueError: if the dataset is not in Parquet files with a column `audio`.
@@ -45,7 +45,7 @@ def streamed(builder, name):
 
 
 def _without_audio(file, name):
-    """The table of a Parquet file, with references in place of the audio, which is not read."""
+    """Reads the table of a Parquet file with references in place of the audio."""
     if not file.endswith(".parquet"):
         raise ValueError(f"{name}: is not in Parquet files, which --streaming needs; got {file}")
     with _parquet(file) as parquet:
@@ -61,13 +61,14 @@ def _without_audio(file, name):
 
 
 def is_reference(audio):
-    """Whether the audio of a row says where in a Parquet file it is."""
+    """Whether the audio of a row is a reference into a Parquet file."""
     return audio["bytes"] is None and REFERENCE.fullmatch(audio["path"] or "") is not None
 
 
 def audio_of(audio):
     """
-    The audio of a row, `{"bytes": ..., "path": ...}`: read if it is a reference, as it is otherwise.
+    The audio of a row, `{"bytes": ..., "path": ...}`. A reference is resolved by reading it; other audio is returned as
+    it is.
 
     Raises:
         ValueError, OSError: if its file is damaged, or cannot be read.
@@ -88,8 +89,8 @@ def _row_group(file, group):
 
 def reference_digests(references):
     """
-    Of each, `bytes` that change with the place of the audio and, for a file on a disk, with its size and time; the
-    address of a file on the Hub names its commit.
+    Yields, for each reference, `bytes` that change with the place of the audio and, for a local file, with its size and
+    time. The address of a file on the Hub names its commit.
     """
     states = {}
     for reference in references:
@@ -102,7 +103,7 @@ def reference_digests(references):
 
 @contextmanager
 def _parquet(file):
-    """A `pyarrow.parquet.ParquetFile`; what is wrong with it is a `ValueError` that names it."""
+    """Opens a `pyarrow.parquet.ParquetFile`. If it is damaged, raises a `ValueError` that names it."""
     try:
         with fsspec.open(file, "rb") as opened:
             yield pq.ParquetFile(opened)

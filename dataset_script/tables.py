@@ -1,6 +1,5 @@
 """
-What corpora and predictions have in common: CSV files with a row per clip, how their fields are read and checked, and
-the tables that a corpus is made of.
+Shared by corpora and predictions: reads and checks CSV files with a row per clip, and defines the tables of a corpus.
 """
 
 import csv
@@ -9,12 +8,14 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..fields_emoshare import BACKBONE, TIME
+
 FILENAME = "filename"
 AUDIO = "audio"
-UNKNOWN = ("", "?")  # what stands in a CSV field whose value is not known
+UNKNOWN = ("", "?")  # CSV fields whose value is not known
 SPLITS = ("train", "devel", "test")
 SHOWN_PROBLEMS = 5
-SHOWN_LEFT_OUT = 100  # a corpus that is not whole may have thousands
+SHOWN_LEFT_OUT = 100  # an incomplete corpus may have thousands
 
 
 @dataclass
@@ -23,11 +24,12 @@ class ClipTable:
     The clips of one split.
 
     Attributes:
-        filenames: the clips' names, each once in the corpus.
+        filenames: the clips' names, unique in the corpus.
         paths: each clip's audio file.
         shares: for each clip its shares in [0, 1], in the order of the corpus's labels; `None` where one is not known.
         facts: for each fact (speaker, age, ...) a value per clip: text, a number, or `None` where it is not known. All
-            splits have the same facts. One whose known values are all numbers becomes a float64 column, another text.
+            splits have the same facts. A fact whose known values are all numbers becomes a float64 column, any other a
+            text column.
         rows: each clip's row in `lab/SPLIT.csv`, for messages; empty if the clips come from elsewhere.
     """
 
@@ -38,7 +40,7 @@ class ClipTable:
     rows: list[int] = field(default_factory=list)
 
     def add(self, path, shares, facts):
-        """Adds a clip under its file's name; `facts`: a value by name, of the same names for each clip."""
+        """Adds a clip under its file's name; `facts`: values by name, with the same names for each clip."""
         self.filenames.append(path.name)
         self.paths.append(path)
         self.shares.append(shares)
@@ -49,7 +51,7 @@ class ClipTable:
 @dataclass
 class CorpusTables:
     """
-    A whole corpus, as the function that reads it gives it.
+    A whole corpus, as its reading function returns it.
 
     Attributes:
         labels: label names.
@@ -70,8 +72,8 @@ class Problems:
     Collects everything that is wrong with a corpus or a file, so that one error can report all of it.
 
     Args:
-        source: what the error names first: the corpus's folder or name, or the file.
-        shown: how many the error lists, the first ones; `None` for all.
+        source: what the error begins with: the corpus's folder or name, or the file.
+        shown: how many of the first problems the error lists; `None` for all.
     """
 
     def __init__(self, source, shown=SHOWN_PROBLEMS):
@@ -82,20 +84,20 @@ class Problems:
     def add(self, table, row, message):
         """
         Args:
-            table: the file, folder or split with the problem; `None` if it is the source itself.
-            row: the row in it; `None` if it has no rows.
+            table: the file, folder or split with the problem; `None` if that is the source itself.
+            row: the row of the problem; `None` if there are no rows.
             message: what is wrong.
         """
         place = [*([table] if table else []), *([] if row is None else [f"row {row}"])]
         self.found.append(f"{', '.join(place)}: {message}")
 
     def raise_if_any(self):
-        """Raises a ValueError that counts all problems and lists those that are to be shown."""
+        """Raises a ValueError that counts all problems and lists the first ones."""
         if self.found:
             raise ValueError(self._listing("problem(s)"))
 
     def warn_if_any(self, what):
-        """Warns instead; `what` the problems are, in the plural."""
+        """Warns instead of raising; `what`: noun for the problems, in the plural."""
         if self.found:
             warnings.warn(self._listing(what), stacklevel=2)
 
@@ -109,14 +111,14 @@ class Problems:
 
 @dataclass(frozen=True)
 class Interval:
-    """The numbers that a field may hold, and what messages call them."""
+    """The numbers that a field may hold, and their name in messages."""
 
     name: str
     low: float
     high: float
 
     def contains(self, number):
-        """Whether it is finite and from `low` to `high`, both included; NaN is not."""
+        """Whether the number is finite and from `low` to `high`, both included."""
         return math.isfinite(number) and self.low <= number <= self.high
 
 
@@ -127,11 +129,14 @@ ANY_NUMBER = Interval("a finite number", -math.inf, math.inf)
 def check_label_names(where, labels):
     """
     Raises:
-        ValueError: beginning with `where`, on labels whose score would have the name of another score's interval.
+        ValueError: beginning with `where`, on labels whose name results need for something else.
     """
     intervals = [label for label in labels if label == "ci95" or label.endswith("_ci95")]
     if intervals:
         raise ValueError(f"{where}: got the labels {intervals}; such names are those of confidence intervals")
+    taken = [label for label in labels if label in (TIME, BACKBONE)]
+    if taken:
+        raise ValueError(f"{where}: got the labels {taken}; results have something else under these names")
 
 
 def read_rows(path, table, problems, encoding="UTF-8-sig", delimiter=","):
@@ -141,9 +146,9 @@ def read_rows(path, table, problems, encoding="UTF-8-sig", delimiter=","):
     Args:
         path (`Path`): the file.
         table: its name in problems, see `Problems.add`.
-        problems: `Problems`; rows that do not have as many fields as the header are added, and left out.
-        encoding: of the file; by default UTF-8, with or without a byte order mark.
-        delimiter: what is between two fields.
+        problems: `Problems`. Rows with another number of fields than the header are added to it and left out.
+        encoding: encoding of the file; by default UTF-8, with or without a byte order mark.
+        delimiter: separator of fields.
 
     Returns:
         The header (`list[str]`; empty for an empty file) and a list of (row number, fields). Rows are counted as in a
@@ -169,11 +174,11 @@ def read_rows(path, table, problems, encoding="UTF-8-sig", delimiter=","):
 
 def read_records(path, table, columns, problems, **options):
     """
-    Reads a CSV file that has certain columns, and may have others.
+    Reads a CSV file that must have certain columns, and may have others.
 
     Args:
         path, table, problems, options: as in `read_rows`.
-        columns: names of the columns that it must have.
+        columns: names of the required columns.
 
     Returns:
         A list of (row number, {column: text without spaces around it}).
@@ -192,7 +197,7 @@ def read_records(path, table, columns, problems, **options):
 def check_layout(info, data_dir, folder, *files):
     """
     Raises:
-        FileNotFoundError: if `data_dir` (`Path`) does not hold this folder and these files; says what it must hold.
+        FileNotFoundError: if `data_dir` (`Path`) does not have this folder and these files; says what it must have.
     """
     folders = [path for path in (data_dir, data_dir / folder) if not path.is_dir()]
     for path in [*folders, *(data_dir / file for file in files if not (data_dir / file).is_file())]:
@@ -213,15 +218,15 @@ def check_no_split_is_empty(info, data_dir, splits):
 
 
 def number_in(text):
-    """The number that a field holds; NaN if it holds none."""
+    """The number in a field; NaN if it is not a number."""
     try:
-        return float(text.replace("_", "?"))  # Python takes 0_5 for 5
+        return float(text.replace("_", "?"))  # Python reads 0_5 as 5
     except ValueError:
         return math.nan
 
 
 def share_in(text, label, allowed, table, row, problems):
-    """The share that a field holds; one that is not in `allowed`, an `Interval`, is added to `problems`."""
+    """The share in a field; adds it to `problems` if it is not in `allowed`, an `Interval`."""
     number = number_in(text)
     if not allowed.contains(number):
         shown = text if math.isfinite(number) else repr(text)

@@ -1,9 +1,9 @@
 """
 Files and folders that appear whole or not at all, whenever the process is killed, the power fails or the disk is full.
 
-They are written next to their place, and get their name when every byte of them is on the disk: a file system may put a
-new name there before the content that it stands for. What is unfinished has a name that follows from the final one, so
-that what a killed process has left is overwritten by the next one, and does not stay for ever.
+They are written next to their final place, and renamed when every byte is on the disk: a file system may write a new
+name before the content. The name of an unfinished file follows from the final one, so that the remains of a killed
+process are overwritten by the next one instead of staying forever.
 """
 
 import errno
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-# What is in the RuntimeError of torch when it cannot write.
+# Parts of torch's RuntimeError messages when it cannot write.
 TORCH_WRITERS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 class NotWrittenError(OSError):
-    """Something cannot be written; says what, and has the number that the system gave, `EIO` if there is none."""
+    """Something cannot be written. Its message names it, and its errno is the system's, or `EIO` if there is none."""
 
     def __str__(self):
         return self.strerror
@@ -31,11 +31,11 @@ def whole_file(path, mode="w", **options):
     Opens a file for writing, which replaces `path` when the block ends without an error.
 
     Args:
-        path: of the file, in an existing folder.
+        path: path of the file, in an existing folder.
         mode, options: as in `open`.
 
     Raises:
-        NotWrittenError: if it cannot be written. What was there before is left as it was.
+        NotWrittenError: if the file cannot be written. A previous file is left unchanged.
     """
     path = Path(path)
     unfinished = path.with_name(f"unfinished-{path.name}")
@@ -54,8 +54,8 @@ def whole_file(path, mode="w", **options):
 @contextmanager
 def work_folder(folder):
     """
-    A new, empty folder (`Path`), which is removed in the end. What a killed process has left in it is removed before,
-    so two processes must not use the same one at once.
+    Yields a new, empty folder (`Path`), which is removed at the end. The remains of a killed process are removed first,
+    so two processes must not use the same folder at once.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -65,8 +65,14 @@ def work_folder(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_is_new(folder):
+    """Raises FileExistsError if a folder (`Path`) has something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: is not empty; expected a new or empty folder")
+
+
 def put_in_place(unfinished, folder):
-    """Gives a folder (`Path`) its final name, which nothing or an empty folder has, when all in it is on the disk."""
+    """Renames a folder (`Path`) when all in it is on the disk. The new name must be free or an empty folder's."""
     sync_all(unfinished)
     os.replace(unfinished, folder)
     sync(folder.parent)
@@ -96,12 +102,12 @@ def sync(path):
 @contextmanager
 def writing(path, note="", unfinished=None):
     """
-    Makes `NotWrittenError` of what libraries raise when they cannot write.
+    Turns the errors that libraries raise when they cannot write into `NotWrittenError`.
 
     Args:
-        path: of the file or folder, for the message, unless it comes from a `writing` inside this one.
-        note: what else to say.
-        unfinished: a folder that is removed then, because there is little room.
+        path: the file or folder that the message names, unless an inner `writing` has named one.
+        note: text to append to the message.
+        unfinished: a folder to remove on an error, because there is little room on the disk.
     """
     try:
         yield

@@ -16,7 +16,8 @@ ROWS_AT_A_TIME = 256  # of a few kB each, which are kept in memory before they a
 def embeddings_parquet(path, widths):
     """
     Opens a Parquet file of embeddings with the columns `filename` and, for each emotion and for `backbone`, a
-    fixed-size list of float32. The file appears under its name when it is complete, at the end of the block.
+    fixed-size list of float32. The file appears at the end of the block when it is complete; if the block ends with an
+    error or an interruption, it holds the rows so far.
 
     Args:
         path: path of the file.
@@ -37,8 +38,14 @@ def embeddings_parquet(path, widths):
                 writer.write_table(_table(waiting, schema))
                 waiting.clear()
 
-        yield add
+        failure = None
+        try:
+            yield add
+        except BaseException as error:  # noqa: BLE001  Ctrl-C, above all; raised again below
+            failure = error
         writer.write_table(_table(waiting, schema))
+    if failure is not None:
+        raise failure
 
 
 def _table(rows, schema):

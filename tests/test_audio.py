@@ -1,4 +1,5 @@
 import io
+import os
 import threading
 import tracemalloc
 import warnings
@@ -168,11 +169,28 @@ def test_empty_files_are_named(tmp_path):
             load_audio(path)
 
 
-def test_samples_without_a_header_are_named(tmp_path):
-    raw = tmp_path / "samples.raw"
-    raw.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"samples\.raw"):
-        load_audio(raw)
+@pytest.mark.parametrize("suffix", ["gsm", "vox", "au", "snd", "raw", "mp3", "wav"])
+def test_a_file_is_recognised_by_its_content_alone(suffix, wav, tmp_path):
+    page, clip = tmp_path / f"page.{suffix}", tmp_path / f"clip.{suffix}"
+    page.write_bytes(b"<html>404 Not Found</html>" * 100)
+    clip.write_bytes(wav.read_bytes())
+    for read in (load_audio, audio_info):
+        with pytest.raises(ValueError, match=rf"page\.{suffix}: not an audio file that can be decoded"):
+            read(page)
+    np.testing.assert_array_equal(load_audio(clip), load_audio(wav))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+def test_files_are_closed(wav, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no audio")
+    opened = set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        load_audio(wav)
+        with pytest.raises(ValueError, match="not an audio file"):
+            load_audio(broken)
+        next(audio_blocks(wav))
+    assert set(os.listdir("/proc/self/fd")) == opened
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -340,6 +340,7 @@ def test_a_file_is_found_once_under_the_name_that_was_given_first(tmp_path, monk
         (["clip.wav", "--model", "rate"], "cannot load rate: sampling_rate: got '16000'; expected a whole number"),
         (["clip.wav", "--revision", "main"], "--revision: is for repositories on the Hub; "),
         (["clip.wav", "--device", "abacus"], "device string: abacus"),
+        (["clip.wav", "--device", "63"], "cannot load "),
         (["clip.wav", "--output", "missing/shares.csv"], "error: missing/shares.csv: No such file or directory"),
         (["clip.wav", "--output", "full.csv"], "error: full.csv: No space left on device"),
     ],
@@ -381,6 +382,7 @@ def write_faulty_models(folder, model_folder):
     [
         (["--output", "shares.txt"], "--output: got 'shares.txt'; expected a name that ends in .csv or .jsonl"),
         (["--batch_size", "0"], "--batch_size: got '0'; expected a number, 1 or more"),
+        (["--device", "-2"], "--device: got '-2'; expected a name, the number of an accelerator, or -1 (CPU)"),
         (["--out", "shares.csv"], "unrecognized arguments: --out"),
     ],
 )
@@ -400,6 +402,20 @@ def closed_pipe():
 
 def full_disk():
     return os.open("/dev/full", os.O_WRONLY)
+
+
+def test_minus_one_is_the_cpu(model_folder, wav, capfd):
+    shares = []
+    for device in ("cpu", "-1"):
+        assert main(["predict", str(wav), "--model", str(model_folder), "--device", device]) == 0
+        shares.append(capfd.readouterr().out)
+    assert shares[0] == shares[1] != ""
+
+
+def test_a_build_of_torch_without_accelerators_says_so(model_folder, wav, monkeypatch, capfd):
+    monkeypatch.delattr(torch._C, "_cuda_getDeviceCount")
+    assert main(["predict", str(wav), "--model", str(model_folder), "--device", "cuda"]) == 2
+    assert f"error: cannot load {model_folder}: Torch not compiled with CUDA enabled" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -870,4 +886,7 @@ def test_an_ensemble_of_what_is_wrong_is_not_written(members, corpus, tmp_path, 
     assert f"{members[1]}/predictions_test.csv" in error_of(*members, *arguments)
     assert "got a run more than once" in error_of(members[0], f"{tmp_path}/c/../a", *arguments)
     assert "is one of the runs" in error_of(*members, *arguments[:-1], members[2])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert f"--output_dir: {tmp_path}/run holds a model" in error_of(*members, *arguments[:-1], tmp_path / "run")
     assert not (tmp_path / "ensemble").exists()

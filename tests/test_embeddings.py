@@ -89,6 +89,19 @@ def test_of_weighted_layers_the_mean_is_taken_too(backbone_folder):
         np.testing.assert_allclose(result["embedding"]["backbone"], features[0].mean(dim=(0, 1)), atol=1e-5)
 
 
+def test_a_label_that_is_called_as_something_else_in_a_result_is_predicted_and_refused_there(tmp_path, wav, capfd):
+    """Models of earlier versions may have such labels."""
+    extractor = EmoShareFeatureExtractor("mel")
+    EmotionSharePipeline(small_model(id2label={0: "time", 1: "backbone"}), extractor).save_pretrained(tmp_path)
+    emotion_share = pipeline("emotion-share", model=str(tmp_path))
+    assert {share["label"] for share in emotion_share(str(wav))} == {"time", "backbone"}
+    for option, label in {"return_attention": "time", "return_embedding": "backbone"}.items():
+        with pytest.raises(ValueError, match=f"{option}: the model has the label '{label}'"):
+            emotion_share(str(wav), **{option: True})
+    assert main(["embed", str(wav), "--model", str(tmp_path), "--output", str(tmp_path / "e.parquet")]) == 2
+    assert "error: embeddings: the model has the label 'backbone'" in capfd.readouterr().err
+
+
 # emoshare embed
 
 
@@ -110,6 +123,27 @@ def test_rows_of_parquet_are_the_pipelines(emotion_share, model_folder, tmp_path
     for row in table.to_pylist():
         expected = emotion_share(row.pop("filename"), return_embedding=True)["embedding"]
         assert_same(row, expected)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_a_command_that_is_stopped_keeps_its_rows(stop, code, model_folder, tmp_path, monkeypatch):
+    clips = [str(tmp_path / f"{number}.wav") for number in range(4)]
+    for number, clip in enumerate(clips):
+        soundfile.write(clip, speech(0.3, number), 16000)
+    forward = EmotionSharePipeline._forward
+    passes = []
+
+    def stopped(self, *arguments, **options):
+        passes.append(self)
+        if len(passes) == 4:
+            raise stop
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(EmotionSharePipeline, "_forward", stopped)
+    monkeypatch.setattr(embeddings, "ROWS_AT_A_TIME", 2)
+    output = tmp_path / "embeddings.parquet"
+    assert main(["embed", *clips, "--model", str(model_folder), "--output", str(output)]) == code
+    assert pq.read_table(output)["filename"].to_pylist() == clips[:3]
 
 
 def test_names_that_are_not_utf_8_are_escaped_and_a_file_without_rows_is_one(model_folder, tmp_path):

@@ -259,6 +259,17 @@ def test_bad_audio_is_named(audio, error, message, runtime):
             runtime(inputs)
 
 
+def test_a_file_is_recognised_by_its_content_alone(runtime, tmp_path):
+    for suffix in ("gsm", "vox", "au", "snd"):
+        page = tmp_path / f"page.{suffix}"
+        page.write_bytes(b"<html>404 Not Found</html>" * 100)
+        with pytest.raises(ValueError, match=rf"page\.{suffix}: not an audio file that can be decoded"):
+            runtime(page)
+    soundfile.write(tmp_path / "clip.wav", speech(0.5), 16000)
+    expected = runtime(tmp_path / "clip.wav")
+    assert runtime((tmp_path / "clip.wav").rename(tmp_path / "clip.raw")) == expected
+
+
 def test_bad_arguments(folder, runtime):
     for value in (0, True, 1.5, "all"):
         for name in ("batch_size", "top_k"):

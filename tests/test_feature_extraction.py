@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
 
-from emoshare import EmoShareFeatureExtractor
+from emoshare import EmoShareFeatureExtractor, load_audio, resampling_emoshare
 from emoshare.backbone_emoshare import family_of
 from emoshare.feature_extraction_emoshare import LOG_FLOORS
 from emoshare.fields_emoshare import ACOUSTIC_FEATURES
+from emoshare.mel_emoshare import cosine_transform, mel_spectrogram
 
 HUBERT = AutoConfig.for_model("hubert")
 
@@ -162,6 +163,29 @@ def test_mfcc_are_the_cosine_transform_of_the_log_mels():
     assert mfcc.shape == mel.shape
     np.testing.assert_allclose(mfcc[:, 0], mel.sum(axis=1) / np.sqrt(40), atol=1e-4)
     np.testing.assert_allclose((mfcc**2).sum(axis=1), (mel**2).sum(axis=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda: torch.set_default_dtype(torch.bfloat16), lambda: torch.set_default_device("meta")],
+    ids=["dtype", "device"],
+)
+def test_torchs_defaults_change_nothing(change):
+    def made():
+        for cached in (mel_spectrogram, cosine_transform, resampling_emoshare._resampler):
+            cached.cache_clear()
+        audio = load_audio((22050, speech(0.777, sampling_rate=22050)))
+        extractors = [EmoShareFeatureExtractor(feature_type) for feature_type in ACOUSTIC_FEATURES]
+        return [audio, *(extractor(audio, sampling_rate=16000)["input_features"][0] for extractor in extractors)]
+
+    expected = made()
+    change()
+    try:
+        for features, unchanged in zip(made(), expected, strict=True):
+            np.testing.assert_array_equal(features, unchanged)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("feature_type", ["waveform", "mel", "mfcc"])

@@ -363,10 +363,13 @@ def test_the_command_merges_a_model(adapted, tmp_path, capsys):
     model = AutoModel.from_pretrained(merged)
     torch.testing.assert_close(shares(adapted, model=model), shares(adapted), atol=1e-6, rtol=0)
 
-    assert main(["merge", "--model", str(merged), "--output_dir", str(folder)]) == 2
+    assert main(["merge", "--model", str(merged), "--output_dir", str(tmp_path / "again")]) == 2
     assert f"emoshare merge: error: --model: {merged} has no adapters\n" in capsys.readouterr().err
-    assert main(["merge", "--model", str(folder), "--output_dir", str(folder)]) == 2
-    assert "is the model itself" in capsys.readouterr().err
+    for model, other in ((folder, merged), (folder, folder)):
+        before = {path: path.read_bytes() for path in other.iterdir()}
+        assert main(["merge", "--model", str(model), "--output_dir", str(other)]) == 2
+        assert f"{other}: is not empty; expected a new or empty folder\n" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in other.iterdir()} == before
 
 
 def test_the_command_asks_for_peft_in_a_line(adapted, wav, tmp_path, capsys, monkeypatch):

@@ -105,7 +105,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_an_upload_that_breaks_off_publishes_nothing_and_can_be_repeated(train_and_push, tmp_path):
+def test_an_upload_that_breaks_off_publishes_nothing_and_then_the_model_alone(train_and_push, tmp_path):
     with LoopbackHub() as hub:
         hub.cut_uploads = 1000
         output_dir, result = train_and_push(hub, "broken", check=False, start=("-c", WITH_SHORT_WAITS))
@@ -113,13 +113,16 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_can_be_repeated(train_a
         assert (output_dir / "model.safetensors").exists()
         assert [list(files) for _, files in hub.repositories[MODEL_ID].commits] == [[]]
         hub.cut_uploads = 0
+        expected = {path.name for path in output_dir.iterdir() if path.suffix in (".json", ".md", ".png", ".py")}
+        for name in ("eval_results_devel.json", "notes.json", "speakers.png", "private.py", "model_old.safetensors"):
+            (output_dir / name).write_text('{"speaker": ["Ada"]}')
         script = """
 import sys
 from emoshare.repository_emoshare import publish_folder
 publish_folder(sys.argv[1], sys.argv[2], commit_message="EmoShare model")
 """
         run_python("-c", script, output_dir, MODEL_ID, cwd=tmp_path, **hub.environment(tmp_path / "home"))
-        assert "model.safetensors" in hub.repositories[MODEL_ID].commits[-1][1]
+        assert set(hub.repositories[MODEL_ID].commits[-1][1]) == {*expected, "model.safetensors"}
 
 
 def test_a_pipeline_publishes_itself_and_its_card_in_one_commit(hub, model_folder, wav, tmp_path):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -6,7 +8,7 @@ from conftest import small_model, speech
 from datasets import Audio, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import pipeline
+from transformers import AutoFeatureExtractor, AutoModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from emoshare import EMOTIONS, EmoShareFeatureExtractor, EmotionSharePipeline, audio_emoshare, load_audio
@@ -268,6 +270,20 @@ def test_a_saved_pipeline_loads(emotion_share, tmp_path, wav):
     assert_same(pipeline("emotion-share", model=str(tmp_path / "copy"))(str(wav)), emotion_share(str(wav)))
 
 
+def test_a_card_goes_with_its_own_model_alone(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "README.md").write_text("# The card")
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    for name, fields in (
+        ("same", {}),
+        ("other", {"id2label": {0: "joy", 1: "awe"}, "ignore_mismatched_sizes": True}),
+    ):
+        model = AutoModel.from_pretrained(folder, **fields)
+        EmotionSharePipeline(model, extractor, device="cpu").save_pretrained(tmp_path / name)
+    assert (tmp_path / "same" / "README.md").read_text() == "# The card"
+    assert not (tmp_path / "other" / "README.md").exists()
+
+
 # Long audio
 
 
@@ -353,6 +369,8 @@ def test_a_file_in_blocks_gives_the_windows_of_the_whole_waveform(
         ({"hop_length_s": float("nan")}, "hop_length_s: got nan; expected 0.09 to chunk_length_s"),
         ({"stride_length_s": 4.0}, "stride_length_s: got 4.0; .* less than half of chunk_length_s, 8.0 s"),
         ({"stride_length_s": -1.0}, "stride_length_s: got -1.0"),
+        ({"stride_length_s": (1, 1)}, r"stride_length_s: got \(1, 1\); expected a number of seconds"),
+        ({"chunk_length_s": "4"}, "chunk_length_s: got '4'; expected a number of seconds"),
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(lengths, message, emotion_share, wav):

@@ -156,6 +156,8 @@ def test_a_stream_ends_once(emotion_share):
 def test_what_a_stream_cannot_take_is_said(emotion_share):
     with pytest.raises(ValueError, match=r"hop_length_s: got 9.0; expected 0.09 to chunk_length_s, 8.0 s"):
         EmotionShareStream(emotion_share, hop_length_s=9.0)
+    with pytest.raises(ValueError, match=r"hop_length_s: got '1'; expected a number of seconds"):
+        EmotionShareStream(emotion_share, hop_length_s="1")
     with pytest.raises(ValueError, match="sampling_rate: got the sampling rate 10"):
         EmotionShareStream(emotion_share, sampling_rate=10)
     stream = EmotionShareStream(emotion_share)

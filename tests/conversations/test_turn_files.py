@@ -81,6 +81,13 @@ def test_csv_has_a_row_for_each_turn_speaker_and_recording(tmp_path):
     ]
 
 
+def test_no_label_has_the_name_of_another_column():
+    file = io.StringIO()
+    with pytest.raises(ValueError, match=r"the labels \['speaker', 'start'\], and a CSV of turns has other columns"):
+        TURN_WRITERS[".csv"](file, ["calm", "speaker", "start"])
+    assert file.getvalue() == ""
+
+
 def test_json_lines_have_the_same_rows(tmp_path):
     rows = [json.loads(line) for line in write(tmp_path / "turns.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["unit"] for row in rows] == ["turn"] * 5 + ["speaker"] * 2 + ["recording"]

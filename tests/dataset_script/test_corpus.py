@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import read_csv, write_corpus, write_csv
 from huggingface_hub import DatasetCard
+from transformers import pipeline
 
 from emoshare import EMOTIONS, load_audio
-from emoshare.dataset_script import CORPORA, Corpus, CorpusInfo, EmotionShare, load_corpus
+from emoshare.dataset_script import CORPORA, Corpus, CorpusInfo, EmotionShare, audio, load_corpus, streamed
 from emoshare.dataset_script.__main__ import main
 from emoshare.dataset_script.tables import ClipTable, CorpusTables
 
@@ -61,6 +62,19 @@ def test_a_local_corpus_with_facts(folder):
 def test_a_published_corpus_with_facts(folder, tmp_path):
     main(["--config", "csv", "--data_dir", str(folder), "--output_dir", str(tmp_path / "published")])
     check(load_corpus(str(tmp_path / "published")), folder)
+
+
+def test_a_long_clip_is_read_no_more_often_than_a_short_one(folder, tmp_path, model_folder, monkeypatch):
+    """A row holds the whole file: to read it for each window would take longer than to decode it."""
+    main(["--config", "csv", "--data_dir", str(folder), "--output_dir", str(tmp_path / "published")])
+    (clip, *_) = load_corpus(str(tmp_path / "published")).audio("train")
+    emotion_share = pipeline("emotion-share", model=str(model_folder))
+    expected = emotion_share(str(folder / "wav" / "train_000.wav"), chunk_length_s=0.1, return_timeline=True)
+    reads = []
+    monkeypatch.setattr(audio, "audio_of", lambda row: reads.append(row) or streamed.audio_of(row))
+    assert emotion_share(clip, chunk_length_s=0.1, return_timeline=True) == expected
+    assert len(expected["timeline"]) > 3
+    assert len(reads) == 4  # path and bytes, of the audio and for its name
 
 
 def test_changed_facts_are_seen(folder):

@@ -94,6 +94,6 @@ def test_without_the_database_files_are_read_each_time(damage, tmp_path, monkeyp
     path = tmp_path / "a.wav"
     path.write_bytes(b"audio")
     for _ in range(2):
-        with pytest.warns(UserWarning, match=f"{tmp_path}.*digests.sqlite: .*is made again"):
+        with pytest.warns(UserWarning, match=f"{tmp_path}.*digests.sqlite: .*are computed again"):
             assert file_digests([path]) == [digest(b"audio")]
     assert read == [path, path]

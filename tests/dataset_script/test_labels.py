@@ -137,11 +137,11 @@ def test_a_wrong_header_names_the_columns(corpus, change, message):
         read_folder(corpus, expected_labels=EMOTIONS)
 
 
-@pytest.mark.parametrize("name", ["ci95", "Anger_ci95"])
-def test_a_label_cannot_be_called_as_an_interval_is(corpus, name):
-    """In eval_results.json, it would overwrite an interval."""
+@pytest.mark.parametrize("name", ["ci95", "Anger_ci95", "time", "backbone"])
+def test_a_label_cannot_be_called_as_something_else_in_results_is(corpus, name):
+    """It would overwrite an interval in eval_results.json, the times of attention, or an embedding."""
     spoil(corpus, "train", lambda rows: rows[0].__setitem__(1, name))
-    with pytest.raises(ValueError, match=rf"train\.csv, row 1: got the labels \['{name}'\]; such names"):
+    with pytest.raises(ValueError, match=rf"train\.csv, row 1: got the labels \['{name}'\]"):
         read_folder(corpus)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -245,17 +246,18 @@ def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, 
     broken = tmp_path / "broken"
     (broken / "wav").mkdir(parents=True)
     (broken / "lab").symlink_to(corpus / "lab")
-    of_corpus, nowhere = ["--config", "csv", "--data_dir", str(corpus)], ["--config", "csv", "--data_dir", "nowhere"]
+    of_corpus = ["--config", "csv", "--data_dir", str(corpus)]
     challenge = ["--config", "compare2023", "--data_dir", str(corpus_folder), "--push_to_hub"]
     runs = {
         "again": [*of_corpus, "--push_to_hub", NAME],
         "public now": [*of_corpus, "--push_to_hub", NAME, "--public"],
-        "wrong name": [*nowhere, "--push_to_hub", "a/b/c"],
+        "wrong name": [*of_corpus, "--push_to_hub", "a/b/c"],
         "broken": ["--config", "csv", "--data_dir", str(broken), "--push_to_hub", "org/broken"],
         "private": [*challenge, "org/private"],
         "public": [*challenge, "org/public", "--public"],
         "private now": [*challenge, "org/public"],
-        "no token": ["no token", *nowhere, "--push_to_hub", NAME],
+        "nowhere": ["--config", "csv", "--data_dir", "nowhere", "--push_to_hub", "org/nowhere", "--public"],
+        "no token": ["no token", *of_corpus, "--push_to_hub", NAME],
     }
     environment = hub.environment(tmp_path / "home")
     result = run_python("-c", PUBLISH, json.dumps(list(runs.values())), cwd=tmp_path, **environment)
@@ -272,7 +274,8 @@ def test_what_is_not_right_is_said_and_changes_nothing(hub, repository, corpus, 
     assert "a/b/c" in errors["wrong name"]
     assert "401" in errors["no token"]
     assert "17 problem(s)" in errors["broken"]
-    assert [list(files) for _, files in hub.repositories["datasets/org/broken"].commits] == [[]]
+    assert "nowhere: no such folder" in errors["nowhere"]
+    assert not {"datasets/org/broken", "datasets/org/nowhere"} & set(hub.repositories)
     assert (hub.repositories["datasets/org/private"].private, hub.repositories["datasets/org/public"].private) == (1, 0)
     assert {name for name, texts in warned.items() if "may not be redistributed" in str(texts)} == {"public"}
     left = (tmp_path / "home" / "datasets").glob("publishing-*")
@@ -312,6 +315,18 @@ def test_a_large_corpus_is_written_in_shards(corpus, tmp_path, monkeypatch):
     for row in rows:
         assert row["audio"]["bytes"] == (corpus / "wav" / row["filename"]).read_bytes()
         assert (load_audio(row["audio"]) == load_audio(corpus / "wav" / row["filename"])).all()
+
+
+def test_audio_that_is_not_whole_is_listed_and_nothing_written(corpus, tmp_path):
+    spoiled = shutil.copytree(corpus, tmp_path / "corpus")
+    cut_off = spoiled / "wav" / "train_003.wav"
+    cut_off.write_bytes(cut_off.read_bytes()[:-1000])
+    (spoiled / "wav" / "devel_000.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 problem\(s\)") as raised:
+        main(["--config", "csv", "--data_dir", str(spoiled), "--output_dir", str(tmp_path / "out")])
+    assert "lab/train.csv, row 5: train_003.wav: its header promises" in str(raised.value)
+    assert "lab/devel.csv, row 2: devel_000.wav: " in str(raised.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_breaks_off_leaves_no_folder(corpus, tmp_path, monkeypatch):
