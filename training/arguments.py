@@ -76,8 +76,8 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "train only on the first N clips")
     folds: str | None = _flag(
         None,
-        "divide all clips (of test, those whose shares are known) into this many folds: one is test, the next one devel, "
-        f"and the others train; '{LEAVE_ONE_OUT}': a fold for each value of --group_by",
+        "divide all clips (of test, those whose shares are known) into this many folds: one is test, the next one "
+        f"devel, and the others train; '{LEAVE_ONE_OUT}': a fold for each value of --group_by",
     )
     fold: int | None = _flag(None, "which of --folds is test, from 0")
     group_by: str | None = _flag(
